@@ -1,0 +1,59 @@
+//! Settings that hold for the length of a block (`guc.c` nest levels).
+
+use pgrx::pg_sys;
+use std::ffi::CString;
+
+/// A nest level: settings made through it are undone when it is dropped, or by the abort after an error.
+pub struct Nest(i32);
+
+impl Nest {
+    pub fn new() -> Self {
+        // SAFETY: only increments guc.c's nest level, inside a transaction.
+        Nest(unsafe { pg_sys::NewGUCNestLevel() })
+    }
+
+    /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
+    pub fn set(&self, name: &str, value: &str) -> &Self {
+        let name = CString::new(name).unwrap_or_default();
+        let value = CString::new(value).unwrap_or_default();
+        // SAFETY: both strings are NUL-terminated and copied by guc.c; GUC_ACTION_SAVE ties the value to our nest level.
+        unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+        self
+    }
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: the level was opened by us and nothing older is open above it: guards nest like the stack.
+            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+        }
+    }
+}
+
+/// The value of a setting as `SHOW` prints it, empty if it is unknown.
+pub fn show(name: &str) -> String {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: missing_ok, and the returned string is read before anything can change the setting.
+    unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() { String::new() } else { std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned() }
+    }
+}
+
+/// Reads the configuration files again after SIGHUP.
+pub fn reload() {
+    // SAFETY: called between transactions from a worker's main loop, as postgres.c does.
+    unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
+}

@@ -1,0 +1,19 @@
+//! The only place with `unsafe`: small safe wrappers, each named after the PostgreSQL idea it stands for.
+//!
+//! Everything here must run on the backend's main thread. An `ERROR` of PostgreSQL travels through these wrappers as a
+//! Rust unwind, so their guards release what they hold only on the way out without an error; after one, the abort of the
+//! (sub)transaction does it.
+
+pub mod datum;
+pub mod externs;
+pub mod guc;
+pub mod heap;
+pub mod interrupt;
+pub mod latch;
+pub mod lock;
+pub mod relation;
+pub mod role;
+pub mod spi;
+pub mod trigger;
+pub mod wal;
+pub mod xact;
