@@ -48,7 +48,13 @@ pub fn show(name: &str) -> String {
     // SAFETY: missing_ok, and the returned string is read before anything can change the setting.
     unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        if value.is_null() { String::new() } else { std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned() }
+        if value.is_null() {
+            String::new()
+        } else {
+            std::ffi::CStr::from_ptr(value)
+                .to_string_lossy()
+                .into_owned()
+        }
     }
 }
 
@@ -56,4 +62,10 @@ pub fn show(name: &str) -> String {
 pub fn reload() {
     // SAFETY: called between transactions from a worker's main loop, as postgres.c does.
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
+}
+
+/// Refuses placeholders of our prefix from now on: a misspelt setting is an error, not silence.
+pub fn reserve_prefix() {
+    // SAFETY: called from _PG_init, after all settings are defined.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"sync_outbox".as_ptr()) }
 }
