@@ -16,12 +16,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Error {
-            sqlstate,
-            message: message.into(),
-            detail: None,
-            hint: None,
-        }
+        Error { sqlstate, message: message.into(), detail: None, hint: None }
     }
 
     /// A bad argument: 22023.

@@ -46,30 +46,10 @@ pub fn init() {
     let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
     let private = GucFlags::SUPERUSER_ONLY;
 
-    flag(
-        c"sync_outbox.enabled",
-        c"Sends captured changes automatically.",
-        &ENABLED,
-        Sighup,
-    );
-    flag(
-        c"sync_outbox.capture",
-        c"Captures the writes of this session to attached tables.",
-        &CAPTURE,
-        Suset,
-    );
-    flag(
-        c"sync_outbox.allow_http",
-        c"Allows plain http to hosts other than this one.",
-        &ALLOW_HTTP,
-        Sighup,
-    );
-    flag(
-        c"sync_outbox.compression",
-        c"Sends request bodies compressed with gzip.",
-        &COMPRESSION,
-        Sighup,
-    );
+    flag(c"sync_outbox.enabled", c"Sends captured changes automatically.", &ENABLED, Sighup);
+    flag(c"sync_outbox.capture", c"Captures the writes of this session to attached tables.", &CAPTURE, Suset);
+    flag(c"sync_outbox.allow_http", c"Allows plain http to hosts other than this one.", &ALLOW_HTTP, Sighup);
+    flag(c"sync_outbox.compression", c"Sends request bodies compressed with gzip.", &COMPRESSION, Sighup);
     flag(
         c"sync_outbox.truncate_when_empty",
         c"Gives the disk space of a long backlog back once the outbox is empty.",
@@ -77,27 +57,9 @@ pub fn init() {
         Sighup,
     );
 
-    text(
-        c"sync_outbox.reason",
-        c"Why this session writes; stored with every change it makes.",
-        &REASON,
-        Userset,
-        none,
-    );
-    text(
-        c"sync_outbox.base_url",
-        c"URL of the remote server, without the path.",
-        &BASE_URL,
-        Sighup,
-        none,
-    );
-    text(
-        c"sync_outbox.upload_path",
-        c"Path that changes are posted to.",
-        &UPLOAD_PATH,
-        Sighup,
-        none,
-    );
+    text(c"sync_outbox.reason", c"Why this session writes; stored with every change it makes.", &REASON, Userset, none);
+    text(c"sync_outbox.base_url", c"URL of the remote server, without the path.", &BASE_URL, Sighup, none);
+    text(c"sync_outbox.upload_path", c"Path that changes are posted to.", &UPLOAD_PATH, Sighup, none);
     text(
         c"sync_outbox.upload_token",
         c"Upload token; sync_outbox.upload_token_file or sync_outbox_set_token() leak less.",
@@ -105,49 +67,13 @@ pub fn init() {
         Sighup,
         secret,
     );
-    text(
-        c"sync_outbox.upload_token_file",
-        c"File with the upload token.",
-        &UPLOAD_TOKEN_FILE,
-        Sighup,
-        private,
-    );
-    text(
-        c"sync_outbox.ca_file",
-        c"PEM file of the authorities that may sign the server.",
-        &CA_FILE,
-        Sighup,
-        private,
-    );
-    text(
-        c"sync_outbox.client_cert_file",
-        c"PEM file of the client certificate.",
-        &CLIENT_CERT_FILE,
-        Sighup,
-        private,
-    );
-    text(
-        c"sync_outbox.client_key_file",
-        c"PEM file of the client key.",
-        &CLIENT_KEY_FILE,
-        Sighup,
-        private,
-    );
-    text(
-        c"sync_outbox.proxy",
-        c"URL of an HTTP proxy; none is taken from the environment.",
-        &PROXY,
-        Sighup,
-        private,
-    );
+    text(c"sync_outbox.upload_token_file", c"File with the upload token.", &UPLOAD_TOKEN_FILE, Sighup, private);
+    text(c"sync_outbox.ca_file", c"PEM file of the authorities that may sign the server.", &CA_FILE, Sighup, private);
+    text(c"sync_outbox.client_cert_file", c"PEM file of the client certificate.", &CLIENT_CERT_FILE, Sighup, private);
+    text(c"sync_outbox.client_key_file", c"PEM file of the client key.", &CLIENT_KEY_FILE, Sighup, private);
+    text(c"sync_outbox.proxy", c"URL of an HTTP proxy; none is taken from the environment.", &PROXY, Sighup, private);
 
-    number(
-        c"sync_outbox.batch_rows",
-        c"Most changes in one request.",
-        &BATCH_ROWS,
-        (1, 100_000),
-        none,
-    );
+    number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
     number(
         c"sync_outbox.batch_bytes",
         c"Most bytes of changes in one request; a larger change travels alone.",
@@ -155,13 +81,7 @@ pub fn init() {
         (1, 512 * 1024),
         GucFlags::UNIT_KB,
     );
-    number(
-        c"sync_outbox.interval",
-        c"Longest time between two looks at the queue.",
-        &INTERVAL,
-        (100, 3_600_000),
-        ms,
-    );
+    number(c"sync_outbox.interval", c"Longest time between two looks at the queue.", &INTERVAL, (100, 3_600_000), ms);
     number(
         c"sync_outbox.retry_interval",
         c"First wait after a failed request; it doubles with every further one.",
@@ -176,20 +96,8 @@ pub fn init() {
         (10, 86_400_000),
         ms,
     );
-    number(
-        c"sync_outbox.connect_timeout",
-        c"Time to connect, TLS included.",
-        &CONNECT_TIMEOUT,
-        (10, 600_000),
-        ms,
-    );
-    number(
-        c"sync_outbox.request_timeout",
-        c"Time for one request.",
-        &REQUEST_TIMEOUT,
-        (10, 3_600_000),
-        ms,
-    );
+    number(c"sync_outbox.connect_timeout", c"Time to connect, TLS included.", &CONNECT_TIMEOUT, (10, 600_000), ms);
+    number(c"sync_outbox.request_timeout", c"Time for one request.", &REQUEST_TIMEOUT, (10, 3_600_000), ms);
     number(
         c"sync_outbox.flush_timeout",
         c"Time sync_outbox_flush() may take; 0 is no limit.",
@@ -204,13 +112,7 @@ pub fn init() {
         (0, i32::MAX),
         ms,
     );
-    number(
-        c"sync_outbox.max_attempts",
-        c"Refusals after which a change is DEAD.",
-        &MAX_ATTEMPTS,
-        (1, 1_000_000),
-        none,
-    );
+    number(c"sync_outbox.max_attempts", c"Refusals after which a change is DEAD.", &MAX_ATTEMPTS, (1, 1_000_000), none);
     number(
         c"sync_outbox.history_retention",
         c"Age at which rows of sync_outbox_history go.",
@@ -235,22 +137,11 @@ pub fn init() {
     crate::pg::guc::reserve_prefix();
 }
 
-fn flag(
-    name: &'static CStr,
-    what: &'static CStr,
-    setting: &'static GucSetting<bool>,
-    context: GucContext,
-) {
+fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<bool>, context: GucContext) {
     GucRegistry::define_bool_guc(name, what, c"", setting, context, GucFlags::empty());
 }
 
-fn text(
-    name: &'static CStr,
-    what: &'static CStr,
-    setting: &'static Text,
-    context: GucContext,
-    flags: GucFlags,
-) {
+fn text(name: &'static CStr, what: &'static CStr, setting: &'static Text, context: GucContext, flags: GucFlags) {
     GucRegistry::define_string_guc(name, what, c"", setting, context, flags);
 }
 
@@ -261,23 +152,11 @@ fn number(
     (least, most): (i32, i32),
     flags: GucFlags,
 ) {
-    GucRegistry::define_int_guc(
-        name,
-        what,
-        c"",
-        setting,
-        least,
-        most,
-        GucContext::Sighup,
-        flags,
-    );
+    GucRegistry::define_int_guc(name, what, c"", setting, least, most, GucContext::Sighup, flags);
 }
 
 fn string(setting: &Text) -> String {
-    setting
-        .get()
-        .map(|s| s.to_string_lossy().trim().to_owned())
-        .unwrap_or_default()
+    setting.get().map(|s| s.to_string_lossy().trim().to_owned()).unwrap_or_default()
 }
 
 fn path(setting: &Text) -> Option<String> {
@@ -295,10 +174,7 @@ pub fn capture() -> bool {
 
 /// The session's reason, if it gave one, in the server encoding.
 pub fn reason() -> Option<Vec<u8>> {
-    REASON
-        .get()
-        .map(|s| s.as_bytes().trim_ascii().to_vec())
-        .filter(|s| !s.is_empty())
+    REASON.get().map(|s| s.as_bytes().trim_ascii().to_vec()).filter(|s| !s.is_empty())
 }
 
 pub fn enabled() -> bool {

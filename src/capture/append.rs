@@ -177,12 +177,7 @@ impl Outbox {
             None,
         ];
         match self.direct {
-            Some(index) => heap::append(
-                &table,
-                &fields,
-                &Open::index(index),
-                &[TARGET, PRIORITY, ID],
-            ),
+            Some(index) => heap::append(&table, &fields, &Open::index(index), &[TARGET, PRIORITY, ID]),
             None => self.insert(&fields, plan.priority),
         }
         id
@@ -215,42 +210,26 @@ impl Outbox {
 }
 
 /// The primary key's index, if the table is exactly as `sql/` makes it.
-fn direct_index(
-    table: &Open,
-    indexes: &[Oid],
-    schema: Oid,
-    priority: Oid,
-    status: Oid,
-) -> Option<Oid> {
+fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, status: Oid) -> Option<Oid> {
     let columns = table.columns();
     let as_made = columns.len() == COLUMNS.len()
-        && columns
-            .iter()
-            .zip(COLUMNS)
-            .enumerate()
-            .all(|(i, (column, (name, kind)))| {
-                let expected = match kind {
-                    Kind::Type(oid) => oid,
-                    Kind::Priority => priority,
-                    Kind::Status => status,
-                };
-                column.index == i && column.name == name.to_bytes() && column.type_oid == expected
-            });
+        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, kind)))| {
+            let expected = match kind {
+                Kind::Type(oid) => oid,
+                Kind::Priority => priority,
+                Kind::Status => status,
+            };
+            column.index == i && column.name == name.to_bytes() && column.type_oid == expected
+        });
     if !as_made || !table.is_plain_heap() || indexes.len() != 2 {
         return None;
     }
     let mut primary = None;
     for oid in indexes {
         let shape = Open::index(*oid).index_shape();
-        if shape.unique
-            && !shape.partial
-            && shape.keys == [TARGET as i16 + 1, PRIORITY as i16 + 1, ID as i16 + 1]
-        {
+        if shape.unique && !shape.partial && shape.keys == [TARGET as i16 + 1, PRIORITY as i16 + 1, ID as i16 + 1] {
             primary = Some(*oid);
-        } else if Some(*oid) != relation::lookup(schema, c"sync_outbox_left")
-            || !shape.partial
-            || shape.unique
-        {
+        } else if Some(*oid) != relation::lookup(schema, c"sync_outbox_left") || !shape.partial || shape.unique {
             return None; // a PENDING row may belong into it: let PostgreSQL find out
         }
     }

@@ -48,18 +48,12 @@ impl Encoder {
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Encoder::Text,
             pg_sys::BYTEAOID => Encoder::Bytea,
             pg_sys::UUIDOID => Encoder::Uuid,
-            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => {
-                Encoder::DateTime(base)
-            }
+            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Encoder::DateTime(base),
             pg_sys::JSONOID => Encoder::Json,
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
             _ => match relation::json_kind(base) {
-                JsonKind::Array => Encoder::ToJson(Function::new(pg_sys::Oid::from(
-                    pg_sys::F_ARRAY_TO_JSON_ANYARRAY,
-                ))),
-                JsonKind::Composite => Encoder::ToJson(Function::new(pg_sys::Oid::from(
-                    pg_sys::F_ROW_TO_JSON_RECORD,
-                ))),
+                JsonKind::Array => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY))),
+                JsonKind::Composite => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD))),
                 JsonKind::Cast(function) => Encoder::ToJson(Function::new(function)),
                 JsonKind::Other => Encoder::Output(Function::output(base)),
             },
@@ -131,11 +125,7 @@ fn write_float(value: f64, out: &mut Vec<u8>, finite: impl FnOnce(&mut Vec<u8>))
     if value.is_nan() {
         out.extend_from_slice(b"\"NaN\"");
     } else if value.is_infinite() {
-        out.extend_from_slice(if value > 0.0 {
-            b"\"Infinity\""
-        } else {
-            b"\"-Infinity\""
-        });
+        out.extend_from_slice(if value > 0.0 { b"\"Infinity\"" } else { b"\"-Infinity\"" });
     } else {
         finite(out);
     }
@@ -154,14 +144,7 @@ pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
             b'\t' => b"\\t",
             8 => b"\\b",
             12 => b"\\f",
-            0..=31 => &[
-                b'\\',
-                b'u',
-                b'0',
-                b'0',
-                b'0' + (byte >> 4),
-                HEX[usize::from(byte & 15)],
-            ],
+            0..=31 => &[b'\\', b'u', b'0', b'0', b'0' + (byte >> 4), HEX[usize::from(byte & 15)]],
             _ => continue,
         };
         out.extend_from_slice(&text[clean..i]);
@@ -175,24 +158,11 @@ pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    out.extend(
-        bytes
-            .iter()
-            .flat_map(|b| [HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]),
-    );
+    out.extend(bytes.iter().flat_map(|b| [HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]));
 }
 
 fn write_uuid(bytes: &[u8; 16], out: &mut Vec<u8>) {
-    for (i, part) in [
-        &bytes[..4],
-        &bytes[4..6],
-        &bytes[6..8],
-        &bytes[8..10],
-        &bytes[10..],
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (i, part) in [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].into_iter().enumerate() {
         if i > 0 {
             out.push(b'-');
         }

@@ -57,14 +57,7 @@ pub fn capture(fired: &Fired<'_>) {
 }
 
 fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scratch: &mut Scratch) {
-    let Scratch {
-        new,
-        old,
-        pk,
-        data,
-        before,
-        changed,
-    } = scratch;
+    let Scratch { new, old, pk, data, before, changed } = scratch;
     let event = fired.event();
     let relation = fired.relation();
     let _settings = plan.neutral_settings();
@@ -75,14 +68,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     if let Some(tuple) = fired.new_row() {
         new.load(tuple, &relation);
     }
-    let mut change = append::Change {
-        op: event.name(),
-        pk: None,
-        data: None,
-        old: None,
-        branch: None,
-        reason,
-    };
+    let mut change = append::Change { op: event.name(), pk: None, data: None, old: None, branch: None, reason };
     match event {
         Event::Insert => {
             plan.write_key(new, pk.clear());
@@ -123,13 +109,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     if let Some(tuple) = fired.new_row()
         && tuple.superseded_by_us()
     {
-        reorder::move_behind(
-            &outbox,
-            plan,
-            data.content(),
-            pk.content(),
-            tuple.made_by_command(),
-        );
+        reorder::move_behind(&outbox, plan, data.content(), pk.content(), tuple.made_by_command());
     }
 }
 

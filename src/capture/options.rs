@@ -26,9 +26,7 @@ impl Priority {
 
     /// Reads a name in any case.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|p| p.name().eq_ignore_ascii_case(name.trim()))
+        Self::ALL.into_iter().find(|p| p.name().eq_ignore_ascii_case(name.trim()))
     }
 }
 

@@ -55,10 +55,9 @@ pub fn init() {
         super::append::forget(oid);
         // May run inside a look-up of ours: only take note.
         PLANS.with(|plans| match plans.try_borrow() {
-            Ok(plans) if oid != Oid::INVALID => plans
-                .values()
-                .filter(|p| p.made_from.contains(&oid))
-                .for_each(|p| p.valid.set(false)),
+            Ok(plans) if oid != Oid::INVALID => {
+                plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
+            }
             _ => ALL_STALE.set(true),
         });
     });
@@ -83,10 +82,7 @@ impl Plan {
     fn make(fired: &Fired<'_>) -> Self {
         let _owner = ActAs::owner();
         let written = fired.relation();
-        let Some(options) = fired
-            .argument()
-            .and_then(|text| serde_json::from_slice::<Options>(text).ok())
-        else {
+        let Some(options) = fired.argument().and_then(|text| serde_json::from_slice::<Options>(text).ok()) else {
             Error::new(
                 SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "the capture trigger was not made by sync_outbox_attach()",
@@ -96,20 +92,15 @@ impl Plan {
         };
         let root = attached::root_of(fired.oid()).unwrap_or_else(|| written.oid());
         let name = attached::name(root);
-        let key_names = attached::key_of(root, options.key_columns.as_deref())
-            .unwrap_or_else(|error| error.raise());
+        let key_names = attached::key_of(root, options.key_columns.as_deref()).unwrap_or_else(|error| error.raise());
         let stored = written.columns();
         let find = |wanted: &str| {
-            stored
-                .iter()
-                .find(|c| c.name == wanted.as_bytes())
-                .unwrap_or_else(|| missing(wanted, &name.1))
+            stored.iter().find(|c| c.name == wanted.as_bytes()).unwrap_or_else(|| missing(wanted, &name.1))
         };
 
         let is_key = |column: &[u8]| key_names.iter().any(|k| k.as_bytes() == column);
         let listed = |list: &Option<Vec<String>>, column: &[u8]| {
-            list.as_ref()
-                .map(|l| l.iter().any(|name| name.as_bytes() == column))
+            list.as_ref().map(|l| l.iter().any(|name| name.as_bytes() == column))
         };
         options.columns.iter().flatten().for_each(|c| {
             find(c);
@@ -133,17 +124,10 @@ impl Plan {
             .iter()
             .map(|name| {
                 let index = find(name).index;
-                columns
-                    .iter()
-                    .position(|c| c.index == index)
-                    .unwrap_or_default()
+                columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
-        let branch = options
-            .branch_column
-            .as_deref()
-            .map(find)
-            .map(|c| (c.index, Encoder::of(c.type_oid)));
+        let branch = options.branch_column.as_deref().map(find).map(|c| (c.index, Encoder::of(c.type_oid)));
         Plan {
             follows_settings: columns.iter().any(|c| c.encoder.follows_settings())
                 || branch.as_ref().is_some_and(|(_, e)| e.follows_settings()),
@@ -188,29 +172,17 @@ impl Plan {
 
     /// The captured columns that `changed` marks.
     pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Vec<u8>) {
-        write_object(
-            self.columns
-                .iter()
-                .zip(changed)
-                .filter(|(_, c)| **c)
-                .map(|(column, _)| column),
-            row,
-            out,
-        );
+        write_object(self.columns.iter().zip(changed).filter(|(_, c)| **c).map(|(column, _)| column), row, out);
     }
 
     /// Marks the captured columns whose bytes differ; `false` if none does.
     pub fn mark_changed(&self, old: &Columns, new: &Columns, changed: &mut Vec<bool>) -> bool {
         changed.clear();
-        changed.extend(
-            self.columns
-                .iter()
-                .map(|c| match (old.get(c.index), new.get(c.index)) {
-                    (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
-                    (None, None) => false,
-                    _ => true,
-                }),
-        );
+        changed.extend(self.columns.iter().map(|c| match (old.get(c.index), new.get(c.index)) {
+            (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
+            (None, None) => false,
+            _ => true,
+        }));
         changed.contains(&true)
     }
 
@@ -242,9 +214,7 @@ fn unquote(json: &[u8]) -> Vec<u8> {
                 Some(b'f') => text.push(12),
                 Some(b'u') => {
                     let digits: Vec<u8> = bytes.by_ref().take(4).collect();
-                    let code = std::str::from_utf8(&digits)
-                        .ok()
-                        .and_then(|d| u8::from_str_radix(d, 16).ok());
+                    let code = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
                     text.push(code.unwrap_or(b'?'));
                 }
                 Some(other) => text.push(other),

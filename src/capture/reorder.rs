@@ -32,13 +32,7 @@ pub fn move_behind(outbox: &Outbox, plan: &Plan, data: &[u8], pk: &[u8], command
     nested.pop(); // the one captured just now
     for change in nested {
         if object(change.pk.as_bytes()).as_ref() == Some(&key) {
-            queue::renumber(
-                &schema,
-                plan.target_id,
-                plan.priority,
-                change.id,
-                outbox.next_id(),
-            );
+            queue::renumber(&schema, plan.target_id, plan.priority, change.id, outbox.next_id());
             follow(&mut key, object(change.data.as_bytes()));
         }
     }

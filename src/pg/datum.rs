@@ -117,9 +117,7 @@ impl Function {
     /// Writes what a function that returns json or text gives.
     pub fn write_varlena(&self, value: Value, out: &mut Vec<u8>) {
         // SAFETY: the function takes the value's type and returns a varlena.
-        let result = unsafe {
-            pg_sys::FunctionCall1Coll((&raw const *self.0).cast_mut(), pg_sys::InvalidOid, value.0)
-        };
+        let result = unsafe { pg_sys::FunctionCall1Coll((&raw const *self.0).cast_mut(), pg_sys::InvalidOid, value.0) };
         out.extend_from_slice(Value(result).varlena());
     }
 }

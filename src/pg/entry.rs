@@ -23,9 +23,7 @@ finfo!(pg_finfo_sync_outbox_capture);
 /// Called by PostgreSQL's function manager only.
 #[unsafe(no_mangle)]
 #[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn sync_outbox_capture(
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> pg_sys::Datum {
+pub unsafe extern "C-unwind" fn sync_outbox_capture(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: the function manager passes its call info.
     let fired = unsafe { Fired::from_call(fcinfo) };
     match fired.filter(|f| f.is_after() && f.is_for_row() == (f.event() != super::trigger::Event::Truncate)) {

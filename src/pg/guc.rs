@@ -48,13 +48,7 @@ pub fn show(name: &str) -> String {
     // SAFETY: missing_ok, and the returned string is read before anything can change the setting.
     unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        if value.is_null() {
-            String::new()
-        } else {
-            std::ffi::CStr::from_ptr(value)
-                .to_string_lossy()
-                .into_owned()
-        }
+        if value.is_null() { String::new() } else { std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned() }
     }
 }
 

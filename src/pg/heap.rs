@@ -28,8 +28,7 @@ impl Tuple<'_> {
             } else {
                 header.t_choice.t_heap.t_xmax
             };
-            xmax != pg_sys::InvalidTransactionId
-                && pg_sys::TransactionIdIsCurrentTransactionId(xmax)
+            xmax != pg_sys::InvalidTransactionId && pg_sys::TransactionIdIsCurrentTransactionId(xmax)
         }
     }
 }
@@ -57,12 +56,7 @@ impl Columns {
         self.nulls.resize(n, true);
         // SAFETY: both arrays have the descriptor's number of attributes; the datums point into the tuple.
         unsafe {
-            pg_sys::heap_deform_tuple(
-                tuple.0,
-                relation.descriptor(),
-                self.values.as_mut_ptr(),
-                self.nulls.as_mut_ptr(),
-            )
+            pg_sys::heap_deform_tuple(tuple.0, relation.descriptor(), self.values.as_mut_ptr(), self.nulls.as_mut_ptr())
         }
     }
 
@@ -89,9 +83,7 @@ impl VarlenaBuffer {
 
     /// The datum; valid until the buffer changes.
     pub fn datum(&mut self) -> pg_sys::Datum {
-        let length = i32::try_from(self.0.len())
-            .ok()
-            .filter(|n| *n < 0x3fff_ffff);
+        let length = i32::try_from(self.0.len()).ok().filter(|n| *n < 0x3fff_ffff);
         let Some(length) = length else {
             pgrx::ereport!(
                 ERROR,
@@ -126,15 +118,8 @@ pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
     // SAFETY: both relations are open with ROW EXCLUSIVE; the caller has verified that `fields` matches the table's
     // descriptor, that the table is a plain heap, and that `index` is a plain unique btree over `keys`.
     unsafe {
-        let tuple =
-            pg_sys::heap_form_tuple(table.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::heap_insert(
-            table.raw(),
-            tuple,
-            pg_sys::GetCurrentCommandId(true),
-            0,
-            core::ptr::null_mut(),
-        );
+        let tuple = pg_sys::heap_form_tuple(table.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::heap_insert(table.raw(), tuple, pg_sys::GetCurrentCommandId(true), 0, core::ptr::null_mut());
         let info = pg_sys::BuildIndexInfo(index.raw());
         pg_sys::index_insert(
             index.raw(),

@@ -13,11 +13,7 @@ impl Bell {
         // SAFETY: plain system call; the descriptor is owned by us from here on.
         unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if fd < 0 {
-                Err(std::io::Error::last_os_error())
-            } else {
-                Ok(Bell(OwnedFd::from_raw_fd(fd)))
-            }
+            if fd < 0 { Err(std::io::Error::last_os_error()) } else { Ok(Bell(OwnedFd::from_raw_fd(fd))) }
         }
     }
 
@@ -53,9 +49,7 @@ pub fn wait(bell: Option<&Bell>, timeout: Duration) {
             pg_sys::MyLatch,
             events as i32,
             bell.map_or(pg_sys::PGINVALID_SOCKET, Bell::fd),
-            i64::try_from(timeout.as_millis())
-                .unwrap_or(i64::MAX)
-                .min(i32::MAX.into()),
+            i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).min(i32::MAX.into()),
             pg_sys::PG_WAIT_EXTENSION,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);

@@ -26,16 +26,8 @@ impl SenderLock {
     pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: Scope) -> Option<Self> {
         let tag = tag(outbox, target);
         // SAFETY: a well-formed object tag; dontWait, so this never sleeps.
-        let result = unsafe {
-            pg_sys::LockAcquire(
-                &tag,
-                pg_sys::ExclusiveLock as i32,
-                scope == Scope::Session,
-                true,
-            )
-        };
-        (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL)
-            .then_some(SenderLock { tag, scope })
+        let result = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, true) };
+        (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then_some(SenderLock { tag, scope })
     }
 }
 

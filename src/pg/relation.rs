@@ -54,9 +54,7 @@ impl Borrowed<'_> {
             let att = &*pg_sys::TupleDescAttr(self.descriptor(), i as i32);
             (!att.attisdropped && att.attgenerated as u8 != b'v').then(|| Column {
                 index: i,
-                name: CStr::from_ptr(att.attname.data.as_ptr())
-                    .to_bytes()
-                    .to_vec(),
+                name: CStr::from_ptr(att.attname.data.as_ptr()).to_bytes().to_vec(),
                 type_oid: att.atttypid,
                 by_value: att.attbyval,
                 length: att.attlen,
@@ -75,19 +73,13 @@ impl Open {
     /// Opens a table for writing.
     pub fn table(oid: pg_sys::Oid) -> Self {
         // SAFETY: raises an ERROR if it is gone.
-        Open {
-            relation: unsafe { pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32) },
-            is_index: false,
-        }
+        Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: false }
     }
 
     /// Opens an index for writing.
     pub fn index(oid: pg_sys::Oid) -> Self {
         // SAFETY: as above.
-        Open {
-            relation: unsafe { pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32) },
-            is_index: true,
-        }
+        Open { relation: unsafe { pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: true }
     }
 
     pub(super) fn raw(&self) -> pg_sys::Relation {
@@ -117,8 +109,7 @@ impl Open {
                 && !form.relhasrules
                 && !form.relrowsecurity
                 && (*self.relation).trigdesc.is_null()
-                && (constraints.is_null()
-                    || ((*constraints).num_check == 0 && !(*constraints).has_generated_stored))
+                && (constraints.is_null() || ((*constraints).num_check == 0 && !(*constraints).has_generated_stored))
         }
     }
 
@@ -127,9 +118,7 @@ impl Open {
         // SAFETY: RelationGetIndexList returns a fresh list of oids.
         unsafe {
             let list = pg_sys::RelationGetIndexList(self.relation);
-            let oids = (0..pg_sys::list_length(list))
-                .map(|i| pg_sys::list_nth_oid(list, i))
-                .collect();
+            let oids = (0..pg_sys::list_length(list)).map(|i| pg_sys::list_nth_oid(list, i)).collect();
             pg_sys::list_free(list);
             oids
         }
@@ -141,14 +130,10 @@ impl Open {
         // SAFETY: rd_index is set for an open index; indkey has indnatts entries.
         unsafe {
             let form = &*(*self.relation).rd_index;
-            let keys =
-                core::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
+            let keys = core::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
             IndexShape {
                 keys: keys.to_vec(),
-                unique: form.indisunique
-                    && form.indimmediate
-                    && form.indisvalid
-                    && !form.indisexclusion,
+                unique: form.indisunique && form.indimmediate && form.indisvalid && !form.indisexclusion,
                 partial: !pg_sys::RelationGetIndexPredicate(self.relation).is_null(),
             }
         }
@@ -190,11 +175,7 @@ pub fn schema_name(oid: pg_sys::Oid) -> Vec<u8> {
     // SAFETY: returns a palloc'd string or null.
     unsafe {
         let name = pg_sys::get_namespace_name(oid);
-        if name.is_null() {
-            Vec::new()
-        } else {
-            CStr::from_ptr(name).to_bytes().to_vec()
-        }
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
     }
 }
 
@@ -221,15 +202,8 @@ pub fn on_change(changed: fn(pg_sys::Oid)) {
     // SAFETY: registered once per backend; the functions live as long as the library, which is never unloaded.
     unsafe {
         pg_sys::CacheRegisterRelcacheCallback(Some(relation), pg_sys::Datum::from(0));
-        for cache in [
-            pg_sys::SysCacheIdentifier::NAMESPACEOID,
-            pg_sys::SysCacheIdentifier::CASTSOURCETARGET,
-        ] {
-            pg_sys::CacheRegisterSyscacheCallback(
-                cache as i32,
-                Some(catalog),
-                pg_sys::Datum::from(0),
-            );
+        for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::CASTSOURCETARGET] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog), pg_sys::Datum::from(0));
         }
     }
 }

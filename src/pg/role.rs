@@ -13,19 +13,13 @@ pub struct ActAs {
 impl ActAs {
     /// As the owner of the extension: for our own statements on our own tables.
     pub fn owner() -> Self {
-        Self::switch(
-            extension_owner(),
-            pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
-        )
+        Self::switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32)
     }
 
     /// As `user`, unable to leave that role or to plant anything that outlives the block: for statements that can run
     /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes).
     pub fn restricted(user: pg_sys::Oid) -> Self {
-        Self::switch(
-            user,
-            (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32,
-        )
+        Self::switch(user, (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32)
     }
 
     fn switch(to: pg_sys::Oid, flags: i32) -> Self {
@@ -37,11 +31,7 @@ impl ActAs {
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             pg_sys::SetUserIdAndSecContext(to, context | flags);
         }
-        ActAs {
-            user,
-            context,
-            _nest: nest,
-        }
+        ActAs { user, context, _nest: nest }
     }
 }
 
@@ -79,15 +69,11 @@ pub fn name(user: pg_sys::Oid) -> String {
         if name.is_null() {
             user.to_u32().to_string()
         } else {
-            std::ffi::CStr::from_ptr(name)
-                .to_string_lossy()
-                .into_owned()
+            std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
         }
     }
 }
 
 fn extension_owner() -> pg_sys::Oid {
-    super::spi::extension()
-        .map(|e| e.owner)
-        .unwrap_or(pg_sys::InvalidOid)
+    super::spi::extension().map(|e| e.owner).unwrap_or(pg_sys::InvalidOid)
 }

@@ -18,27 +18,18 @@ pub struct Arg {
 
 impl<T: IntoDatum> From<T> for Arg {
     fn from(value: T) -> Self {
-        Arg {
-            oid: T::type_oid(),
-            datum: value.into_datum(),
-        }
+        Arg { oid: T::type_oid(), datum: value.into_datum() }
     }
 }
 
 impl Arg {
     /// NULL of the type that `T` stands for, or the value.
     pub fn opt<T: IntoDatum>(value: Option<T>) -> Self {
-        Arg {
-            oid: T::type_oid(),
-            datum: value.and_then(IntoDatum::into_datum),
-        }
+        Arg { oid: T::type_oid(), datum: value.and_then(IntoDatum::into_datum) }
     }
 
     pub fn datum(oid: pg_sys::Oid, datum: pg_sys::Datum) -> Self {
-        Arg {
-            oid,
-            datum: Some(datum),
-        }
+        Arg { oid, datum: Some(datum) }
     }
 
     pub fn null(oid: pg_sys::Oid) -> Self {
@@ -62,9 +53,7 @@ impl Row {
     pub fn get<T: FromDatum + IntoDatum>(&self, n: usize) -> Option<T> {
         let (datum, null) = self.raw(n);
         // SAFETY: the datum belongs to this tuple and the statements in `store` name types that match `T`.
-        unsafe {
-            T::from_polymorphic_datum(datum, null, pg_sys::SPI_gettypeid(self.desc, n as i32))
-        }
+        unsafe { T::from_polymorphic_datum(datum, null, pg_sys::SPI_gettypeid(self.desc, n as i32)) }
     }
 
     /// Column `n` as an owned string, empty for NULL.
@@ -108,9 +97,7 @@ pub fn output(oid: pg_sys::Oid, datum: pg_sys::Datum) -> String {
     // SAFETY: catalog look-up, then the type's own output function on a datum of that type.
     unsafe {
         pg_sys::getTypeOutputInfo(oid, &mut function, &mut varlena);
-        CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, datum))
-            .to_string_lossy()
-            .into_owned()
+        CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, datum)).to_string_lossy().into_owned()
     }
 }
 
@@ -119,9 +106,7 @@ struct Connection;
 impl Connection {
     fn open() -> Self {
         // SAFETY: inside a transaction; closed in Drop, or by the abort after an error.
-        if unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) }
-            != pg_sys::SPI_OK_CONNECT as i32
-        {
+        if unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) } != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }
         Connection
@@ -159,8 +144,7 @@ fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     let mut types: Vec<pg_sys::Oid> = args.iter().map(|a| a.oid).collect();
     let text = CString::new(sql).unwrap_or_default();
     // SAFETY: NUL-terminated text and as many types as arguments; errors are raised by the parser.
-    let plan =
-        unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
+    let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
     if plan.is_null() {
         pgrx::error!("SPI_prepare failed: {sql}");
     }
@@ -168,18 +152,12 @@ fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
 }
 
 fn execute(plan: pg_sys::SPIPlanPtr, args: &[Arg], read_only: bool) -> u64 {
-    let mut values: Vec<pg_sys::Datum> = args
-        .iter()
-        .map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0)))
-        .collect();
-    let nulls: Vec<core::ffi::c_char> = args
-        .iter()
-        .map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char)
-        .collect();
+    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
+    let nulls: Vec<core::ffi::c_char> =
+        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
     // SAFETY: the plan belongs to this backend and was prepared with these types; arrays have its number of arguments.
     unsafe {
-        let code =
-            pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
+        let code = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
         if code < 0 {
             pgrx::error!("SPI_execute_plan failed: {code}");
         }
@@ -196,10 +174,7 @@ fn rows(mut each: impl FnMut(&Row)) {
             return;
         }
         for i in 0..(*table).numvals as usize {
-            each(&Row {
-                tuple: *(*table).vals.add(i),
-                desc: (*table).tupdesc,
-            });
+            each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc });
         }
         pg_sys::SPI_freetuptable(table);
     }
@@ -233,35 +208,19 @@ pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row) -> ControlFlow<(
     const CHUNK: core::ffi::c_long = 64;
     let _spi = Connection::open();
     let plan = plan(sql, args);
-    let mut values: Vec<pg_sys::Datum> = args
-        .iter()
-        .map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0)))
-        .collect();
-    let nulls: Vec<core::ffi::c_char> = args
-        .iter()
-        .map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char)
-        .collect();
+    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
+    let nulls: Vec<core::ffi::c_char> =
+        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
     // SAFETY: as in `execute`; the portal is closed before the connection, or by the abort.
     unsafe {
-        let portal = pg_sys::SPI_cursor_open(
-            core::ptr::null(),
-            plan,
-            values.as_mut_ptr(),
-            nulls.as_ptr(),
-            false,
-        );
+        let portal = pg_sys::SPI_cursor_open(core::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), false);
         let mut stop = false;
         while !stop {
             pg_sys::SPI_cursor_fetch(portal, true, CHUNK);
             let table = pg_sys::SPI_tuptable;
             let fetched = pg_sys::SPI_processed as usize;
             for i in 0..fetched {
-                if each(&Row {
-                    tuple: *(*table).vals.add(i),
-                    desc: (*table).tupdesc,
-                })
-                .is_break()
-                {
+                if each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc }).is_break() {
                     stop = true;
                     break;
                 }
@@ -300,8 +259,7 @@ pub fn extension() -> Option<Extension> {
         if oid == pg_sys::InvalidOid {
             return None;
         }
-        let relation =
-            pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
         let mut key = pg_sys::ScanKeyData::default();
         pg_sys::ScanKeyInit(
             &mut key,
@@ -323,11 +281,7 @@ pub fn extension() -> Option<Extension> {
             None
         } else {
             let form = pg_sys::GETSTRUCT(tuple) as *const pg_sys::FormData_pg_extension;
-            Some(Extension {
-                oid,
-                owner: (*form).extowner,
-                schema: (*form).extnamespace,
-            })
+            Some(Extension { oid, owner: (*form).extowner, schema: (*form).extnamespace })
         };
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);

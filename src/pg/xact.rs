@@ -90,14 +90,9 @@ impl From<pgrx::pg_sys::panic::CaughtError> for Caught {
     fn from(error: pgrx::pg_sys::panic::CaughtError) -> Self {
         use pgrx::pg_sys::panic::CaughtError::*;
         match &error {
-            PostgresError(report)
-            | ErrorReport(report)
-            | RustPanic {
-                ereport: report, ..
-            } => Caught {
-                sqlstate: report.sql_error_code(),
-                message: report.message().to_owned(),
-            },
+            PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. } => {
+                Caught { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
+            }
         }
     }
 }

@@ -45,33 +45,22 @@ struct Candidate {
 pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     let mut candidates = candidates(relation);
     let position = match wanted {
-        Some(wanted) => candidates.iter().position(|c| {
-            c.columns.len() == wanted.len() && wanted.iter().all(|w| c.columns.contains(w))
-        }),
-        None => candidates
+        Some(wanted) => candidates
             .iter()
-            .position(|c| c.primary)
-            .or(candidates.iter().position(|c| c.replica_identity)),
+            .position(|c| c.columns.len() == wanted.len() && wanted.iter().all(|w| c.columns.contains(w))),
+        None => candidates.iter().position(|c| c.primary).or(candidates.iter().position(|c| c.replica_identity)),
     };
     let table = String::from_utf8_lossy(&name(relation).1).into_owned();
     let no_key = |why: String| {
-        Error::new(
-            SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("table \"{table}\" has no usable key"),
-        )
-        .detail(why)
+        Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("table \"{table}\" has no usable key"))
+            .detail(why)
     };
     let Some(position) = position else {
         return Err(match wanted {
-            Some(columns) => no_key(format!(
-                "There is no unique index on exactly ({}).",
-                columns.join(", ")
-            )),
+            Some(columns) => no_key(format!("There is no unique index on exactly ({}).", columns.join(", "))),
             None => no_key("It has no primary key and no replica identity index.".into()),
         }
-        .hint(
-            "Add a primary key, or name the NOT NULL columns of a unique index with key_columns.",
-        ));
+        .hint("Add a primary key, or name the NOT NULL columns of a unique index with key_columns."));
     };
     let chosen = candidates.swap_remove(position);
     match chosen.objection {
@@ -121,12 +110,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
 }
 
 /// Whether any change of a table waits in a lane other than (`target_id`, `priority`).
-pub fn waits_elsewhere(
-    schema: &Schema,
-    table: &(Vec<u8>, Vec<u8>),
-    target_id: i16,
-    priority: &str,
-) -> bool {
+pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
     spi::first(
         &schema.sql(
             "SELECT true FROM @.sync_outbox WHERE schema_name = $1 AND table_name = $2

@@ -23,23 +23,18 @@ pub struct Schema {
 impl Schema {
     pub fn new(oid: Oid) -> Self {
         let name = String::from_utf8_lossy(&relation::schema_name(oid)).into_owned();
-        Schema {
-            oid,
-            ident: quote_ident(&name),
-        }
+        Schema { oid, ident: quote_ident(&name) }
     }
 
     /// That of the installed extension.
     pub fn installed() -> Result<Self> {
-        spi::extension()
-            .map(|e| Schema::new(e.schema))
-            .ok_or_else(|| {
-                Error::new(
-                    SqlState::ERRCODE_UNDEFINED_OBJECT,
-                    "extension \"sync_outbox\" is not installed in this database",
-                )
-                .hint("CREATE EXTENSION sync_outbox;")
-            })
+        spi::extension().map(|e| Schema::new(e.schema)).ok_or_else(|| {
+            Error::new(
+                SqlState::ERRCODE_UNDEFINED_OBJECT,
+                "extension \"sync_outbox\" is not installed in this database",
+            )
+            .hint("CREATE EXTENSION sync_outbox;")
+        })
     }
 
     /// A statement with `@` for the schema.
@@ -61,9 +56,5 @@ pub fn quote_ident(name: &str) -> String {
 /// A string as a literal that does not depend on `standard_conforming_strings`.
 pub fn quote_literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') {
-        format!("E'{}'", quoted.replace('\\', "\\\\"))
-    } else {
-        format!("'{quoted}'")
-    }
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }

@@ -66,11 +66,6 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
             "UPDATE @.sync_outbox SET id = $4
               WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3",
         ),
-        &[
-            target_id.into(),
-            priority.name().into(),
-            id.into(),
-            new_id.into(),
-        ],
+        &[target_id.into(), priority.name().into(), id.into(), new_id.into()],
     );
 }

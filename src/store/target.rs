@@ -36,8 +36,9 @@ pub fn find(schema: &Schema, name: &str) -> Result<Target> {
         make_default(schema);
     }
     look_up(schema, name).ok_or_else(|| {
-        Error::argument(format!("target \"{name}\" does not exist"))
-            .hint("SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.")
+        Error::argument(format!("target \"{name}\" does not exist")).hint(
+            "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
+        )
     })
 }
 
@@ -66,20 +67,14 @@ pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
 /// Every target's name, `default` first.
 pub fn names(schema: &Schema) -> Vec<String> {
     let mut names = Vec::new();
-    spi::query(
-        &schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"),
-        &[],
-        |row| names.push(row.text(1)),
-    );
+    spi::query(&schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"), &[], |row| names.push(row.text(1)));
     names
 }
 
 fn make_default(schema: &Schema) {
     if look_up(schema, DEFAULT).is_none() {
         spi::run(
-            &schema.sql(
-                "INSERT INTO @.sync_outbox_target (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-            ),
+            &schema.sql("INSERT INTO @.sync_outbox_target (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
             &[DEFAULT_ID.into(), DEFAULT.into()],
         );
         spi::run(
@@ -146,14 +141,7 @@ pub fn note_success(schema: &Schema, id: i16) {
 }
 
 /// A request did not get through, or was turned away: opens the breaker for `wait_ms`.
-pub fn note_failure(
-    schema: &Schema,
-    id: i16,
-    failures: u32,
-    wait_ms: i64,
-    auth: Option<&str>,
-    error: &str,
-) {
+pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth: Option<&str>, error: &str) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state
