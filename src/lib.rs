@@ -8,6 +8,7 @@
 
 mod api;
 mod capture;
+mod delivery;
 mod error;
 mod pg;
 mod settings;
