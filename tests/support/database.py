@@ -25,6 +25,14 @@ class Database:
         for session in self.sessions:
             session.close()
 
+    def role(self, name, *member_of):
+        """A role that can log in, its name made unique: roles belong to the whole server."""
+        role = f"{self.name}_{name}"
+        self.run(f"CREATE ROLE {role} LOGIN")
+        for group in member_of:
+            self.run(f"GRANT {group} TO {role}")
+        return role
+
     # Statements
 
     def run(self, query, parameters=None):
@@ -59,9 +67,17 @@ class Database:
         named = ", ".join(f"{name} => %({name})s" for name in arguments)
         return self.value(f"SELECT sync_outbox_flush({named})::text", arguments)
 
+    def flushed(self, **arguments):
+        """The answer as a dict, where its exact form is not the point."""
+        return json.loads(self.flush(**arguments))
+
     def outbox(self, where="true"):
         """The changes in capture order, JSON parsed."""
         return self.rows(f"SELECT * FROM sync_outbox WHERE {where} ORDER BY id")
+
+    def changes(self):
+        """(op, pk, data) in capture order."""
+        return [(change.op, change.pk, change.data) for change in self.outbox()]
 
     def keys(self, where="true"):
         """The dedup_keys in capture order."""
