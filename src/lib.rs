@@ -1,1 +1,23 @@
+//! A transactional outbox inside PostgreSQL.
+//!
+//! A change's journey: a write to an attached table is captured ([`capture`]) into the outbox ([`store`]) in the writer's
+//! own transaction; a push session ([`push`]) reads it, sends it ([`delivery`]) and settles it by the target's answer.
+//! [`api`] holds the functions people call, [`worker`] calls them in the background, [`pg`] is the only unsafe.
+
+#![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+mod api;
+mod capture;
+mod error;
+mod pg;
+mod settings;
+mod store;
+
 ::pgrx::pg_module_magic!();
+
+#[allow(non_snake_case)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    settings::init();
+    capture::init();
+}

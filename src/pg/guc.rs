@@ -57,3 +57,9 @@ pub fn reload() {
     // SAFETY: called between transactions from a worker's main loop, as postgres.c does.
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
 }
+
+/// Refuses placeholders of our prefix from now on: a misspelt setting is an error, not silence.
+pub fn reserve_prefix() {
+    // SAFETY: called from _PG_init, after all settings are defined.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"sync_outbox".as_ptr()) }
+}

@@ -5,6 +5,7 @@
 //! (sub)transaction does it.
 
 pub mod datum;
+pub mod entry;
 pub mod externs;
 pub mod guc;
 pub mod heap;
@@ -14,6 +15,9 @@ pub mod lock;
 pub mod relation;
 pub mod role;
 pub mod spi;
+pub mod text;
 pub mod trigger;
 pub mod wal;
 pub mod xact;
+
+pub use pgrx::pg_sys::Oid;

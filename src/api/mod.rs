@@ -1,0 +1,1 @@
+//! The functions people call: arguments in, answers out. Their SQL declarations stand in `sql/`.

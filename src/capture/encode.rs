@@ -1,0 +1,171 @@
+//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings.
+//!
+//! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
+//! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
+
+use crate::pg::datum::{self, Function, Value};
+use crate::pg::relation::{self, JsonKind};
+use pgrx::pg_sys;
+
+/// How the values of one column are written.
+pub enum Encoder {
+    Bool,
+    Int2,
+    Int4,
+    Int8,
+    Float4,
+    Float8,
+    /// Text that is a number unless it says NaN or Infinity.
+    Numeric(Function),
+    /// A varlena whose bytes are the text.
+    Text,
+    Bytea,
+    Uuid,
+    /// Date, timestamp or timestamptz.
+    DateTime(pg_sys::Oid),
+    /// json: valid already.
+    Json,
+    /// A function that gives json: arrays, composites, a user's cast.
+    ToJson(Function),
+    /// An output function that gives json as it is.
+    RawOutput(Function),
+    /// Anything else: its text, quoted.
+    Output(Function),
+}
+
+impl Encoder {
+    /// The encoder of a type; domains are written as their base type.
+    pub fn of(type_oid: pg_sys::Oid) -> Self {
+        let base = relation::base_type(type_oid);
+        match base {
+            pg_sys::BOOLOID => Encoder::Bool,
+            pg_sys::INT2OID => Encoder::Int2,
+            pg_sys::INT4OID => Encoder::Int4,
+            pg_sys::INT8OID => Encoder::Int8,
+            pg_sys::FLOAT4OID => Encoder::Float4,
+            pg_sys::FLOAT8OID => Encoder::Float8,
+            pg_sys::NUMERICOID => Encoder::Numeric(Function::output(base)),
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Encoder::Text,
+            pg_sys::BYTEAOID => Encoder::Bytea,
+            pg_sys::UUIDOID => Encoder::Uuid,
+            pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Encoder::DateTime(base),
+            pg_sys::JSONOID => Encoder::Json,
+            pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
+            _ => match relation::json_kind(base) {
+                JsonKind::Array => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY))),
+                JsonKind::Composite => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD))),
+                JsonKind::Cast(function) => Encoder::ToJson(Function::new(function)),
+                JsonKind::Other => Encoder::Output(Function::output(base)),
+            },
+        }
+    }
+
+    /// Whether what it writes depends on the session's output settings (and so needs neutral ones).
+    pub fn follows_settings(&self) -> bool {
+        matches!(self, Encoder::ToJson(_) | Encoder::Output(_))
+    }
+
+    /// Writes the value as JSON.
+    pub fn write(&self, value: Value, out: &mut Vec<u8>) {
+        match self {
+            Encoder::Bool => out.extend_from_slice(if value.bool() { b"true" } else { b"false" }),
+            Encoder::Int2 => write_int(value.int2().into(), out),
+            Encoder::Int4 => write_int(value.int4().into(), out),
+            Encoder::Int8 => write_int(value.int8(), out),
+            Encoder::Float4 => {
+                let v = value.float4();
+                write_float(v.into(), out, |out| datum::shortest_float4(v, out));
+            }
+            Encoder::Float8 => {
+                let v = value.float8();
+                write_float(v, out, |out| datum::shortest_float8(v, out));
+            }
+            Encoder::Numeric(function) => {
+                let start = out.len();
+                function.write_text(value, out);
+                if !out[start..].last().is_some_and(u8::is_ascii_digit) {
+                    out.insert(start, b'"');
+                    out.push(b'"');
+                }
+            }
+            Encoder::Text => write_string(value.varlena(), out),
+            Encoder::Bytea => {
+                out.extend_from_slice(b"\"\\\\x");
+                write_hex(value.varlena(), out);
+                out.push(b'"');
+            }
+            Encoder::Uuid => {
+                out.push(b'"');
+                write_uuid(value.uuid(), out);
+                out.push(b'"');
+            }
+            Encoder::DateTime(type_oid) => {
+                out.push(b'"');
+                datum::iso_datetime(value, *type_oid, out);
+                out.push(b'"');
+            }
+            Encoder::Json => out.extend_from_slice(value.varlena()),
+            Encoder::ToJson(function) => function.write_varlena(value, out),
+            Encoder::RawOutput(function) => function.write_text(value, out),
+            Encoder::Output(function) => {
+                let mut text = Vec::new();
+                function.write_text(value, &mut text);
+                write_string(&text, out);
+            }
+        }
+    }
+}
+
+fn write_int(value: i64, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+/// A finite float as a number, the others as the strings PostgreSQL uses.
+fn write_float(value: f64, out: &mut Vec<u8>, finite: impl FnOnce(&mut Vec<u8>)) {
+    if value.is_nan() {
+        out.extend_from_slice(b"\"NaN\"");
+    } else if value.is_infinite() {
+        out.extend_from_slice(if value > 0.0 { b"\"Infinity\"" } else { b"\"-Infinity\"" });
+    } else {
+        finite(out);
+    }
+}
+
+/// A JSON string of text in any server encoding (all of them keep ASCII bytes for ASCII characters).
+pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    let mut clean = 0;
+    for (i, byte) in text.iter().enumerate() {
+        let escape: &[u8] = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            b'\r' => b"\\r",
+            b'\t' => b"\\t",
+            8 => b"\\b",
+            12 => b"\\f",
+            0..=31 => &[b'\\', b'u', b'0', b'0', b'0' + (byte >> 4), HEX[usize::from(byte & 15)]],
+            _ => continue,
+        };
+        out.extend_from_slice(&text[clean..i]);
+        out.extend_from_slice(escape);
+        clean = i + 1;
+    }
+    out.extend_from_slice(&text[clean..]);
+    out.push(b'"');
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
+    out.extend(bytes.iter().flat_map(|b| [HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]));
+}
+
+fn write_uuid(bytes: &[u8; 16], out: &mut Vec<u8>) {
+    for (i, part) in [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].into_iter().enumerate() {
+        if i > 0 {
+            out.push(b'-');
+        }
+        write_hex(part, out);
+    }
+}

@@ -1,0 +1,129 @@
+//! Capture: a write to an attached table becomes a row of the outbox, in the writer's own transaction.
+//!
+//! Runs as the writer, because encoding a value can run a user's cast (`hard-facts` 1); it needs no rights on the outbox,
+//! because the row is appended to the heap directly. Any error here fails the writer's statement: a change is never lost
+//! quietly.
+
+mod append;
+mod encode;
+mod options;
+mod plan;
+mod reorder;
+
+use crate::error::{Error, SqlState};
+use crate::pg::heap::{Columns, VarlenaBuffer};
+use crate::pg::trigger::{Event, Fired};
+use crate::settings;
+pub use options::{Options, Priority};
+use plan::Plan;
+use std::cell::RefCell;
+
+/// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
+const REASON_MIN_CHARS: usize = 5;
+
+pub fn init() {
+    plan::init();
+}
+
+/// What one capture works with; kept from row to row so that nothing is allocated in the steady state.
+#[derive(Default)]
+struct Scratch {
+    new: Columns,
+    old: Columns,
+    pk: VarlenaBuffer,
+    data: VarlenaBuffer,
+    before: VarlenaBuffer,
+    changed: Vec<bool>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
+}
+
+/// The trigger function's work.
+pub fn capture(fired: &Fired<'_>) {
+    if !settings::capture() {
+        return;
+    }
+    let plan = plan::of(fired);
+    let reason = settings::reason();
+    if plan.require_reason {
+        check_reason(reason.as_deref(), &plan);
+    }
+    // Taken, not borrowed: a user's cast may write to an attached table and bring us here again.
+    let mut scratch = SCRATCH.take().unwrap_or_default();
+    capture_change(fired, &plan, reason, &mut scratch);
+    SCRATCH.set(Some(scratch));
+}
+
+fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scratch: &mut Scratch) {
+    let Scratch { new, old, pk, data, before, changed } = scratch;
+    let event = fired.event();
+    let relation = fired.relation();
+    let _settings = plan.neutral_settings();
+
+    if let Some(tuple) = fired.old() {
+        old.load(tuple, &relation);
+    }
+    if let Some(tuple) = fired.new_row() {
+        new.load(tuple, &relation);
+    }
+    let mut change = append::Change { op: event.name(), pk: None, data: None, old: None, branch: None, reason };
+    match event {
+        Event::Insert => {
+            plan.write_key(new, pk.clear());
+            plan.write_all(new, data.clear());
+            change.data = Some(data.datum());
+            change.branch = plan.branch(new);
+        }
+        Event::Update => {
+            if !plan.mark_changed(old, new, changed) {
+                return;
+            }
+            plan.write_key(old, pk.clear());
+            plan.write_changed(new, changed, data.clear());
+            change.data = Some(data.datum());
+            change.branch = plan.branch(new);
+            if plan.include_old {
+                plan.write_changed(old, changed, before.clear());
+                change.old = Some(before.datum());
+            }
+        }
+        Event::Delete => {
+            plan.write_key(old, pk.clear());
+            change.branch = plan.branch(old);
+            if plan.include_old {
+                plan.write_all(old, before.clear());
+                change.old = Some(before.datum());
+            }
+        }
+        Event::Truncate => {}
+    }
+    if event != Event::Truncate {
+        change.pk = Some(pk.datum());
+    }
+    let outbox = append::outbox(fired.function());
+    outbox.append(plan, &change);
+
+    // A trigger on another row of the same statement has changed this row already, and that was captured first.
+    if let Some(tuple) = fired.new_row()
+        && tuple.superseded_by_us()
+    {
+        reorder::move_behind(&outbox, plan, data.content(), pk.content(), tuple.made_by_command());
+    }
+}
+
+fn check_reason(reason: Option<&[u8]>, plan: &Plan) {
+    let chars = reason.map_or(0, |r| String::from_utf8_lossy(r).chars().count());
+    if chars < REASON_MIN_CHARS {
+        Error::new(
+            SqlState::ERRCODE_CHECK_VIOLATION,
+            format!(
+                "writing to \"{}\" needs a reason of at least {REASON_MIN_CHARS} characters",
+                String::from_utf8_lossy(&plan.table_name)
+            ),
+        )
+        .hint("Say why first: SET sync_outbox.reason = 'stock count of store 12'; or SET LOCAL inside a transaction.")
+        .raise()
+    }
+}

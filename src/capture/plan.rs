@@ -1,0 +1,260 @@
+//! What capture knows of an attached table: which columns are written and how, what the key is, where changes go.
+//!
+//! Made once per trigger and backend, and thrown away when PostgreSQL says that something it was made from has changed.
+
+use super::encode::{Encoder, write_string};
+use super::options::{Options, Priority};
+use crate::error::{Error, SqlState};
+use crate::pg::datum;
+use crate::pg::guc::Nest;
+use crate::pg::heap::Columns;
+use crate::pg::relation;
+use crate::pg::role::ActAs;
+use crate::pg::trigger::Fired;
+use crate::store::attached;
+use pgrx::pg_sys::Oid;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// How one column is captured.
+struct Captured {
+    index: usize,
+    /// `"name":`, escaped once.
+    label: Vec<u8>,
+    encoder: Encoder,
+    by_value: bool,
+    length: i16,
+}
+
+pub struct Plan {
+    columns: Vec<Captured>,
+    /// Positions in `columns`, in the order of the key's index.
+    key: Vec<usize>,
+    branch: Option<(usize, Encoder)>,
+    follows_settings: bool,
+    pub schema_name: Vec<u8>,
+    pub table_name: Vec<u8>,
+    pub target_id: i16,
+    pub priority: Priority,
+    pub include_old: bool,
+    pub require_reason: bool,
+    /// The table that was attached, and the partition that is written to, if it is another.
+    made_from: [Oid; 2],
+    valid: Cell<bool>,
+}
+
+thread_local! {
+    /// By the trigger's oid, which is another one for every partition.
+    static PLANS: RefCell<HashMap<Oid, Rc<Plan>>> = RefCell::new(HashMap::new());
+    static ALL_STALE: Cell<bool> = const { Cell::new(false) };
+}
+
+pub fn init() {
+    relation::on_change(|oid| {
+        super::append::forget(oid);
+        // May run inside a look-up of ours: only take note.
+        PLANS.with(|plans| match plans.try_borrow() {
+            Ok(plans) if oid != Oid::INVALID => {
+                plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
+            }
+            _ => ALL_STALE.set(true),
+        });
+    });
+}
+
+/// The plan of the trigger that is being fired.
+pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
+    if ALL_STALE.take() {
+        PLANS.with_borrow_mut(HashMap::clear);
+    }
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&fired.oid()).cloned())
+        && plan.valid.get()
+    {
+        return plan;
+    }
+    let plan = Rc::new(Plan::make(fired));
+    PLANS.with_borrow_mut(|plans| plans.insert(fired.oid(), plan.clone()));
+    plan
+}
+
+impl Plan {
+    fn make(fired: &Fired<'_>) -> Self {
+        let _owner = ActAs::owner();
+        let written = fired.relation();
+        let Some(options) = fired.argument().and_then(|text| serde_json::from_slice::<Options>(text).ok()) else {
+            Error::new(
+                SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+                "the capture trigger was not made by sync_outbox_attach()",
+            )
+            .hint("Drop the trigger and call sync_outbox_attach() on the table.")
+            .raise()
+        };
+        let root = attached::root_of(fired.oid()).unwrap_or_else(|| written.oid());
+        let name = attached::name(root);
+        let key_names = attached::key_of(root, options.key_columns.as_deref()).unwrap_or_else(|error| error.raise());
+        let stored = written.columns();
+        let find = |wanted: &str| {
+            stored.iter().find(|c| c.name == wanted.as_bytes()).unwrap_or_else(|| missing(wanted, &name.1))
+        };
+
+        let is_key = |column: &[u8]| key_names.iter().any(|k| k.as_bytes() == column);
+        let listed = |list: &Option<Vec<String>>, column: &[u8]| {
+            list.as_ref().map(|l| l.iter().any(|name| name.as_bytes() == column))
+        };
+        options.columns.iter().flatten().for_each(|c| {
+            find(c);
+        });
+        let columns: Vec<Captured> = stored
+            .iter()
+            .filter(|c| {
+                is_key(&c.name)
+                    || listed(&options.columns, &c.name).unwrap_or(true)
+                        && !listed(&options.exclude, &c.name).unwrap_or(false)
+            })
+            .map(|c| Captured {
+                index: c.index,
+                label: label(&c.name),
+                encoder: Encoder::of(c.type_oid),
+                by_value: c.by_value,
+                length: c.length,
+            })
+            .collect();
+        let key = key_names
+            .iter()
+            .map(|name| {
+                let index = find(name).index;
+                columns.iter().position(|c| c.index == index).unwrap_or_default()
+            })
+            .collect();
+        let branch = options.branch_column.as_deref().map(find).map(|c| (c.index, Encoder::of(c.type_oid)));
+        Plan {
+            follows_settings: columns.iter().any(|c| c.encoder.follows_settings())
+                || branch.as_ref().is_some_and(|(_, e)| e.follows_settings()),
+            columns,
+            key,
+            branch,
+            schema_name: name.0,
+            table_name: name.1,
+            target_id: crate::store::target::id_for_capture(&options.target),
+            priority: options.priority,
+            include_old: options.include_old,
+            require_reason: options.require_reason,
+            made_from: [root, written.oid()],
+            valid: Cell::new(true),
+        }
+    }
+
+    /// Default output settings for as long as the result lives, if a column needs them and the session has others. Real
+    /// settings and not just C variables: a user's cast may change and restore them in between.
+    pub fn neutral_settings(&self) -> Option<Nest> {
+        if !self.follows_settings || datum::output_settings_are_default() {
+            return None;
+        }
+        let nest = Nest::new();
+        nest.set("DateStyle", "ISO")
+            .set("IntervalStyle", "postgres")
+            .set("TimeZone", "UTC")
+            .set("extra_float_digits", "1")
+            .set("bytea_output", "hex");
+        Some(nest)
+    }
+
+    /// The key as an object.
+    pub fn write_key(&self, row: &Columns, out: &mut Vec<u8>) {
+        write_object(self.key.iter().map(|i| &self.columns[*i]), row, out);
+    }
+
+    /// Every captured column.
+    pub fn write_all(&self, row: &Columns, out: &mut Vec<u8>) {
+        write_object(self.columns.iter(), row, out);
+    }
+
+    /// The captured columns that `changed` marks.
+    pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Vec<u8>) {
+        write_object(self.columns.iter().zip(changed).filter(|(_, c)| **c).map(|(column, _)| column), row, out);
+    }
+
+    /// Marks the captured columns whose bytes differ; `false` if none does.
+    pub fn mark_changed(&self, old: &Columns, new: &Columns, changed: &mut Vec<bool>) -> bool {
+        changed.clear();
+        changed.extend(self.columns.iter().map(|c| match (old.get(c.index), new.get(c.index)) {
+            (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
+            (None, None) => false,
+            _ => true,
+        }));
+        changed.contains(&true)
+    }
+
+    /// The branch of a row, as plain text.
+    pub fn branch(&self, row: &Columns) -> Option<Vec<u8>> {
+        let (index, encoder) = self.branch.as_ref()?;
+        let mut json = Vec::new();
+        encoder.write(row.get(*index)?, &mut json);
+        Some(match json.first() {
+            // The one place where a value is needed as text: take the quotes off again.
+            Some(b'"') => unquote(&json),
+            _ => json,
+        })
+    }
+}
+
+/// The text of a JSON string made by [`write_string`], which escapes nothing but ASCII.
+fn unquote(json: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(json.len());
+    let mut bytes = json[1..json.len() - 1].iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (byte, byte == b'\\') {
+            (_, false) => text.push(byte),
+            _ => match bytes.next() {
+                Some(b'n') => text.push(b'\n'),
+                Some(b'r') => text.push(b'\r'),
+                Some(b't') => text.push(b'\t'),
+                Some(b'b') => text.push(8),
+                Some(b'f') => text.push(12),
+                Some(b'u') => {
+                    let digits: Vec<u8> = bytes.by_ref().take(4).collect();
+                    let code = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
+                    text.push(code.unwrap_or(b'?'));
+                }
+                Some(other) => text.push(other),
+                None => {}
+            },
+        }
+    }
+    text
+}
+
+fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (i, column) in columns.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(&column.label);
+        match row.get(column.index) {
+            Some(value) => column.encoder.write(value, out),
+            None => out.extend_from_slice(b"null"),
+        }
+    }
+    out.push(b'}');
+}
+
+fn label(name: &[u8]) -> Vec<u8> {
+    let mut label = Vec::with_capacity(name.len() + 3);
+    write_string(name, &mut label);
+    label.push(b':');
+    label
+}
+
+fn missing(column: &str, table: &[u8]) -> ! {
+    Error::new(
+        SqlState::ERRCODE_UNDEFINED_COLUMN,
+        format!(
+            "column \"{column}\" of \"{}\" is named in sync_outbox_attach() but is gone",
+            String::from_utf8_lossy(table)
+        ),
+    )
+    .hint("Call sync_outbox_attach() again with the columns that the table has now.")
+    .raise()
+}

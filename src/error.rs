@@ -1,0 +1,60 @@
+//! Errors that a user sees: SQLSTATE, message in PostgreSQL's style, and a hint that says what to type.
+
+pub use pgrx::PgSqlErrorCode as SqlState;
+use pgrx::pg_sys::panic::ErrorReport;
+
+/// What went wrong, and what to do about it.
+#[derive(Debug, Clone)]
+pub struct Error {
+    pub sqlstate: SqlState,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(sqlstate: SqlState, message: impl Into<String>) -> Self {
+        Error { sqlstate, message: message.into(), detail: None, hint: None }
+    }
+
+    /// A bad argument: 22023.
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self::new(SqlState::ERRCODE_INVALID_PARAMETER_VALUE, message)
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Raises it as a PostgreSQL `ERROR`.
+    pub fn raise(self) -> ! {
+        ErrorReport::from(self).report(pgrx::PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+}
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let mut report = ErrorReport::new(error.sqlstate, error.message, "sync_outbox");
+        if let Some(detail) = error.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = error.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+/// The value, or the error raised.
+pub fn or_raise<T>(result: Result<T>) -> T {
+    result.unwrap_or_else(|error| error.raise())
+}

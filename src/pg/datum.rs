@@ -1,0 +1,138 @@
+//! Values of rows: reading a datum of a known type, and a type's own functions kept ready.
+//!
+//! A [`Value`] is only made from a tuple and the type its descriptor gives, so the readers below may trust the type.
+
+use super::externs;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// A non-NULL datum of a row, valid as long as the row.
+#[derive(Clone, Copy)]
+pub struct Value(pub(super) pg_sys::Datum);
+
+impl Value {
+    pub fn bool(self) -> bool {
+        self.0.value() != 0
+    }
+    pub fn int2(self) -> i16 {
+        self.0.value() as i16
+    }
+    pub fn int4(self) -> i32 {
+        self.0.value() as i32
+    }
+    pub fn int8(self) -> i64 {
+        self.0.value() as i64
+    }
+    pub fn float4(self) -> f32 {
+        f32::from_bits(self.0.value() as u32)
+    }
+    pub fn float8(self) -> f64 {
+        f64::from_bits(self.0.value() as u64)
+    }
+
+    /// The 16 bytes of a uuid.
+    pub fn uuid(&self) -> &[u8; 16] {
+        // SAFETY: a uuid datum points to 16 bytes inside the row.
+        unsafe { &*self.0.cast_mut_ptr::<[u8; 16]>() }
+    }
+
+    /// The bytes of a varlena (text, bytea, json), detoasted if they were stored out of line or compressed.
+    pub fn varlena(&self) -> &[u8] {
+        // SAFETY: the datum is a varlena; the detoasted copy lives in the current memory context, longer than the row.
+        unsafe {
+            let varlena = pg_sys::pg_detoast_datum_packed(self.0.cast_mut_ptr());
+            core::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(varlena).cast(),
+                pgrx::varlena::varsize_any_exhdr(varlena),
+            )
+        }
+    }
+
+    /// Equal bytes (after detoasting), which is stricter than the type's `=`: numeric 1 and 1.0 differ.
+    pub fn same_image(self, other: Value, by_value: bool, length: i16) -> bool {
+        // SAFETY: both datums have the type that `by_value` and `length` describe.
+        unsafe { externs::datum_image_eq(self.0, other.0, by_value, length.into()) }
+    }
+}
+
+/// Writes the shortest text that reads back as the same float, as `float8out` does with default settings.
+pub fn shortest_float8(value: f64, out: &mut Vec<u8>) {
+    let mut buffer = [0; 32];
+    // SAFETY: the longest result is 25 bytes.
+    unsafe {
+        externs::float8_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
+        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+    }
+}
+
+/// As [`shortest_float8`], for `real`.
+pub fn shortest_float4(value: f32, out: &mut Vec<u8>) {
+    let mut buffer = [0; 32];
+    // SAFETY: the longest result is 16 bytes.
+    unsafe {
+        externs::float_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
+        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+    }
+}
+
+/// Writes a date, timestamp or timestamptz (`type_oid` says which) as JSON does, in UTC.
+pub fn iso_datetime(value: Value, type_oid: pg_sys::Oid, out: &mut Vec<u8>) {
+    let mut buffer = [0; 256];
+    let utc = 0;
+    // SAFETY: the buffer is larger than MAXDATELEN + 1 and the datum has the type named.
+    unsafe {
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value.0, type_oid, &utc);
+        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+    }
+}
+
+/// A function of one argument that is called for every row: looked up once.
+pub struct Function(Box<pg_sys::FmgrInfo>);
+
+impl Function {
+    pub fn new(oid: pg_sys::Oid) -> Self {
+        let mut info = Box::<pg_sys::FmgrInfo>::default();
+        // SAFETY: the box gives the FmgrInfo a stable address; its memory context lives as long as the backend.
+        unsafe { pg_sys::fmgr_info_cxt(oid, &mut *info, pg_sys::TopMemoryContext) };
+        Function(info)
+    }
+
+    /// The output function of a type.
+    pub fn output(type_oid: pg_sys::Oid) -> Self {
+        let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
+        // SAFETY: catalog look-up inside a transaction.
+        unsafe { pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena) };
+        Self::new(function)
+    }
+
+    /// Writes what an output function gives.
+    pub fn write_text(&self, value: Value, out: &mut Vec<u8>) {
+        // SAFETY: the function is the output function of the value's type and returns a C string.
+        unsafe {
+            let text = pg_sys::OutputFunctionCall((&raw const *self.0).cast_mut(), value.0);
+            out.extend_from_slice(CStr::from_ptr(text).to_bytes());
+        }
+    }
+
+    /// Writes what a function that returns json or text gives.
+    pub fn write_varlena(&self, value: Value, out: &mut Vec<u8>) {
+        // SAFETY: the function takes the value's type and returns a varlena.
+        let result = unsafe { pg_sys::FunctionCall1Coll((&raw const *self.0).cast_mut(), pg_sys::InvalidOid, value.0) };
+        out.extend_from_slice(Value(result).varlena());
+    }
+}
+
+/// `BYTEA_OUTPUT_HEX` of `utils/bytea.h`.
+const BYTEA_OUTPUT_HEX: i32 = 1;
+
+/// Whether the session prints values as a default session in UTC would.
+pub fn output_settings_are_default() -> bool {
+    // SAFETY: plain globals of the backend; session_timezone is always a valid zone.
+    unsafe {
+        pg_sys::DateStyle == pg_sys::USE_ISO_DATES as i32
+            && pg_sys::IntervalStyle == pg_sys::INTSTYLE_POSTGRES as i32
+            && pg_sys::extra_float_digits == 1
+            && externs::bytea_output == BYTEA_OUTPUT_HEX
+            && CStr::from_ptr(pg_sys::pg_get_timezone_name(pg_sys::session_timezone)) == c"UTC"
+    }
+}

@@ -1,0 +1,155 @@
+//! Heap rows: taking them apart, and appending one with its index entry.
+
+use super::datum::Value;
+use super::relation::Open;
+use pgrx::pg_sys;
+use std::marker::PhantomData;
+
+/// A row that PostgreSQL handed to us.
+#[derive(Clone, Copy)]
+pub struct Tuple<'a>(pg_sys::HeapTuple, PhantomData<&'a ()>);
+
+impl Tuple<'_> {
+    pub(super) fn new(tuple: pg_sys::HeapTuple) -> Option<Self> {
+        (!tuple.is_null()).then_some(Tuple(tuple, PhantomData))
+    }
+
+    /// Whether this version has been replaced or deleted by our own transaction already (`hard-facts` 2).
+    pub fn superseded_by_us(&self) -> bool {
+        // SAFETY: the header of a live tuple.
+        unsafe {
+            let header = &*(*self.0).t_data;
+            let mask = u32::from(header.t_infomask);
+            if mask & pg_sys::HEAP_XMAX_INVALID != 0 || mask & pg_sys::HEAP_XMAX_LOCK_ONLY != 0 {
+                return false;
+            }
+            let xmax = if mask & pg_sys::HEAP_XMAX_IS_MULTI != 0 {
+                pg_sys::HeapTupleGetUpdateXid((*self.0).t_data)
+            } else {
+                header.t_choice.t_heap.t_xmax
+            };
+            xmax != pg_sys::InvalidTransactionId && pg_sys::TransactionIdIsCurrentTransactionId(xmax)
+        }
+    }
+}
+
+impl Tuple<'_> {
+    /// The command of this transaction that made this version; only for versions that our transaction made.
+    pub fn made_by_command(&self) -> u32 {
+        // SAFETY: the header of a live tuple whose xmin is ours (resolves combo command ids).
+        unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.0).t_data) }
+    }
+}
+
+/// The columns of one row, taken apart; reused from row to row.
+#[derive(Default)]
+pub struct Columns {
+    values: Vec<pg_sys::Datum>,
+    nulls: Vec<bool>,
+}
+
+impl Columns {
+    /// Takes `tuple` apart; its shape is that of `relation`.
+    pub fn load(&mut self, tuple: Tuple<'_>, relation: &super::relation::Borrowed<'_>) {
+        let n = relation.natts();
+        self.values.resize(n, pg_sys::Datum::from(0));
+        self.nulls.resize(n, true);
+        // SAFETY: both arrays have the descriptor's number of attributes; the datums point into the tuple.
+        unsafe {
+            pg_sys::heap_deform_tuple(tuple.0, relation.descriptor(), self.values.as_mut_ptr(), self.nulls.as_mut_ptr())
+        }
+    }
+
+    /// The value at index `i` (attribute number minus one); `None` for NULL.
+    pub fn get(&self, i: usize) -> Option<Value> {
+        (!self.nulls[i]).then(|| Value(self.values[i]))
+    }
+}
+
+/// A growing varlena: four bytes of header, then the content. Handed to PostgreSQL without a copy.
+#[derive(Default)]
+pub struct VarlenaBuffer(Vec<u8>);
+
+impl VarlenaBuffer {
+    pub fn clear(&mut self) -> &mut Vec<u8> {
+        self.0.clear();
+        self.0.extend_from_slice(&[0; 4]);
+        &mut self.0
+    }
+
+    pub fn content(&self) -> &[u8] {
+        self.0.get(4..).unwrap_or_default()
+    }
+
+    /// The datum; valid until the buffer changes.
+    pub fn datum(&mut self) -> pg_sys::Datum {
+        let length = i32::try_from(self.0.len()).ok().filter(|n| *n < 0x3fff_ffff);
+        let Some(length) = length else {
+            pgrx::ereport!(
+                ERROR,
+                pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                "a captured change does not fit into 1 GB"
+            );
+        };
+        // SAFETY: the buffer holds the header's four bytes and is aligned by the allocator.
+        unsafe { pgrx::set_varsize_4b(self.0.as_mut_ptr().cast(), length) };
+        pg_sys::Datum::from(self.0.as_mut_ptr())
+    }
+}
+
+/// A column of a row to be appended.
+pub type Field = Option<pg_sys::Datum>;
+
+/// Appends a row to `table` and its entry to the unique index `index` over the columns at `keys` (none of them NULL).
+pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
+    let mut values: [pg_sys::Datum; 32] = [pg_sys::Datum::from(0); 32];
+    let mut nulls = [true; 32];
+    for (i, field) in fields.iter().enumerate() {
+        if let Some(datum) = field {
+            values[i] = *datum;
+            nulls[i] = false;
+        }
+    }
+    let mut key_values = [pg_sys::Datum::from(0); 4];
+    let mut key_nulls = [false; 4];
+    for (k, column) in keys.iter().enumerate() {
+        key_values[k] = values[*column];
+    }
+    // SAFETY: both relations are open with ROW EXCLUSIVE; the caller has verified that `fields` matches the table's
+    // descriptor, that the table is a plain heap, and that `index` is a plain unique btree over `keys`.
+    unsafe {
+        let tuple = pg_sys::heap_form_tuple(table.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
+        pg_sys::heap_insert(table.raw(), tuple, pg_sys::GetCurrentCommandId(true), 0, core::ptr::null_mut());
+        let info = pg_sys::BuildIndexInfo(index.raw());
+        pg_sys::index_insert(
+            index.raw(),
+            key_values.as_mut_ptr(),
+            key_nulls.as_mut_ptr(),
+            &mut (*tuple).t_self,
+            table.raw(),
+            pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
+            false,
+            info,
+        );
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        pg_sys::index_insert_cleanup(index.raw(), info);
+    }
+}
+
+/// The next value of a sequence, without a check of rights: capture works for a writer who has none on the outbox.
+pub fn next_value(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: the oid is that of a sequence; errors are raised.
+    unsafe { super::externs::nextval_internal(sequence, false) }
+}
+
+/// The top-level transaction id, assigned if there is none yet.
+pub fn top_transaction_id() -> u64 {
+    // SAFETY: inside a transaction that may write.
+    unsafe { pg_sys::GetTopFullTransactionId() }.value
+}
+
+/// Now, as a `timestamptz` datum (the clock's time, not that of the transaction's start).
+pub fn now() -> pg_sys::Datum {
+    // SAFETY: plain call.
+    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
+}

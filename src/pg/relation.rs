@@ -1,0 +1,291 @@
+//! Relations: open ones with a guard, and what their descriptors say.
+
+use pgrx::pg_sys;
+use std::ffi::CStr;
+use std::marker::PhantomData;
+
+/// One column of a relation.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Position in a row taken apart: attribute number minus one.
+    pub index: usize,
+    pub name: Vec<u8>,
+    pub type_oid: pg_sys::Oid,
+    pub by_value: bool,
+    pub length: i16,
+}
+
+/// A relation that somebody else keeps open.
+pub struct Borrowed<'a>(pg_sys::Relation, PhantomData<&'a ()>);
+
+impl Borrowed<'_> {
+    /// # Safety
+    /// `relation` is open, and stays so while the result lives.
+    pub(super) unsafe fn new(relation: pg_sys::Relation) -> Self {
+        Borrowed(relation, PhantomData)
+    }
+
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: an open relation.
+        unsafe { (*self.0).rd_id }
+    }
+
+    pub fn natts(&self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*(*self.0).rd_att).natts as usize }
+    }
+
+    pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
+        // SAFETY: as above.
+        unsafe { (*self.0).rd_att }
+    }
+
+    /// The columns that rows of this relation really store: neither dropped nor virtual.
+    pub fn columns(&self) -> Vec<Column> {
+        (0..self.natts()).filter_map(|i| self.column(i)).collect()
+    }
+
+    fn column(&self, i: usize) -> Option<Column> {
+        // SAFETY: i is below natts.
+        unsafe {
+            #[cfg(not(feature = "pg18"))]
+            let att = &*(*self.descriptor()).attrs.as_ptr().add(i);
+            #[cfg(feature = "pg18")]
+            let att = &*pg_sys::TupleDescAttr(self.descriptor(), i as i32);
+            (!att.attisdropped && att.attgenerated as u8 != b'v').then(|| Column {
+                index: i,
+                name: CStr::from_ptr(att.attname.data.as_ptr()).to_bytes().to_vec(),
+                type_oid: att.atttypid,
+                by_value: att.attbyval,
+                length: att.attlen,
+            })
+        }
+    }
+}
+
+/// A relation opened by us: closed when dropped, its lock kept to the end of the transaction (`hard-facts` 25).
+pub struct Open {
+    relation: pg_sys::Relation,
+    is_index: bool,
+}
+
+impl Open {
+    /// Opens a table for writing.
+    pub fn table(oid: pg_sys::Oid) -> Self {
+        // SAFETY: raises an ERROR if it is gone.
+        Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: false }
+    }
+
+    /// Opens an index for writing.
+    pub fn index(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above.
+        Open { relation: unsafe { pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: true }
+    }
+
+    pub(super) fn raw(&self) -> pg_sys::Relation {
+        self.relation
+    }
+
+    pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
+        // SAFETY: an open relation.
+        unsafe { (*self.relation).rd_att }
+    }
+
+    pub fn columns(&self) -> Vec<Column> {
+        // SAFETY: open as long as self.
+        unsafe { Borrowed::new(self.relation) }.columns()
+    }
+
+    /// Whether a row can be put into this table without anything else having to happen: a permanent heap with no
+    /// rules, triggers, row security or constraints that would have to be checked.
+    pub fn is_plain_heap(&self) -> bool {
+        // SAFETY: fields of an open relation; trigdesc and constr may be null.
+        unsafe {
+            let form = &*(*self.relation).rd_rel;
+            let constraints = (*self.descriptor()).constr;
+            form.relkind as u8 == pg_sys::RELKIND_RELATION
+                && form.relam == pg_sys::Oid::from(pg_sys::HEAP_TABLE_AM_OID)
+                && !form.relispartition
+                && !form.relhasrules
+                && !form.relrowsecurity
+                && (*self.relation).trigdesc.is_null()
+                && (constraints.is_null() || ((*constraints).num_check == 0 && !(*constraints).has_generated_stored))
+        }
+    }
+
+    /// The oids of its indexes.
+    pub fn indexes(&self) -> Vec<pg_sys::Oid> {
+        // SAFETY: RelationGetIndexList returns a fresh list of oids.
+        unsafe {
+            let list = pg_sys::RelationGetIndexList(self.relation);
+            let oids = (0..pg_sys::list_length(list)).map(|i| pg_sys::list_nth_oid(list, i)).collect();
+            pg_sys::list_free(list);
+            oids
+        }
+    }
+
+    /// For an index: its key columns as attribute numbers, whether it is a valid immediate unique one, and whether it
+    /// covers only some rows.
+    pub fn index_shape(&self) -> IndexShape {
+        // SAFETY: rd_index is set for an open index; indkey has indnatts entries.
+        unsafe {
+            let form = &*(*self.relation).rd_index;
+            let keys = core::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
+            IndexShape {
+                keys: keys.to_vec(),
+                unique: form.indisunique && form.indimmediate && form.indisvalid && !form.indisexclusion,
+                partial: !pg_sys::RelationGetIndexPredicate(self.relation).is_null(),
+            }
+        }
+    }
+}
+
+/// What [`Open::index_shape`] says.
+pub struct IndexShape {
+    pub keys: Vec<i16>,
+    pub unique: bool,
+    pub partial: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return; // the abort closes it
+        }
+        // SAFETY: opened in `table` or `index`; NoLock keeps the lock to the end of the transaction.
+        unsafe {
+            if self.is_index {
+                pg_sys::index_close(self.relation, pg_sys::NoLock as i32)
+            } else {
+                pg_sys::table_close(self.relation, pg_sys::NoLock as i32)
+            }
+        }
+    }
+}
+
+/// The oid of a relation in a schema, if there is one.
+pub fn lookup(schema: pg_sys::Oid, name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: syscache look-up inside a transaction.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// The name of a schema, in the server encoding.
+pub fn schema_name(oid: pg_sys::Oid) -> Vec<u8> {
+    // SAFETY: returns a palloc'd string or null.
+    unsafe {
+        let name = pg_sys::get_namespace_name(oid);
+        if name.is_null() { Vec::new() } else { CStr::from_ptr(name).to_bytes().to_vec() }
+    }
+}
+
+/// Registers `changed` to be told the oid of every relation whose description changed, and a zero oid when any may have
+/// (also when schemas are renamed or casts change). It must only take note: it can run in the middle of a look-up.
+pub fn on_change(changed: fn(pg_sys::Oid)) {
+    use std::sync::OnceLock;
+    static CALLBACK: OnceLock<fn(pg_sys::Oid)> = OnceLock::new();
+    if CALLBACK.set(changed).is_err() {
+        return;
+    }
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn relation(_arg: pg_sys::Datum, oid: pg_sys::Oid) {
+        if let Some(changed) = CALLBACK.get() {
+            changed(oid)
+        }
+    }
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn catalog(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+        if let Some(changed) = CALLBACK.get() {
+            changed(pg_sys::InvalidOid)
+        }
+    }
+    // SAFETY: registered once per backend; the functions live as long as the library, which is never unloaded.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(relation), pg_sys::Datum::from(0));
+        for cache in [pg_sys::SysCacheIdentifier::NAMESPACEOID, pg_sys::SysCacheIdentifier::CASTSOURCETARGET] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog), pg_sys::Datum::from(0));
+        }
+    }
+}
+
+/// What PostgreSQL's JSON functions do with a type that is none of the simple ones.
+pub enum JsonKind {
+    Array,
+    Composite,
+    /// A user's cast to json, by its function.
+    Cast(pg_sys::Oid),
+    Other,
+}
+
+/// The type under a domain, or the type itself.
+pub fn base_type(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: syscache look-up.
+    unsafe { pg_sys::getBaseType(oid) }
+}
+
+/// As `json_categorize_type` decides (json.c): arrays, composites, then for types that are not built in a cast to json.
+pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
+    // SAFETY: syscache look-ups inside a transaction.
+    unsafe {
+        if pg_sys::get_element_type(oid) != pg_sys::InvalidOid
+            || oid == pg_sys::ANYARRAYOID
+            || oid == pg_sys::RECORDARRAYOID
+        {
+            return JsonKind::Array;
+        }
+        if pg_sys::type_is_rowtype(oid) {
+            return JsonKind::Composite;
+        }
+        if oid.to_u32() >= pg_sys::FirstNormalObjectId {
+            let mut function = pg_sys::InvalidOid;
+            let path = pg_sys::find_coercion_pathway(
+                pg_sys::JSONOID,
+                oid,
+                pg_sys::CoercionContext::COERCION_EXPLICIT,
+                &mut function,
+            );
+            if path == pg_sys::CoercionPathType::COERCION_PATH_FUNC {
+                return JsonKind::Cast(function);
+            }
+        }
+        JsonKind::Other
+    }
+}
+
+/// The oid of an enum's label.
+pub fn enum_value(type_oid: pg_sys::Oid, label: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: syscache look-up by two keys: the type and the label as a name.
+    let oid = unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::ENUMTYPOIDNAME as i32,
+            pg_sys::Anum_pg_enum_oid as i16,
+            type_oid.into(),
+            label.as_ptr().into(),
+            pg_sys::Datum::from(0),
+            pg_sys::Datum::from(0),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// The schema a function is in.
+pub fn schema_of_function(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: syscache look-up.
+    unsafe { pg_sys::get_func_namespace(oid) }
+}
+
+/// The oid of a type in a schema, if there is one.
+pub fn type_lookup(schema: pg_sys::Oid, name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: syscache look-up by name and schema.
+    let oid = unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
+            pg_sys::Anum_pg_type_oid as i16,
+            name.as_ptr().into(),
+            schema.into(),
+            pg_sys::Datum::from(0),
+            pg_sys::Datum::from(0),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}

@@ -1,0 +1,290 @@
+//! SQL from Rust: kept plans, typed arguments and rows (SPI).
+//!
+//! pgrx's own `Spi` assigns a transaction id whenever a statement may write, and its read-only form does not see what the
+//! same function did before. Here a statement runs with a fresh snapshot (as in PL/pgSQL) and draws no transaction id
+//! until it writes, so that an idle worker costs none.
+
+use pgrx::{FromDatum, IntoDatum, pg_sys};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::ops::ControlFlow;
+
+/// One argument: its type and value.
+pub struct Arg {
+    oid: pg_sys::Oid,
+    datum: Option<pg_sys::Datum>,
+}
+
+impl<T: IntoDatum> From<T> for Arg {
+    fn from(value: T) -> Self {
+        Arg { oid: T::type_oid(), datum: value.into_datum() }
+    }
+}
+
+impl Arg {
+    /// NULL of the type that `T` stands for, or the value.
+    pub fn opt<T: IntoDatum>(value: Option<T>) -> Self {
+        Arg { oid: T::type_oid(), datum: value.and_then(IntoDatum::into_datum) }
+    }
+
+    pub fn datum(oid: pg_sys::Oid, datum: pg_sys::Datum) -> Self {
+        Arg { oid, datum: Some(datum) }
+    }
+
+    pub fn null(oid: pg_sys::Oid) -> Self {
+        Arg { oid, datum: None }
+    }
+
+    /// A text of bytes in the server encoding.
+    pub fn text_bytes(bytes: &[u8]) -> Self {
+        Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
+    }
+}
+
+/// One row of a result, valid during the closure that receives it.
+pub struct Row {
+    tuple: pg_sys::HeapTuple,
+    desc: pg_sys::TupleDesc,
+}
+
+impl Row {
+    /// Column `n`, from 1; `None` for NULL. The column's type must be the one `T` reads.
+    pub fn get<T: FromDatum + IntoDatum>(&self, n: usize) -> Option<T> {
+        let (datum, null) = self.raw(n);
+        // SAFETY: the datum belongs to this tuple and the statements in `store` name types that match `T`.
+        unsafe { T::from_polymorphic_datum(datum, null, pg_sys::SPI_gettypeid(self.desc, n as i32)) }
+    }
+
+    /// Column `n` as an owned string, empty for NULL.
+    pub fn text(&self, n: usize) -> String {
+        self.get::<String>(n).unwrap_or_default()
+    }
+
+    /// Column `n` as 64-bit integer, 0 for NULL.
+    pub fn int(&self, n: usize) -> i64 {
+        self.get::<i64>(n).unwrap_or_default()
+    }
+
+    /// The bytes of a text, json or bytea column, detoasted where necessary, without a copy where not.
+    pub fn bytes(&self, n: usize) -> Option<&[u8]> {
+        let (datum, null) = self.raw(n);
+        if null {
+            return None;
+        }
+        // SAFETY: the column is a varlena by contract; a detoasted copy lives in the SPI context, as long as the row.
+        unsafe {
+            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            Some(core::slice::from_raw_parts(
+                pgrx::varlena::vardata_any(varlena).cast(),
+                pgrx::varlena::varsize_any_exhdr(varlena),
+            ))
+        }
+    }
+
+    /// The row as datums, in column order.
+    pub fn raw(&self, n: usize) -> (pg_sys::Datum, bool) {
+        let mut null = false;
+        // SAFETY: tuple and descriptor are those of the current SPI result.
+        let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.desc, n as i32, &mut null) };
+        (datum, null)
+    }
+}
+
+/// The text of a type's output function, in the server encoding.
+pub fn output(oid: pg_sys::Oid, datum: pg_sys::Datum) -> String {
+    let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
+    // SAFETY: catalog look-up, then the type's own output function on a datum of that type.
+    unsafe {
+        pg_sys::getTypeOutputInfo(oid, &mut function, &mut varlena);
+        CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, datum)).to_string_lossy().into_owned()
+    }
+}
+
+struct Connection;
+
+impl Connection {
+    fn open() -> Self {
+        // SAFETY: inside a transaction; closed in Drop, or by the abort after an error.
+        if unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) } != pg_sys::SPI_OK_CONNECT as i32 {
+            pgrx::error!("SPI_connect failed");
+        }
+        Connection
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: pairs with SPI_connect above.
+            unsafe { pg_sys::SPI_finish() };
+        }
+    }
+}
+
+thread_local! {
+    /// Kept plans by statement text: PostgreSQL's plan cache revalidates them after DDL.
+    static PLANS: RefCell<HashMap<String, pg_sys::SPIPlanPtr>> = RefCell::new(HashMap::new());
+}
+
+fn plan(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
+    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
+        return plan;
+    }
+    let plan = prepare(sql, args);
+    // SAFETY: a plan just made by SPI_prepare in this connection.
+    if unsafe { pg_sys::SPI_keepplan(plan) } != 0 {
+        pgrx::error!("SPI_keepplan failed");
+    }
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    plan
+}
+
+fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
+    let mut types: Vec<pg_sys::Oid> = args.iter().map(|a| a.oid).collect();
+    let text = CString::new(sql).unwrap_or_default();
+    // SAFETY: NUL-terminated text and as many types as arguments; errors are raised by the parser.
+    let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
+    if plan.is_null() {
+        pgrx::error!("SPI_prepare failed: {sql}");
+    }
+    plan
+}
+
+fn execute(plan: pg_sys::SPIPlanPtr, args: &[Arg], read_only: bool) -> u64 {
+    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
+    let nulls: Vec<core::ffi::c_char> =
+        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
+    // SAFETY: the plan belongs to this backend and was prepared with these types; arrays have its number of arguments.
+    unsafe {
+        let code = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
+        if code < 0 {
+            pgrx::error!("SPI_execute_plan failed: {code}");
+        }
+        pg_sys::SPI_processed
+    }
+}
+
+/// Hands every row of the last result to `each` and frees the result.
+fn rows(mut each: impl FnMut(&Row)) {
+    // SAFETY: SPI_tuptable is the result of the statement just executed in this connection, or null.
+    unsafe {
+        let table = pg_sys::SPI_tuptable;
+        if table.is_null() {
+            return;
+        }
+        for i in 0..(*table).numvals as usize {
+            each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc });
+        }
+        pg_sys::SPI_freetuptable(table);
+    }
+}
+
+/// Runs a statement with a plan kept for the session; returns the number of rows processed.
+pub fn run(sql: &str, args: &[Arg]) -> u64 {
+    let _spi = Connection::open();
+    execute(plan(sql, args), args, false)
+}
+
+/// Runs a query with a plan kept for the session and hands its rows to `each`.
+pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
+    let _spi = Connection::open();
+    let processed = execute(plan(sql, args), args, false);
+    rows(each);
+    processed
+}
+
+/// Runs a query once, without keeping its plan: for DDL and for text made of user input.
+pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
+    let _spi = Connection::open();
+    let processed = execute(prepare(sql, args), args, false);
+    rows(each);
+    processed
+}
+
+/// Runs a query and hands over its rows until `each` says stop. They are fetched a few at a time, so that a reader that
+/// stops at a number of bytes never holds many times that.
+pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row) -> ControlFlow<()>) {
+    const CHUNK: core::ffi::c_long = 64;
+    let _spi = Connection::open();
+    let plan = plan(sql, args);
+    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
+    let nulls: Vec<core::ffi::c_char> =
+        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
+    // SAFETY: as in `execute`; the portal is closed before the connection, or by the abort.
+    unsafe {
+        let portal = pg_sys::SPI_cursor_open(core::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), false);
+        let mut stop = false;
+        while !stop {
+            pg_sys::SPI_cursor_fetch(portal, true, CHUNK);
+            let table = pg_sys::SPI_tuptable;
+            let fetched = pg_sys::SPI_processed as usize;
+            for i in 0..fetched {
+                if each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc }).is_break() {
+                    stop = true;
+                    break;
+                }
+            }
+            pg_sys::SPI_freetuptable(table);
+            stop |= fetched < CHUNK as usize;
+        }
+        pg_sys::SPI_cursor_close(portal);
+    }
+}
+
+/// The first row of a query, if there is one.
+pub fn first<T>(sql: &str, args: &[Arg], mut read: impl FnMut(&Row) -> T) -> Option<T> {
+    let mut found = None;
+    query(sql, args, |row| {
+        if found.is_none() {
+            found = Some(read(row));
+        }
+    });
+    found
+}
+
+/// The installed extension: who owns it and the schema its objects are in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extension {
+    pub oid: pg_sys::Oid,
+    pub owner: pg_sys::Oid,
+    pub schema: pg_sys::Oid,
+}
+
+/// Looks the extension up in `pg_extension` without SPI, so that a database without it costs next to nothing.
+pub fn extension() -> Option<Extension> {
+    // SAFETY: an ordinary catalog scan inside a transaction with an explicit key; closed on every path.
+    unsafe {
+        let oid = pg_sys::get_extension_oid(c"sync_outbox".as_ptr(), true);
+        if oid == pg_sys::InvalidOid {
+            return None;
+        }
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, pg_sys::AccessShareLock as i32);
+        let mut key = pg_sys::ScanKeyData::default();
+        pg_sys::ScanKeyInit(
+            &mut key,
+            pg_sys::Anum_pg_extension_oid as i16,
+            pg_sys::BTEqualStrategyNumber as u16,
+            pgrx::pg_sys::Oid::from(pg_sys::F_OIDEQ).into(),
+            oid.into(),
+        );
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::Oid::from(pg_sys::ExtensionOidIndexId),
+            true,
+            core::ptr::null_mut(),
+            1,
+            &mut key,
+        );
+        let tuple = pg_sys::systable_getnext(scan);
+        let found = if tuple.is_null() {
+            None
+        } else {
+            let form = pg_sys::GETSTRUCT(tuple) as *const pg_sys::FormData_pg_extension;
+            Some(Extension { oid, owner: (*form).extowner, schema: (*form).extnamespace })
+        };
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        found
+    }
+}

@@ -1,0 +1,32 @@
+//! Text datums from bytes in the server encoding, and UTF-8 from them.
+
+use pgrx::pg_sys::{self, Datum};
+
+/// A text datum holding a copy of `bytes`.
+pub fn datum(bytes: &[u8]) -> Datum {
+    // SAFETY: copies `len` bytes into a fresh varlena.
+    Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
+}
+
+/// Whether the database stores UTF-8, so that nothing has to be converted on the way out.
+pub fn server_is_utf8() -> bool {
+    // SAFETY: plain getter.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
+}
+
+/// Appends `bytes`, which are in the server encoding, as UTF-8. Raises an ERROR if they cannot be converted.
+pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
+    if server_is_utf8() || bytes.is_ascii() {
+        return out.extend_from_slice(bytes);
+    }
+    // SAFETY: the input is a live slice; the result is NUL-terminated, and the input itself if nothing had to be done.
+    unsafe {
+        let converted =
+            pg_sys::pg_server_to_any(bytes.as_ptr().cast(), bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+        if converted.cast_const() == bytes.as_ptr().cast() {
+            out.extend_from_slice(bytes);
+        } else {
+            out.extend_from_slice(std::ffi::CStr::from_ptr(converted).to_bytes());
+        }
+    }
+}

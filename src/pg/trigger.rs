@@ -1,0 +1,102 @@
+//! What a trigger function is told (`TriggerData`).
+
+use super::heap::Tuple;
+use pgrx::pg_sys;
+use std::ffi::CStr;
+
+/// Which operation fired the trigger.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl Event {
+    pub fn name(self) -> &'static str {
+        match self {
+            Event::Insert => "INSERT",
+            Event::Update => "UPDATE",
+            Event::Delete => "DELETE",
+            Event::Truncate => "TRUNCATE",
+        }
+    }
+}
+
+/// A trigger that is being fired.
+pub struct Fired<'a>(&'a pg_sys::TriggerData);
+
+impl<'a> Fired<'a> {
+    /// `None` if the function was not called as a trigger.
+    ///
+    /// # Safety
+    /// `fcinfo` is the call info PostgreSQL passed to a function, and outlives the result.
+    pub unsafe fn from_call(fcinfo: pg_sys::FunctionCallInfo) -> Option<Self> {
+        // SAFETY: by contract of this function; TriggerData starts with its node tag.
+        unsafe {
+            let context = (*fcinfo).context;
+            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
+                .then(|| Fired(&*context.cast::<pg_sys::TriggerData>()))
+        }
+    }
+
+    pub fn event(&self) -> Event {
+        match self.0.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
+            pg_sys::TRIGGER_EVENT_INSERT => Event::Insert,
+            pg_sys::TRIGGER_EVENT_UPDATE => Event::Update,
+            pg_sys::TRIGGER_EVENT_DELETE => Event::Delete,
+            _ => Event::Truncate,
+        }
+    }
+
+    pub fn is_after(&self) -> bool {
+        self.0.tg_event & pg_sys::TRIGGER_EVENT_TIMINGMASK == pg_sys::TRIGGER_EVENT_AFTER
+    }
+
+    pub fn is_for_row(&self) -> bool {
+        self.0.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
+    }
+
+    /// The trigger's own oid: a partition's clone has one of its own.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: PostgreSQL sets tg_trigger for every call.
+        unsafe { (*self.0.tg_trigger).tgoid }
+    }
+
+    pub fn function(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*self.0.tg_trigger).tgfoid }
+    }
+
+    pub fn relation(&self) -> super::relation::Borrowed<'a> {
+        // SAFETY: the relation stays open and locked while its trigger runs.
+        unsafe { super::relation::Borrowed::new(self.0.tg_relation) }
+    }
+
+    /// The only argument our triggers have, or nothing.
+    pub fn argument(&self) -> Option<&'a [u8]> {
+        // SAFETY: tgargs holds tgnargs C strings that live as long as the relation is open.
+        unsafe {
+            let trigger = &*self.0.tg_trigger;
+            (trigger.tgnargs == 1).then(|| CStr::from_ptr(*trigger.tgargs).to_bytes())
+        }
+    }
+
+    /// The row before the change: UPDATE and DELETE.
+    pub fn old(&self) -> Option<Tuple<'a>> {
+        match self.event() {
+            Event::Update | Event::Delete => Tuple::new(self.0.tg_trigtuple),
+            _ => None,
+        }
+    }
+
+    /// The row after the change: INSERT and UPDATE.
+    pub fn new_row(&self) -> Option<Tuple<'a>> {
+        match self.event() {
+            Event::Insert => Tuple::new(self.0.tg_trigtuple),
+            Event::Update => Tuple::new(self.0.tg_newtuple),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The settings (GUCs): private statics, one `init`, and typed accessors.
+//!
+//! Delivery settings are SIGHUP-only: whoever sets the URL can take the token and the data, so neither a session nor
+//! `ALTER ROLE .. SET` may.
+
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+type Text = GucSetting<Option<CString>>;
+
+static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
+static ALLOW_HTTP: GucSetting<bool> = GucSetting::<bool>::new(false);
+static COMPRESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
+static TRUNCATE_WHEN_EMPTY: GucSetting<bool> = GucSetting::<bool>::new(true);
+static REASON: Text = Text::new(Some(c""));
+static BASE_URL: Text = Text::new(Some(c""));
+static UPLOAD_PATH: Text = Text::new(Some(c"/api/sync/upload_outbox"));
+static UPLOAD_TOKEN: Text = Text::new(Some(c""));
+static UPLOAD_TOKEN_FILE: Text = Text::new(Some(c""));
+static CA_FILE: Text = Text::new(Some(c""));
+static CLIENT_CERT_FILE: Text = Text::new(Some(c""));
+static CLIENT_KEY_FILE: Text = Text::new(Some(c""));
+static PROXY: Text = Text::new(Some(c""));
+static BATCH_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1000);
+static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(1024);
+static INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static RETRY_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(1_000);
+static RETRY_MAX_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(300_000);
+static CONNECT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(10_000);
+static REQUEST_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
+static FLUSH_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
+static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
+
+const MINUTES_MAX: i32 = 100 * 365 * 24 * 60;
+
+/// Registers every setting. Called once, from `_PG_init`.
+pub fn init() {
+    use GucContext::{Sighup, Suset, Userset};
+    let (none, ms, minutes) = (GucFlags::empty(), GucFlags::UNIT_MS, GucFlags::UNIT_MIN);
+    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
+    let private = GucFlags::SUPERUSER_ONLY;
+
+    flag(c"sync_outbox.enabled", c"Sends captured changes automatically.", &ENABLED, Sighup);
+    flag(c"sync_outbox.capture", c"Captures the writes of this session to attached tables.", &CAPTURE, Suset);
+    flag(c"sync_outbox.allow_http", c"Allows plain http to hosts other than this one.", &ALLOW_HTTP, Sighup);
+    flag(c"sync_outbox.compression", c"Sends request bodies compressed with gzip.", &COMPRESSION, Sighup);
+    flag(
+        c"sync_outbox.truncate_when_empty",
+        c"Gives the disk space of a long backlog back once the outbox is empty.",
+        &TRUNCATE_WHEN_EMPTY,
+        Sighup,
+    );
+
+    text(c"sync_outbox.reason", c"Why this session writes; stored with every change it makes.", &REASON, Userset, none);
+    text(c"sync_outbox.base_url", c"URL of the remote server, without the path.", &BASE_URL, Sighup, none);
+    text(c"sync_outbox.upload_path", c"Path that changes are posted to.", &UPLOAD_PATH, Sighup, none);
+    text(
+        c"sync_outbox.upload_token",
+        c"Upload token; sync_outbox.upload_token_file or sync_outbox_set_token() leak less.",
+        &UPLOAD_TOKEN,
+        Sighup,
+        secret,
+    );
+    text(c"sync_outbox.upload_token_file", c"File with the upload token.", &UPLOAD_TOKEN_FILE, Sighup, private);
+    text(c"sync_outbox.ca_file", c"PEM file of the authorities that may sign the server.", &CA_FILE, Sighup, private);
+    text(c"sync_outbox.client_cert_file", c"PEM file of the client certificate.", &CLIENT_CERT_FILE, Sighup, private);
+    text(c"sync_outbox.client_key_file", c"PEM file of the client key.", &CLIENT_KEY_FILE, Sighup, private);
+    text(c"sync_outbox.proxy", c"URL of an HTTP proxy; none is taken from the environment.", &PROXY, Sighup, private);
+
+    number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
+    number(
+        c"sync_outbox.batch_bytes",
+        c"Most bytes of changes in one request; a larger change travels alone.",
+        &BATCH_BYTES,
+        (1, 512 * 1024),
+        GucFlags::UNIT_KB,
+    );
+    number(c"sync_outbox.interval", c"Longest time between two looks at the queue.", &INTERVAL, (100, 3_600_000), ms);
+    number(
+        c"sync_outbox.retry_interval",
+        c"First wait after a failed request; it doubles with every further one.",
+        &RETRY_INTERVAL,
+        (10, 3_600_000),
+        ms,
+    );
+    number(
+        c"sync_outbox.retry_max_interval",
+        c"Longest wait between two tries.",
+        &RETRY_MAX_INTERVAL,
+        (10, 86_400_000),
+        ms,
+    );
+    number(c"sync_outbox.connect_timeout", c"Time to connect, TLS included.", &CONNECT_TIMEOUT, (10, 600_000), ms);
+    number(c"sync_outbox.request_timeout", c"Time for one request.", &REQUEST_TIMEOUT, (10, 3_600_000), ms);
+    number(
+        c"sync_outbox.flush_timeout",
+        c"Time sync_outbox_flush() may take; 0 is no limit.",
+        &FLUSH_TIMEOUT,
+        (0, i32::MAX),
+        ms,
+    );
+    number(
+        c"sync_outbox.lock_wait",
+        c"Time sync_outbox_flush() waits for another sender.",
+        &LOCK_WAIT,
+        (0, i32::MAX),
+        ms,
+    );
+    number(c"sync_outbox.max_attempts", c"Refusals after which a change is DEAD.", &MAX_ATTEMPTS, (1, 1_000_000), none);
+    number(
+        c"sync_outbox.history_retention",
+        c"Age at which rows of sync_outbox_history go.",
+        &HISTORY_RETENTION,
+        (1, MINUTES_MAX),
+        minutes,
+    );
+    number(
+        c"sync_outbox.applied_retention",
+        c"Age at which a hub forgets the keys it has applied.",
+        &APPLIED_RETENTION,
+        (1, MINUTES_MAX),
+        minutes,
+    );
+    number(
+        c"sync_outbox.worker_idle_timeout",
+        c"Idle time after which a database's worker leaves.",
+        &WORKER_IDLE_TIMEOUT,
+        (0, i32::MAX),
+        ms,
+    );
+    crate::pg::guc::reserve_prefix();
+}
+
+fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<bool>, context: GucContext) {
+    GucRegistry::define_bool_guc(name, what, c"", setting, context, GucFlags::empty());
+}
+
+fn text(name: &'static CStr, what: &'static CStr, setting: &'static Text, context: GucContext, flags: GucFlags) {
+    GucRegistry::define_string_guc(name, what, c"", setting, context, flags);
+}
+
+fn number(
+    name: &'static CStr,
+    what: &'static CStr,
+    setting: &'static GucSetting<i32>,
+    (least, most): (i32, i32),
+    flags: GucFlags,
+) {
+    GucRegistry::define_int_guc(name, what, c"", setting, least, most, GucContext::Sighup, flags);
+}
+
+fn string(setting: &Text) -> String {
+    setting.get().map(|s| s.to_string_lossy().trim().to_owned()).unwrap_or_default()
+}
+
+fn path(setting: &Text) -> Option<String> {
+    Some(string(setting)).filter(|s| !s.is_empty())
+}
+
+fn millis(setting: &GucSetting<i32>) -> Duration {
+    Duration::from_millis(setting.get().max(0) as u64)
+}
+
+/// Whether this session's writes are captured.
+pub fn capture() -> bool {
+    CAPTURE.get()
+}
+
+/// The session's reason, if it gave one, in the server encoding.
+pub fn reason() -> Option<Vec<u8>> {
+    REASON.get().map(|s| s.as_bytes().trim_ascii().to_vec()).filter(|s| !s.is_empty())
+}
+
+pub fn enabled() -> bool {
+    ENABLED.get()
+}
+
+pub fn truncate_when_empty() -> bool {
+    TRUNCATE_WHEN_EMPTY.get()
+}
+
+pub fn base_url() -> Option<String> {
+    path(&BASE_URL)
+}
+
+pub fn upload_path() -> String {
+    string(&UPLOAD_PATH)
+}
+
+pub fn upload_token() -> Option<String> {
+    path(&UPLOAD_TOKEN)
+}
+
+pub fn upload_token_file() -> Option<String> {
+    path(&UPLOAD_TOKEN_FILE)
+}
+
+/// The safety-net poll of the worker.
+pub fn interval() -> Duration {
+    millis(&INTERVAL)
+}
+
+/// How long a flush may take; `None` is no limit.
+pub fn flush_timeout() -> Option<Duration> {
+    Some(millis(&FLUSH_TIMEOUT)).filter(|d| !d.is_zero())
+}
+
+pub fn lock_wait() -> Duration {
+    millis(&LOCK_WAIT)
+}
+
+pub fn worker_idle_timeout() -> Duration {
+    millis(&WORKER_IDLE_TIMEOUT)
+}
+
+pub fn history_retention() -> Duration {
+    Duration::from_secs(60 * HISTORY_RETENTION.get() as u64)
+}
+
+pub fn applied_retention() -> Duration {
+    Duration::from_secs(60 * APPLIED_RETENTION.get() as u64)
+}
+
+/// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub batch_rows: usize,
+    pub batch_bytes: usize,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+    pub retry_interval: Duration,
+    pub retry_max_interval: Duration,
+    pub max_attempts: i32,
+    pub compression: bool,
+    pub allow_http: bool,
+    pub ca_file: Option<String>,
+    pub client_cert_file: Option<String>,
+    pub client_key_file: Option<String>,
+    pub proxy: Option<String>,
+}
+
+pub fn delivery() -> Delivery {
+    Delivery {
+        batch_rows: BATCH_ROWS.get() as usize,
+        batch_bytes: BATCH_BYTES.get() as usize * 1024,
+        connect_timeout: millis(&CONNECT_TIMEOUT),
+        request_timeout: millis(&REQUEST_TIMEOUT),
+        retry_interval: millis(&RETRY_INTERVAL),
+        retry_max_interval: millis(&RETRY_MAX_INTERVAL),
+        max_attempts: MAX_ATTEMPTS.get(),
+        compression: COMPRESSION.get(),
+        allow_http: ALLOW_HTTP.get(),
+        ca_file: path(&CA_FILE),
+        client_cert_file: path(&CLIENT_CERT_FILE),
+        client_key_file: path(&CLIENT_KEY_FILE),
+        proxy: path(&PROXY),
+    }
+}

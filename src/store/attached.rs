@@ -1,0 +1,123 @@
+//! Attached tables, as the system catalogs know them: triggers, keys, partitions.
+
+use super::Schema;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::spi::{self, Arg};
+
+/// The table that was attached, given the oid of a trigger: a partition's clone leads up to the root's trigger.
+pub fn root_of(trigger: Oid) -> Option<Oid> {
+    spi::first(
+        "WITH RECURSIVE up AS (
+            SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid = $1
+            UNION ALL
+            SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t JOIN up ON t.oid = up.tgparentid)
+         SELECT tgrelid FROM up WHERE tgparentid = 0",
+        &[trigger.into()],
+        |row| row.get::<Oid>(1),
+    )
+    .flatten()
+}
+
+/// Schema and name of a relation, in the server encoding.
+pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
+    spi::first(
+        "SELECT n.nspname::text, c.relname::text
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        &[relation.into()],
+        |row| (row.bytes(1).unwrap_or_default().to_vec(), row.bytes(2).unwrap_or_default().to_vec()),
+    )
+    .unwrap_or_default()
+}
+
+/// A unique index and what speaks against using it as the key of changes.
+struct Candidate {
+    columns: Vec<String>,
+    primary: bool,
+    replica_identity: bool,
+    objection: Option<String>,
+}
+
+/// The key columns of a relation, in the order of their index: those asked for, or the primary key, or the replica
+/// identity's index. The index must give ids an order (`hard-facts` 3): valid, immediate, neither partial nor over
+/// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are compared
+/// as numbers).
+pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
+    let mut candidates = candidates(relation);
+    let position = match wanted {
+        Some(wanted) => candidates
+            .iter()
+            .position(|c| c.columns.len() == wanted.len() && wanted.iter().all(|w| c.columns.contains(w))),
+        None => candidates.iter().position(|c| c.primary).or(candidates.iter().position(|c| c.replica_identity)),
+    };
+    let table = String::from_utf8_lossy(&name(relation).1).into_owned();
+    let no_key = |why: String| {
+        Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("table \"{table}\" has no usable key"))
+            .detail(why)
+    };
+    let Some(position) = position else {
+        return Err(match wanted {
+            Some(columns) => no_key(format!("There is no unique index on exactly ({}).", columns.join(", "))),
+            None => no_key("It has no primary key and no replica identity index.".into()),
+        }
+        .hint("Add a primary key, or name the NOT NULL columns of a unique index with key_columns."));
+    };
+    let chosen = candidates.swap_remove(position);
+    match chosen.objection {
+        None => Ok(chosen.columns),
+        Some(objection) => Err(no_key(format!("The index on ({}) {objection}.", chosen.columns.join(", ")))
+            .hint("Use a valid, immediate unique index without expressions or WHERE, on NOT NULL columns, as primary key or with key_columns.")),
+    }
+}
+
+fn candidates(relation: Oid) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    spi::query(
+        "SELECT k.names, i.indisprimary, i.indisreplident,
+                CASE WHEN NOT (i.indisvalid AND i.indisready) THEN 'is not valid'
+                     WHEN i.indpred IS NOT NULL THEN 'covers only some rows (it has a WHERE clause)'
+                     WHEN i.indexprs IS NOT NULL THEN 'is over expressions'
+                     WHEN NOT i.indimmediate THEN 'is deferrable: two rows may hold one key for a while'
+                     WHEN NOT k.not_null THEN 'allows NULL'
+                     WHEN NOT k.same_image THEN 'has a type or collation whose equal values can look different' END
+           FROM pg_catalog.pg_index i
+          CROSS JOIN LATERAL (
+                SELECT pg_catalog.array_agg(a.attname::text ORDER BY c.n) AS names,
+                       pg_catalog.bool_and(a.attnotnull) AS not_null,
+                       pg_catalog.bool_and(
+                           oc.opcintype IN (700, 701, 1700) -- real, double precision, numeric
+                           OR (EXISTS (SELECT FROM pg_catalog.pg_amproc p
+                                        WHERE p.amprocfamily = oc.opcfamily AND p.amproclefttype = oc.opcintype
+                                          AND p.amprocnum = 4)
+                               AND coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
+                                              WHERE l.oid = i.indcollation[c.n - 1]), true))) AS same_image
+                  FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS c (attnum, n)
+                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = c.attnum
+                  JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[c.n - 1]
+                 WHERE c.n <= i.indnkeyatts) k
+          WHERE i.indrelid = $1 AND i.indisunique AND k.names IS NOT NULL",
+        &[relation.into()],
+        |row| {
+            found.push(Candidate {
+                columns: row.get(1).unwrap_or_default(),
+                primary: row.get(2).unwrap_or_default(),
+                replica_identity: row.get(3).unwrap_or_default(),
+                objection: row.get::<String>(4),
+            })
+        },
+    );
+    found
+}
+
+/// Whether any change of a table waits in a lane other than (`target_id`, `priority`).
+pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
+    spi::first(
+        &schema.sql(
+            "SELECT true FROM @.sync_outbox WHERE schema_name = $1 AND table_name = $2
+                AND (target_id, priority) IS DISTINCT FROM ($3, $4::@.sync_outbox_priority) LIMIT 1",
+        ),
+        &[Arg::text_bytes(&table.0), Arg::text_bytes(&table.1), target_id.into(), priority.into()],
+        |_| (),
+    )
+    .is_some()
+}

@@ -1,0 +1,60 @@
+//! Every statement that the library runs on its own tables, one module per table, with typed rows around them.
+//!
+//! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with its
+//! schema.
+
+pub mod attached;
+
+pub mod queue;
+
+pub mod target;
+
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::{relation, spi};
+
+/// The schema that the extension's objects are in.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    pub oid: Oid,
+    ident: String,
+}
+
+impl Schema {
+    pub fn new(oid: Oid) -> Self {
+        let name = String::from_utf8_lossy(&relation::schema_name(oid)).into_owned();
+        Schema { oid, ident: quote_ident(&name) }
+    }
+
+    /// That of the installed extension.
+    pub fn installed() -> Result<Self> {
+        spi::extension().map(|e| Schema::new(e.schema)).ok_or_else(|| {
+            Error::new(
+                SqlState::ERRCODE_UNDEFINED_OBJECT,
+                "extension \"sync_outbox\" is not installed in this database",
+            )
+            .hint("CREATE EXTENSION sync_outbox;")
+        })
+    }
+
+    /// A statement with `@` for the schema.
+    pub fn sql(&self, text: &str) -> String {
+        text.replace('@', &self.ident)
+    }
+
+    /// The oid of the outbox table.
+    pub fn outbox(&self) -> Oid {
+        relation::lookup(self.oid, c"sync_outbox").unwrap_or(Oid::INVALID)
+    }
+}
+
+/// A name as it must be written in a statement.
+pub fn quote_ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string as a literal that does not depend on `standard_conforming_strings`.
+pub fn quote_literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}

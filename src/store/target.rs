@@ -1,0 +1,200 @@
+//! The tables `sync_outbox_target` and `sync_outbox_target_state`: where changes go, and how that went lately.
+
+use super::Schema;
+use crate::error::{Error, Result};
+use crate::pg::spi;
+
+/// The target that is meant where nothing else is said. Made by the first call that needs it, always with this id.
+pub const DEFAULT: &str = "default";
+const DEFAULT_ID: i16 = 1;
+
+/// A row of `sync_outbox_target`; NULL columns are `None`: the setting counts.
+#[derive(Clone, Debug, Default)]
+pub struct Target {
+    pub id: i16,
+    pub name: String,
+    pub base_url: Option<String>,
+    pub upload_path: Option<String>,
+    pub ca_file: Option<String>,
+    pub client_cert_file: Option<String>,
+    pub client_key_file: Option<String>,
+    pub paused: bool,
+    pub paused_reason: Option<String>,
+}
+
+/// What capture writes into `target_id`.
+pub fn id_for_capture(name: &str) -> i16 {
+    if name == DEFAULT {
+        return DEFAULT_ID;
+    }
+    crate::error::or_raise(Schema::installed().and_then(|schema| find(&schema, name))).id
+}
+
+/// The target of that name; `default` is made if it is missing.
+pub fn find(schema: &Schema, name: &str) -> Result<Target> {
+    if name == DEFAULT {
+        make_default(schema);
+    }
+    look_up(schema, name).ok_or_else(|| {
+        Error::argument(format!("target \"{name}\" does not exist")).hint(
+            "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
+        )
+    })
+}
+
+/// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
+pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
+    spi::first(
+        &schema.sql(
+            "SELECT id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, paused, paused_reason
+               FROM @.sync_outbox_target WHERE name = $1",
+        ),
+        &[name.into()],
+        |row| Target {
+            id: row.get(1).unwrap_or_default(),
+            name: row.text(2),
+            base_url: row.get(3),
+            upload_path: row.get(4),
+            ca_file: row.get(5),
+            client_cert_file: row.get(6),
+            client_key_file: row.get(7),
+            paused: row.get(8).unwrap_or_default(),
+            paused_reason: row.get(9),
+        },
+    )
+}
+
+/// Every target's name, `default` first.
+pub fn names(schema: &Schema) -> Vec<String> {
+    let mut names = Vec::new();
+    spi::query(&schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"), &[], |row| names.push(row.text(1)));
+    names
+}
+
+fn make_default(schema: &Schema) {
+    if look_up(schema, DEFAULT).is_none() {
+        spi::run(
+            &schema.sql("INSERT INTO @.sync_outbox_target (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
+            &[DEFAULT_ID.into(), DEFAULT.into()],
+        );
+        spi::run(
+            &schema.sql("SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', greatest(max(id), 1)) FROM @.sync_outbox_target"),
+            &[],
+        );
+    }
+}
+
+/// Keeps a URL with the target; `None` clears it, so that the setting counts.
+pub fn set_base_url(schema: &Schema, id: i16, base_url: Option<&str>) {
+    spi::run(
+        &schema.sql("UPDATE @.sync_outbox_target SET base_url = $2 WHERE id = $1 AND base_url IS DISTINCT FROM $2"),
+        &[id.into(), spi::Arg::opt(base_url)],
+    );
+}
+
+pub fn set_paused(schema: &Schema, id: i16, paused: bool, reason: Option<&str>) {
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox_target
+                SET paused = $2, paused_reason = $3, paused_at = CASE WHEN $2 THEN pg_catalog.now() END WHERE id = $1",
+        ),
+        &[id.into(), paused.into(), spi::Arg::opt(reason)],
+    );
+}
+
+/// What the sender remembers of a target between sessions. Times are microseconds since 2000-01-01 UTC.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    pub consecutive_failures: u32,
+    /// Milliseconds from now until the breaker lets the worker try again; `None`: at once.
+    pub wait_ms: Option<i64>,
+    pub auth: Option<String>,
+}
+
+pub fn state(schema: &Schema, id: i16) -> State {
+    spi::first(
+        &schema.sql(
+            "SELECT consecutive_failures,
+                    (extract(epoch FROM next_try_at - pg_catalog.clock_timestamp()) * 1000)::bigint, auth
+               FROM @.sync_outbox_target_state WHERE target_id = $1",
+        ),
+        &[id.into()],
+        |row| State {
+            consecutive_failures: row.get::<i32>(1).unwrap_or_default().max(0) as u32,
+            wait_ms: row.get::<i64>(2).filter(|ms| *ms > 0),
+            auth: row.get(3),
+        },
+    )
+    .unwrap_or_default()
+}
+
+/// A request got through: closes the breaker.
+pub fn note_success(schema: &Schema, id: i16) {
+    spi::run(
+        &schema.sql(
+            "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at) VALUES ($1, pg_catalog.clock_timestamp())
+             ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = 0, next_try_at = NULL, auth = NULL,
+                 last_success_at = pg_catalog.clock_timestamp()",
+        ),
+        &[id.into()],
+    );
+}
+
+/// A request did not get through, or was turned away: opens the breaker for `wait_ms`.
+pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth: Option<&str>, error: &str) {
+    spi::run(
+        &schema.sql(
+            "INSERT INTO @.sync_outbox_target_state
+                    (target_id, consecutive_failures, next_try_at, auth, last_error, last_error_at)
+             VALUES ($1, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
+                     pg_catalog.clock_timestamp())
+             ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = excluded.consecutive_failures,
+                 next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
+                 last_error_at = excluded.last_error_at",
+        ),
+        &[id.into(), (failures.min(i32::MAX as u32) as i32).into(), wait_ms.into(), spi::Arg::opt(auth), error.into()],
+    );
+}
+
+/// Lets the next try happen at once.
+pub fn close_breaker(schema: &Schema, id: i16) {
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox_target_state SET consecutive_failures = 0, next_try_at = NULL, auth = NULL
+              WHERE target_id = $1 AND (consecutive_failures <> 0 OR next_try_at IS NOT NULL OR auth IS NOT NULL)",
+        ),
+        &[id.into()],
+    );
+}
+
+/// Adds to the rates of the overview, and drops what is older than an hour.
+pub fn count(schema: &Schema, id: i16, sent: i64, acked: i64) {
+    spi::run(
+        &schema.sql(
+            "INSERT INTO @.sync_outbox_throughput AS t (target_id, minute, sent, acked)
+             VALUES ($1, pg_catalog.date_trunc('minute', pg_catalog.clock_timestamp()), $2, $3)
+             ON CONFLICT (target_id, minute) DO UPDATE SET sent = t.sent + excluded.sent, acked = t.acked + excluded.acked",
+        ),
+        &[id.into(), sent.into(), acked.into()],
+    );
+    spi::run(
+        &schema.sql(
+            "DELETE FROM @.sync_outbox_throughput WHERE minute < pg_catalog.clock_timestamp() - interval '1 hour'",
+        ),
+        &[],
+    );
+}
+
+/// How far the present drain has come: starts counting anew when the outbox was empty before.
+pub fn count_drained(schema: &Schema, id: i16, acked: i64, empty_now: bool) {
+    spi::run(
+        &schema.sql(
+            "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
+             VALUES ($1, pg_catalog.clock_timestamp(), $2)
+             ON CONFLICT (target_id) DO UPDATE SET
+                 drain_started_at = CASE WHEN $3 THEN NULL ELSE coalesce(s.drain_started_at, pg_catalog.clock_timestamp()) END,
+                 drain_acked = CASE WHEN $3 THEN 0 ELSE s.drain_acked + $2 END",
+        ),
+        &[id.into(), acked.into(), empty_now.into()],
+    );
+}
