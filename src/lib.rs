@@ -11,6 +11,7 @@ mod capture;
 mod delivery;
 mod error;
 mod pg;
+mod push;
 mod settings;
 mod store;
 

@@ -4,6 +4,8 @@
 pub mod answer;
 pub mod backoff;
 pub mod batch;
+pub mod endpoint;
 pub mod http;
 pub mod keys;
 pub mod outcome;
+pub mod token;
