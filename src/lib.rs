@@ -12,6 +12,7 @@ mod error;
 mod pg;
 mod settings;
 mod store;
+mod wake;
 
 ::pgrx::pg_module_magic!();
 
