@@ -1,0 +1,74 @@
+# Building without cargo-pgrx: the SQL script is written by hand, so all that is needed is the library and three files in
+# the right places.
+
+# A pg_config that came with libpq-dev alone knows no server headers: then Debian's PostgreSQL 15 is meant.
+PG_CONFIG ?= $(if $(wildcard $(shell pg_config --includedir-server 2>/dev/null)/postgres.h),pg_config,/usr/lib/postgresql/15/bin/pg_config)
+PG_MAJOR   = $(shell $(PG_CONFIG) --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+FEATURES   = --locked --no-default-features --features pg$(PG_MAJOR)
+CARGO      = PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) cargo
+# Debian's own python: the test packages are Debian's, and another python may come first on PATH.
+PYTEST     = /usr/bin/python3 -m pytest
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+
+library      = $(TARGET_DIR)/release/libsync_outbox.so
+pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
+extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
+
+.PHONY: help prerequisites build install install-files uninstall test unit e2e lint demo bench clean print-pg-config
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+prerequisites: ## install what building and testing need (Debian)
+	scripts/prerequisites.sh
+
+build: ## release build for the server of PG_CONFIG
+	$(CARGO) build --release $(FEATURES)
+
+install: build ## release build, installed into the server of PG_CONFIG
+	$(MAKE) install-files
+
+# Written beside and renamed: overwriting a library in place crashes the servers that have it mapped.
+install-files: ## only the copying, where the build is there (sudo without cargo)
+	install -d '$(pkglibdir)' '$(extensiondir)'
+	install -m 755 $(library) '$(pkglibdir)/sync_outbox.so.new'
+	mv -f '$(pkglibdir)/sync_outbox.so.new' '$(pkglibdir)/sync_outbox.so'
+	install -m 644 sync_outbox.control sql/*.sql '$(extensiondir)/'
+
+uninstall: ## remove what install copied
+	rm -f '$(pkglibdir)/sync_outbox.so' '$(extensiondir)/sync_outbox.control' '$(extensiondir)'/sync_outbox--*.sql
+
+# One after the other, and what is missing first, also under make -j.
+test: ## everything: unit tests, then end-to-end tests against private servers
+	$(MAKE) prerequisites
+	$(MAKE) unit
+	$(MAKE) build
+	$(MAKE) e2e
+
+unit: ## tests of the modules that do not touch PostgreSQL
+	$(CARGO) test --lib $(FEATURES)
+
+# JOBS servers of each kind run side by side. One test: make e2e T='tests/test_smoke.py -k flush -n 0'
+JOBS ?= 2
+T    ?= tests
+e2e: ## end-to-end tests of the release build that is there
+	$(PYTEST) -n $(JOBS) $(T)
+
+lint: ## formatting, clippy and documentation, warnings denied
+	cargo fmt --check
+	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
+
+demo: ## the whole story on two throwaway servers
+	demo/run.sh
+
+bench: ## the measurements of docs/, peers included
+	bench/run.sh
+
+clean: ## remove what was built
+	cargo clean
+
+# For the tests, which copy the server that this Makefile builds for.
+print-pg-config:
+	@command -v $(PG_CONFIG)
