@@ -8,8 +8,10 @@
 
 mod api;
 mod capture;
+mod delivery;
 mod error;
 mod pg;
+mod push;
 mod settings;
 mod store;
 mod wake;
