@@ -14,6 +14,7 @@ mod pg;
 mod push;
 mod settings;
 mod store;
+mod wake;
 
 ::pgrx::pg_module_magic!();
 

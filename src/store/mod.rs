@@ -4,7 +4,7 @@
 //! schema.
 
 pub mod attached;
-
+pub mod history;
 pub mod queue;
 
 pub mod target;
