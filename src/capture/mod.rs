@@ -104,6 +104,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     }
     let outbox = append::outbox(fired.function());
     outbox.append(plan, &change);
+    crate::wake::at_commit();
 
     // A trigger on another row of the same statement has changed this row already, and that was captured first.
     if let Some(tuple) = fired.new_row()

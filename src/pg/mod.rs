@@ -4,6 +4,9 @@
 //! Rust unwind, so their guards release what they hold only on the way out without an error; after one, the abort of the
 //! (sub)transaction does it.
 
+pub mod activity;
+pub mod bgworker;
+pub mod database;
 pub mod datum;
 pub mod entry;
 pub mod externs;
@@ -13,11 +16,14 @@ pub mod heap;
 pub mod interrupt;
 pub mod latch;
 pub mod lock;
+pub mod process;
 pub mod relation;
 pub mod role;
+pub mod shmem;
 pub mod spi;
 pub mod text;
 pub mod trigger;
+pub mod utility;
 pub mod wal;
 pub mod xact;
 
