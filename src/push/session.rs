@@ -283,7 +283,14 @@ impl<'a, T: Transactions> Session<'a, T> {
         self.settle();
         let Session { transactions, schema, destination, bounds, last_id, .. } = self;
         let branch = bounds.scope.branch.as_deref();
-        let left = transactions.step(|| queue::any_left(schema, destination.target.id, branch, *last_id));
+        let id = destination.target.id;
+        let left = transactions.step(|| {
+            let left = queue::any_left(schema, id, branch, *last_id);
+            if !left && branch.is_none() {
+                target::end_drain(schema, id);
+            }
+            left
+        });
         self.report.nothing_left = !left;
     }
 }

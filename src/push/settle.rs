@@ -145,6 +145,7 @@ pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement) {
     let not_through = settlement.not_through();
     let sent = settlement.verdicts.len() + not_through.len();
     target::count(schema, target_id, sent as i64, acked.len() as i64);
+    target::count_drained(schema, target_id, acked.len() as i64);
     note_outcome(schema, target_id, settlement, &not_through);
 }
 
