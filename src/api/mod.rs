@@ -1,1 +1,9 @@
 //! The functions people call: arguments in, answers out. Their SQL declarations stand in `sql/`.
+
+mod argument;
+mod discard;
+mod overview;
+mod pause;
+mod requeue;
+mod settings_report;
+mod stats;
