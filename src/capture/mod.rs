@@ -19,7 +19,7 @@ use plan::Plan;
 use std::cell::RefCell;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
-const REASON_MIN_CHARS: usize = 5;
+pub const REASON_MIN_CHARS: usize = 5;
 
 pub fn init() {
     plan::init();
@@ -104,7 +104,6 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     }
     let outbox = append::outbox(fired.function());
     outbox.append(plan, &change);
-    crate::wake::at_commit();
 
     // A trigger on another row of the same statement has changed this row already, and that was captured first.
     if let Some(tuple) = fired.new_row()

@@ -11,10 +11,6 @@ mod raw {
         pub fn datum_image_eq(a: Datum, b: Datum, typ_by_val: bool, typ_len: c_int) -> bool;
         /// `commands/sequence.h`
         pub fn nextval_internal(relid: Oid, check_permissions: bool) -> i64;
-        /// `common/shortest_dec.h`
-        pub fn float8_to_shortest_decimal_buf(value: f64, result: *mut c_char) -> c_int;
-        /// `common/shortest_dec.h`
-        pub fn float_to_shortest_decimal_buf(value: f32, result: *mut c_char) -> c_int;
         /// `utils/bytea.h`
         pub static bytea_output: c_int;
         /// `utils/timeout.h`
@@ -38,7 +34,7 @@ mod raw {
 }
 
 // Cannot raise errors, so they need no guard.
-pub use raw::{SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts, float_to_shortest_decimal_buf, float8_to_shortest_decimal_buf};
+pub use raw::{SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts};
 
 // The caller's business.
 pub use raw::standard_ProcessUtility;

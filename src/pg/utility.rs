@@ -22,6 +22,7 @@ pub fn init() {
 
 /// The arguments of one call.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Call {
     statement: *mut pg_sys::PlannedStmt,
     query: *const c_char,
@@ -58,6 +59,7 @@ impl Call {
 
 /// What a statement means to us.
 #[derive(Clone, Copy)]
+#[repr(C)]
 enum Kind {
     Other,
     /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.

@@ -86,9 +86,11 @@ impl Worker {
             self.not_before = None;
         }
         if !settings::enabled() {
+            self.finish();
             return Break(Leave::NotNeeded);
         }
-        if let Some(left) = self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
+        if let Some(left) =
+            self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
         {
             activity::idle(&format!("after an error, next try in {left:.0?}"));
             latch::wait(None, left);
@@ -127,6 +129,7 @@ impl Worker {
         let due = next.due_in.map(|due_in| Instant::now() + due_in);
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
         if stay.is_zero() || self.seat.is_crowded() {
+            self.finish();
             return Break(Leave::Idle { due });
         }
         activity::idle(&match next.due_in {
@@ -136,6 +139,13 @@ impl Worker {
         let longest = stay.min(settings::interval());
         latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
         Continue(())
+    }
+
+    /// Has the sender write down what it did, before the worker leaves.
+    fn finish(&mut self) {
+        if let Some((_, background)) = &mut self.sender {
+            background.finish();
+        }
     }
 
     fn failed(&mut self, error: Error) {

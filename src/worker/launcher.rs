@@ -5,8 +5,8 @@
 //! own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the other
 //! look into every database.
 
-use super::shared::{self, View};
 use super::backoff;
+use super::shared::{self, View};
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, xact};
 use crate::settings;
@@ -79,7 +79,9 @@ impl Launcher {
     /// Starts what is missing; returns when to look again at the latest.
     fn reconcile(&mut self) -> Option<Instant> {
         if shared::overflowed() {
-            pgrx::warning!("sync_outbox cannot serve so many databases at once: some wait until others have nothing to send");
+            pgrx::warning!(
+                "sync_outbox cannot serve so many databases at once: some wait until others have nothing to send"
+            );
             self.probe_all();
         }
         self.notice_ends();
