@@ -1,6 +1,7 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
 use pgrx::pg_sys::{self, Datum};
+use std::borrow::Cow;
 
 /// A text datum holding a copy of `bytes`.
 pub fn datum(bytes: &[u8]) -> Datum {
@@ -31,6 +32,18 @@ pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// `bytes`, which are in the server encoding, as UTF-8.
+pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if server_is_utf8() || bytes.is_ascii() => Cow::Borrowed(text),
+        _ => {
+            let mut out = Vec::with_capacity(bytes.len());
+            write_utf8(bytes, &mut out);
+            Cow::Owned(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+        }
+    }
+}
+
 /// `text` in the server encoding; characters that it does not have become question marks.
 pub fn from_utf8(text: &str) -> Vec<u8> {
     if server_is_utf8() || text.is_ascii() {
@@ -40,11 +53,8 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
         super::xact::subtransaction(|| {
             // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
             unsafe {
-                let converted = pg_sys::pg_any_to_server(
-                    text.as_ptr().cast(),
-                    text.len() as i32,
-                    pg_sys::pg_enc::PG_UTF8 as i32,
-                );
+                let converted =
+                    pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
                 if converted.cast_const() == text.as_ptr().cast() {
                     text.as_bytes().to_vec()
                 } else {
