@@ -24,6 +24,12 @@ impl Error {
         Self::new(SqlState::ERRCODE_INVALID_PARAMETER_VALUE, message)
     }
 
+    /// The extension is not there: 42704.
+    pub fn not_installed() -> Self {
+        Self::new(SqlState::ERRCODE_UNDEFINED_OBJECT, "extension \"sync_outbox\" is not installed in this database")
+            .hint("CREATE EXTENSION sync_outbox;")
+    }
+
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self

@@ -8,10 +8,13 @@
 
 mod api;
 mod capture;
+mod delivery;
 mod error;
 mod pg;
+mod push;
 mod settings;
 mod store;
+mod wake;
 
 ::pgrx::pg_module_magic!();
 

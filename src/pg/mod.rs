@@ -7,6 +7,7 @@
 pub mod datum;
 pub mod entry;
 pub mod externs;
+pub mod file;
 pub mod guc;
 pub mod heap;
 pub mod interrupt;

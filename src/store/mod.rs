@@ -4,12 +4,12 @@
 //! schema.
 
 pub mod attached;
-
+pub mod history;
 pub mod queue;
 
 pub mod target;
 
-use crate::error::{Error, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::pg::Oid;
 use crate::pg::{relation, spi};
 
@@ -28,13 +28,7 @@ impl Schema {
 
     /// That of the installed extension.
     pub fn installed() -> Result<Self> {
-        spi::extension().map(|e| Schema::new(e.schema)).ok_or_else(|| {
-            Error::new(
-                SqlState::ERRCODE_UNDEFINED_OBJECT,
-                "extension \"sync_outbox\" is not installed in this database",
-            )
-            .hint("CREATE EXTENSION sync_outbox;")
-        })
+        spi::extension().map(|e| Schema::new(e.schema)).ok_or_else(Error::not_installed)
     }
 
     /// A statement with `@` for the schema.

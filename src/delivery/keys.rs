@@ -1,0 +1,171 @@
+//! Which keys a change touches, and which keys are parked: a change goes out only after the earlier changes of its keys.
+
+use serde_json::{Map, Value};
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Above this many parked keys a table is parked as a whole: memory stays bounded.
+pub const MOST_KEYS: usize = 100_000;
+
+/// The keys of one change. A key change touches the old and the new key, TRUNCATE every key of its table.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub struct Touched {
+    table: u64,
+    /// `None`: every key of the table.
+    keys: Option<(u64, Option<u64>)>,
+}
+
+impl Touched {
+    /// From the change's key before it, and the columns it captured. Without a key: the whole table.
+    pub fn new(schema: &str, table: &str, pk: Option<&str>, data: Option<&str>) -> Self {
+        let table = hash(&(schema, table));
+        let Some(before) = pk.and_then(|json| serde_json::from_str::<Map<String, Value>>(json).ok()) else {
+            return Touched { table, keys: None };
+        };
+        let mut after = before.clone();
+        if let Some(data) = data.and_then(|json| serde_json::from_str::<Map<String, Value>>(json).ok()) {
+            for (column, value) in after.iter_mut() {
+                if let Some(new) = data.get(column) {
+                    *value = new.clone();
+                }
+            }
+        }
+        let (old, new) = (hash_key(&before), hash_key(&after));
+        Touched { table, keys: Some((old, (new != old).then_some(new))) }
+    }
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn hash_key(key: &Map<String, Value>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (column, value) in key {
+        column.hash(&mut hasher);
+        match value {
+            // 1 and 1.0 are one key to PostgreSQL: compare numbers as numbers.
+            Value::Number(number) => canonical_number(&number.to_string()).hash(&mut hasher),
+            other => other.to_string().hash(&mut hasher),
+        }
+    }
+    hasher.finish()
+}
+
+/// A number without what does not change its value: trailing zeros of the fraction, a sign of zero.
+fn canonical_number(text: &str) -> String {
+    if text.contains(['e', 'E']) {
+        return text.parse::<f64>().map(|f| f.to_string()).unwrap_or_else(|_| text.to_owned());
+    }
+    let trimmed = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
+    if trimmed == "-0" { "0".to_owned() } else { trimmed.to_owned() }
+}
+
+/// The keys behind which later changes have to wait.
+#[derive(Debug, Default)]
+pub struct Parked {
+    tables: HashMap<u64, Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    whole: bool,
+    keys: HashSet<u64>,
+}
+
+impl Parked {
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
+    /// Whether a change has to wait.
+    pub fn blocks(&self, touched: &Touched) -> bool {
+        let Some(table) = self.tables.get(&touched.table) else { return false };
+        match touched.keys {
+            None => true,
+            Some((old, new)) => {
+                table.whole || table.keys.contains(&old) || new.is_some_and(|new| table.keys.contains(&new))
+            }
+        }
+    }
+
+    /// Makes everything later of these keys wait. Returns whether the table has just become parked as a whole because it
+    /// has too many parked keys.
+    pub fn park(&mut self, touched: &Touched) -> bool {
+        let table = self.tables.entry(touched.table).or_default();
+        match touched.keys {
+            None => table.whole = true,
+            Some((old, new)) if !table.whole => {
+                table.keys.insert(old);
+                table.keys.extend(new);
+                if table.keys.len() > MOST_KEYS {
+                    *table = Table { whole: true, keys: HashSet::new() };
+                    return true;
+                }
+            }
+            Some(_) => {}
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touched(pk: &str, data: Option<&str>) -> Touched {
+        Touched::new("public", "sales", Some(pk), data)
+    }
+
+    #[test]
+    fn a_parked_key_blocks_itself_and_nothing_else() {
+        let mut parked = Parked::default();
+        parked.park(&touched(r#"{"id":1}"#, None));
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"qty":3}"#))));
+        assert!(!parked.blocks(&touched(r#"{"id":2}"#, None)));
+        assert!(!parked.blocks(&Touched::new("public", "stock", Some(r#"{"id":1}"#), None)));
+    }
+
+    #[test]
+    fn a_key_change_belongs_to_both_keys() {
+        let mut parked = Parked::default();
+        parked.park(&touched(r#"{"id":1}"#, Some(r#"{"id":2,"qty":3}"#)));
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, None)));
+        assert!(parked.blocks(&touched(r#"{"id":2}"#, None)));
+        let mut parked = Parked::default();
+        parked.park(&touched(r#"{"id":2}"#, None));
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"id":2}"#))));
+    }
+
+    #[test]
+    fn truncate_waits_for_every_key_and_every_key_for_truncate() {
+        let truncate = Touched::new("public", "sales", None, None);
+        let mut parked = Parked::default();
+        assert!(!parked.blocks(&truncate));
+        parked.park(&touched(r#"{"id":1}"#, None));
+        assert!(parked.blocks(&truncate));
+        parked.park(&truncate);
+        assert!(parked.blocks(&touched(r#"{"id":9}"#, None)));
+    }
+
+    #[test]
+    fn equal_numbers_are_one_key() {
+        assert_eq!(touched(r#"{"id":1.00}"#, None), touched(r#"{"id":1}"#, None));
+        assert_eq!(touched(r#"{"id":-0}"#, None), touched(r#"{"id":0}"#, None));
+        assert_ne!(touched(r#"{"id":10}"#, None), touched(r#"{"id":1}"#, None));
+        assert_ne!(
+            touched(r#"{"id":123456789012345678901234567890}"#, None),
+            touched(r#"{"id":123456789012345678901234567891}"#, None)
+        );
+    }
+
+    #[test]
+    fn too_many_keys_park_the_table() {
+        let mut parked = Parked::default();
+        let told = (0..=MOST_KEYS).filter(|i| parked.park(&touched(&format!("{{\"id\":{i}}}"), None))).count();
+        assert_eq!(told, 1);
+        assert!(parked.blocks(&touched(r#"{"id":"never seen"}"#, None)));
+    }
+}

@@ -1,0 +1,23 @@
+//! The server's own files: where its data directory is, and who it runs as.
+
+use pgrx::pg_sys;
+use std::ffi::{CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+pub fn data_directory() -> PathBuf {
+    // SAFETY: DataDir is set before any backend starts and never changes.
+    OsStr::from_bytes(unsafe { CStr::from_ptr(pg_sys::DataDir) }.to_bytes()).into()
+}
+
+/// The user that the server runs as.
+pub fn server_uid() -> u32 {
+    // SAFETY: always succeeds.
+    unsafe { libc::geteuid() }
+}
+
+/// The oid of the database that this process is connected to.
+pub fn database() -> pg_sys::Oid {
+    // SAFETY: set once at connection time.
+    unsafe { pg_sys::MyDatabaseId }
+}

@@ -1,0 +1,160 @@
+//! Where to send, and with which token.
+//!
+//! A token goes only to the origin it was set for. One from the settings or the environment has no origin of its own: it
+//! belongs to the URL that whoever runs the server gave in the same way, and never goes to a URL of the target's row,
+//! which an admin of this database may set (`hard-facts` 22).
+
+use super::token_file::{self, FileError, Kept, TokenFile};
+use crate::delivery::endpoint::{self, Endpoint};
+use crate::delivery::token as rules;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::spi;
+use crate::settings;
+use crate::store::target::Target;
+use std::path::Path;
+
+const URL_VARIABLE: &str = "WEBAPP_BASE_URL";
+const TOKEN_VARIABLE: &str = "SYNC_UPLOAD_TOKEN";
+
+/// Who said where to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Target,
+    Setting,
+    Environment,
+}
+
+impl Source {
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Target => "sync_outbox_target.base_url",
+            Source::Setting => "sync_outbox.base_url",
+            Source::Environment => "environment WEBAPP_BASE_URL",
+        }
+    }
+}
+
+/// A target's URL and where it comes from; `None` if nobody gave one.
+pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
+    let given = [
+        (target.base_url.clone(), Source::Target),
+        (settings::base_url(), Source::Setting),
+        (variable(URL_VARIABLE), Source::Environment),
+    ]
+    .into_iter()
+    .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)));
+    let Some((url, source)) = given else { return Ok(None) };
+    parse(target, &url, delivery)
+        .map(|endpoint| Some((endpoint, source)))
+        .map_err(|error| error.detail(format!("The URL comes from {}.", source.name())))
+}
+
+/// What `base_url` would mean for a target: 22023 with a hint if it cannot be used.
+pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> Result<Endpoint> {
+    let path = target.upload_path.clone().unwrap_or_else(settings::upload_path);
+    endpoint::parse(base_url, &path, delivery.allow_http)
+        .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))
+}
+
+/// A token for an endpoint, or why there is none.
+pub enum Token {
+    Found { value: String, source: &'static str },
+    Missing { why: Option<String> },
+}
+
+const KEPT: &str = "sync_outbox_set_token()";
+const FILE: &str = "sync_outbox.upload_token_file";
+const SETTING: &str = "sync_outbox.upload_token";
+const ENVIRONMENT: &str = "environment SYNC_UPLOAD_TOKEN";
+
+/// The token for `endpoint`. With `persist`, one that is found only in the environment is kept in our own file.
+pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool) -> Result<Token> {
+    let own = own_file(target)?;
+    let kept = own.read().map_err(|error| {
+        file_error("the token file written by sync_outbox_set_token()", error)
+            .hint("Call sync_outbox_set_token() again; it writes the file anew.")
+    })?;
+    let elsewhere = match kept {
+        Some(kept) if kept.origin == endpoint.origin => return Ok(Token::Found { value: kept.token, source: KEPT }),
+        Some(kept) => {
+            let why = format!("the token was set for {} and is not sent to {}", kept.origin, endpoint.origin);
+            Some(why)
+        }
+        None => None,
+    };
+    match server_wide()? {
+        Some((_, name)) if source == Source::Target => Ok(Token::Missing {
+            why: elsewhere.or_else(|| Some(format!("the token of {name} is not sent to a URL of {}", source.name()))),
+        }),
+        Some((value, name)) => {
+            if persist && name == ENVIRONMENT && elsewhere.is_none() {
+                persist_quietly(&own, &endpoint.origin, &value);
+            }
+            Ok(Token::Found { value, source: name })
+        }
+        None => Ok(Token::Missing { why: elsewhere }),
+    }
+}
+
+/// Keeps a token for the origin of `endpoint`: replaces what was kept for the target. The token has been checked.
+pub fn keep(target: &Target, endpoint: &Endpoint, token: String) -> Result<()> {
+    own_file(target)?.write(&Kept { origin: endpoint.origin.clone(), token }).map_err(|error| {
+        Error::new(SqlState::ERRCODE_IO_ERROR, format!("could not write the token file: {error}"))
+            .hint("The server's user must be able to write to the directory sync_outbox below the data directory.")
+    })
+}
+
+/// The token in the server's environment, checked.
+pub fn environment_token() -> Result<Option<String>> {
+    variable(TOKEN_VARIABLE).map(|token| checked(token, ENVIRONMENT)).transpose()
+}
+
+/// The token that holds for the whole server, and where it comes from.
+fn server_wide() -> Result<Option<(String, &'static str)>> {
+    if let Some(path) = settings::upload_token_file() {
+        let token = token_file::read(Path::new(&path)).map_err(|error| {
+            file_error("the file named by sync_outbox.upload_token_file", error).hint(
+                "Put the token alone into a file that belongs to the server's user and has mode 0600, and name it in sync_outbox.upload_token_file.",
+            )
+        })?;
+        return Ok(Some((token, FILE)));
+    }
+    if let Some(token) = settings::upload_token() {
+        return checked(token, SETTING).map(|token| Some((token, SETTING)));
+    }
+    Ok(environment_token()?.map(|token| (token, ENVIRONMENT)))
+}
+
+fn checked(token: String, name: &str) -> Result<String> {
+    rules::check(&token).map(|()| token).map_err(|error| {
+        Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, format!("the token of {name} {error}"))
+            .hint("Give the token alone, without quotes, spaces and newlines.")
+    })
+}
+
+/// A token that cannot be kept is still good for this flush.
+fn persist_quietly(own: &TokenFile, origin: &str, token: &str) {
+    let kept = Kept { origin: origin.to_owned(), token: token.to_owned() };
+    if let Err(error) = own.write(&kept) {
+        pgrx::warning!("could not keep the token of {ENVIRONMENT}: {error}");
+    }
+}
+
+fn own_file(target: &Target) -> Result<TokenFile> {
+    let extension = spi::extension().ok_or_else(Error::not_installed)?;
+    Ok(TokenFile::new(extension.oid, target.id))
+}
+
+fn file_error(which: &str, error: FileError) -> Error {
+    let sqlstate = match error {
+        FileError::Missing => SqlState::ERRCODE_UNDEFINED_FILE,
+        FileError::Unreadable(_) => SqlState::ERRCODE_IO_ERROR,
+        _ => SqlState::ERRCODE_CONFIG_FILE_ERROR,
+    };
+    Error::new(sqlstate, format!("{which} {error}"))
+}
+
+/// A variable of the server process's environment, if it says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}

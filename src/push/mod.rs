@@ -1,0 +1,4 @@
+//! One push session, used by flush, drain and worker alike.
+
+pub mod credentials;
+mod token_file;

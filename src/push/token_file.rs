@@ -1,0 +1,127 @@
+//! Files that hold a token: those of an administrator, and our own, in `sync_outbox` below the data directory.
+//!
+//! A token file is opened first and looked at then, so that what was checked is what is read. Nothing here is
+//! transactional, and no error shows any of a file's content.
+
+use crate::delivery::token::{self, TokenError};
+use crate::pg::{Oid, file};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Group may read (Kubernetes and base backups of group-access clusters need it), others may nothing.
+const FORBIDDEN_MODE: u32 = 0o037;
+
+/// What is wrong with a token file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("does not exist")]
+    Missing,
+    #[error("cannot be read: {0}")]
+    Unreadable(io::Error),
+    #[error("is not a regular file")]
+    NotRegular,
+    #[error("belongs to neither the server's user nor root")]
+    Owner,
+    #[error("can be read or written by others (its mode is {0:04o})")]
+    Mode(u32),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("was not written by sync_outbox_set_token()")]
+    Format,
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == ErrorKind::NotFound { FileError::Missing } else { FileError::Unreadable(error) }
+    }
+}
+
+/// The token in a file of the administrator's. It may be reached through a symbolic link, as Kubernetes mounts secrets.
+pub fn read(path: &Path) -> Result<String, FileError> {
+    Ok(token::from_file(&content(path, 0)?)?)
+}
+
+fn content(path: &Path, flags: i32) -> Result<Vec<u8>, FileError> {
+    // O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(FileError::NotRegular);
+    }
+    if ![0, file::server_uid()].contains(&metadata.uid()) {
+        return Err(FileError::Owner);
+    }
+    if metadata.mode() & FORBIDDEN_MODE != 0 {
+        return Err(FileError::Mode(metadata.mode() & 0o7777));
+    }
+    // Room for the longest token and the JSON around it in our own files.
+    let most = 2 * token::MAX_BYTES as u64;
+    let mut content = Vec::new();
+    file.take(most + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > most { Err(TokenError::TooLong.into()) } else { Ok(content) }
+}
+
+/// A token and the origin it was set for: it is sent nowhere else.
+#[derive(Serialize, Deserialize)]
+pub struct Kept {
+    pub origin: String,
+    pub token: String,
+}
+
+/// Our own file for one target of this installation.
+///
+/// Its name is made of the database, the extension and the target. The extension's oid is another one after DROP and
+/// CREATE EXTENSION, so that a token never passes to who installs it next; a restored dump and a template copy have
+/// another database; a standby and a base backup have the same.
+pub struct TokenFile {
+    directory: PathBuf,
+    name: String,
+}
+
+impl TokenFile {
+    pub fn new(extension: Oid, target_id: i16) -> Self {
+        TokenFile {
+            directory: file::data_directory().join("sync_outbox"),
+            name: format!("token_{}_{}_{target_id}.json", file::database().to_u32(), extension.to_u32()),
+        }
+    }
+
+    pub fn read(&self) -> Result<Option<Kept>, FileError> {
+        let content = match content(&self.directory.join(&self.name), libc::O_NOFOLLOW) {
+            Err(FileError::Missing) => return Ok(None),
+            content => content?,
+        };
+        let kept: Kept = serde_json::from_slice(&content).map_err(|_| FileError::Format)?;
+        token::check(&kept.token)?;
+        Ok(Some(kept))
+    }
+
+    /// Replaces the file in one step that survives a crash.
+    pub fn write(&self, kept: &Kept) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(&self.directory).or_else(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        })?;
+        let temporary = self.directory.join(format!("{}.{}", self.name, std::process::id()));
+        let written = self.write_new(&temporary, kept);
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary); // the first error is the one to report
+        }
+        written
+    }
+
+    fn write_new(&self, temporary: &Path, kept: &Kept) -> io::Result<()> {
+        match fs::remove_file(temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {} // what a crashed process of the same pid left behind is gone
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+        file.write_all(&serde_json::to_vec(kept)?)?;
+        file.sync_all()?;
+        fs::rename(temporary, self.directory.join(&self.name))?;
+        File::open(&self.directory)?.sync_all()
+    }
+}

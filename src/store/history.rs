@@ -1,0 +1,169 @@
+//! The table `sync_outbox_history`: one row per push session, requeue and discard.
+//!
+//! A long session writes its row when it begins and brings it up to date as it goes, so that a crash leaves a trace; it
+//! never writes a row per request.
+
+use super::Schema;
+use crate::pg::spi::{self, Arg};
+use pgrx::datum::TimestampWithTimeZone;
+use std::time::Duration;
+
+/// What was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Push,
+    Requeue,
+    Discard,
+}
+
+/// On whose account: the worker's, or that of somebody who called a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Automatic,
+    Manual,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Success,
+    Partial,
+    Failed,
+}
+
+impl Action {
+    fn name(self) -> &'static str {
+        match self {
+            Action::Push => "PUSH",
+            Action::Requeue => "REQUEUE",
+            Action::Discard => "DISCARD",
+        }
+    }
+}
+
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Automatic => "AUTOMATIC",
+            Mode::Manual => "MANUAL",
+        }
+    }
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Status::Success => "SUCCESS",
+            Status::Partial => "PARTIAL",
+            Status::Failed => "FAILED",
+        }
+    }
+}
+
+/// A row of the table. Changes are counted; `pending` is what was in scope when it began.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub action: Action,
+    pub mode: Mode,
+    pub status: Status,
+    pub target: Option<String>,
+    pub branch: Option<String>,
+    /// The role that asked for it, never the owner that our statements run as.
+    pub who: String,
+    pub reason: Option<String>,
+    pub started: TimestampWithTimeZone,
+    pub finished: TimestampWithTimeZone,
+    pub pending: i64,
+    pub sent: i64,
+    pub acked: i64,
+    pub failed: i64,
+    pub error: Option<String>,
+}
+
+impl Entry {
+    /// An entry that begins now, with nothing counted yet.
+    pub fn begin(action: Action, mode: Mode, who: String) -> Self {
+        let now = pgrx::datum::clock_timestamp();
+        Entry {
+            action,
+            mode,
+            status: Status::Success,
+            target: None,
+            branch: None,
+            who,
+            reason: None,
+            started: now,
+            finished: now,
+            pending: 0,
+            sent: 0,
+            acked: 0,
+            failed: 0,
+            error: None,
+        }
+    }
+
+    /// Sets the end to now.
+    pub fn finish(&mut self) {
+        self.finished = pgrx::datum::clock_timestamp();
+    }
+
+    /// The columns but `id`, in the table's order.
+    fn values(&self) -> Vec<Arg> {
+        vec![
+            self.action.name().into(),
+            self.mode.name().into(),
+            self.status.name().into(),
+            Arg::opt(self.target.as_deref()),
+            Arg::opt(self.branch.as_deref()),
+            self.who.as_str().into(),
+            Arg::opt(self.reason.as_deref()),
+            self.started.into(),
+            self.finished.into(),
+            self.pending.into(),
+            self.sent.into(),
+            self.acked.into(),
+            self.failed.into(),
+            Arg::opt(self.error.as_deref()),
+        ]
+    }
+}
+
+/// Writes a new row; returns its id.
+pub fn insert(schema: &Schema, entry: &Entry) -> i64 {
+    spi::first(
+        &schema.sql(
+            "INSERT INTO @.sync_outbox_history (action, mode, status, target, branch, who, reason, started, finished,
+                    pending, sent, acked, failed, error)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING id",
+        ),
+        &entry.values(),
+        |row| row.int(1),
+    )
+    .unwrap_or_default()
+}
+
+/// Brings a row up to date. If somebody has deleted it meanwhile, it stays away.
+pub fn update(schema: &Schema, id: i64, entry: &Entry) {
+    let mut values = entry.values();
+    values.push(id.into());
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox_history SET action = $1, mode = $2, status = $3, target = $4, branch = $5, who = $6,
+                    reason = $7, started = $8, finished = $9, pending = $10, sent = $11, acked = $12, failed = $13,
+                    error = $14
+              WHERE id = $15",
+        ),
+        &values,
+    );
+}
+
+/// Drops the rows of what began longer ago than `retention`.
+pub fn prune(schema: &Schema, retention: Duration) {
+    spi::run(
+        &schema.sql(
+            "DELETE FROM @.sync_outbox_history
+              WHERE started < pg_catalog.clock_timestamp() - $1 * interval '1 second'",
+        ),
+        &[(retention.as_secs() as f64).into()],
+    );
+}
