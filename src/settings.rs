@@ -228,7 +228,7 @@ pub fn applied_retention() -> Duration {
 }
 
 /// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
     pub batch_rows: usize,
     pub batch_bytes: usize,

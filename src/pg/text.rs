@@ -40,11 +40,8 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
         super::xact::subtransaction(|| {
             // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
             unsafe {
-                let converted = pg_sys::pg_any_to_server(
-                    text.as_ptr().cast(),
-                    text.len() as i32,
-                    pg_sys::pg_enc::PG_UTF8 as i32,
-                );
+                let converted =
+                    pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
                 if converted.cast_const() == text.as_ptr().cast() {
                     text.as_bytes().to_vec()
                 } else {

@@ -198,3 +198,13 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64, empty_now: bool) {
         &[id.into(), acked.into(), empty_now.into()],
     );
 }
+
+/// The time `wait` from now, ISO 8601 in UTC.
+pub fn iso_after(wait: std::time::Duration) -> String {
+    spi::first(
+        "SELECT pg_catalog.clock_timestamp() + $1 * interval '1 millisecond'",
+        &[(wait.as_millis() as i64).into()],
+        |row| row.iso_time(1),
+    )
+    .unwrap_or_default()
+}
