@@ -262,3 +262,14 @@ pub fn delivery() -> Delivery {
         proxy: path(&PROXY),
     }
 }
+
+impl Delivery {
+    /// With the files that a target names for itself.
+    pub fn for_target(mut self, target: &crate::store::target::Target) -> Self {
+        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
+        self.ca_file = own(self.ca_file, &target.ca_file);
+        self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
+        self.client_key_file = own(self.client_key_file, &target.client_key_file);
+        self
+    }
+}

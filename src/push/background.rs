@@ -78,9 +78,10 @@ impl Background {
 
     fn run_target(&mut self, schema: &Schema, name: &str) -> Next {
         let wake_in = |due_in| Next { due_in: Some(due_in), idle: false };
-        let Some(id) = Own.step(|| target::look_up(schema, name)).filter(|t| !t.paused).map(|t| t.id) else {
+        let Some(target) = Own.step(|| target::look_up(schema, name)).filter(|t| !t.paused) else {
             return Next { due_in: None, idle: true };
         };
+        let id = target.id;
         let (state, waiting) = Own.step(|| (target::state(schema, id), queue::any_left(schema, id, None, i64::MAX)));
         if !waiting {
             self.close_session(schema);
@@ -92,7 +93,7 @@ impl Background {
         let Some(_lock) = Own.step(|| SenderLock::try_acquire(schema.outbox(), id, LockScope::Session)) else {
             return wake_in(BUSY);
         };
-        let settings = settings::delivery();
+        let settings = settings::delivery().for_target(&target);
         let destination = match destination(&mut Own, schema, name, &settings) {
             Ok(Ok(destination)) => destination,
             Ok(Err(stop)) => return self.cannot_send(format!("{stop:?}")),

@@ -78,7 +78,6 @@ fn push<T: Transactions>(
 ) -> Result<Report> {
     let _once = Once::enter()?;
     let who = role::name(role::current_user());
-    let settings = settings::delivery();
     let branch = bounds.scope.branch.clone();
     let mut history = Entry::begin(Action::Push, Mode::Manual, who);
     let (schema, target, report) = {
@@ -87,6 +86,7 @@ fn push<T: Transactions>(
             let target = target::find(&schema, name)?;
             Ok::<_, Error>((schema, target))
         })?;
+        let settings = settings::delivery().for_target(&target);
         let lock = acquire::<T>(&schema, target.id);
         let report = match &lock {
             None => unsent(transactions(), &schema, target.id, branch.as_deref(), Stop::Busy),

@@ -5,6 +5,7 @@ use super::report::{Report, Stop};
 use crate::delivery::answer::{Word, sanitise};
 use crate::delivery::backoff;
 use crate::delivery::batch::{Batch, Change};
+use crate::delivery::keys::Touched;
 use crate::delivery::outcome::ERROR_CHARS;
 use crate::settings::Delivery;
 use crate::store::{Schema, queue, target};
@@ -63,11 +64,11 @@ impl Settlement {
         self.failures
     }
 
-    /// The changes that were tried and stay in the outbox.
-    pub fn left(&self) -> Vec<i64> {
+    /// The changes that were tried and stay in the outbox, with their keys.
+    pub fn left(&self) -> impl Iterator<Item = (i64, Touched)> {
         let stays =
             self.verdicts.iter().filter(|v| !matches!(v.fate, Fate::Gone)).map(|v| &self.batch.changes[v.change]);
-        stays.chain(self.not_through()).map(|c| c.id).collect()
+        stays.chain(self.not_through()).map(|c| (c.id, self.batch.touched(c)))
     }
 
     fn not_through(&self) -> Vec<&Change> {
@@ -145,6 +146,7 @@ pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement) {
     let not_through = settlement.not_through();
     let sent = settlement.verdicts.len() + not_through.len();
     target::count(schema, target_id, sent as i64, acked.len() as i64);
+    target::count_drained(schema, target_id, acked.len() as i64);
     note_outcome(schema, target_id, settlement, &not_through);
 }
 

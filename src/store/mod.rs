@@ -5,8 +5,10 @@
 
 pub mod attached;
 pub mod history;
+pub mod overview;
 pub mod queue;
-
+pub mod stats;
+pub mod steer;
 pub mod target;
 
 use crate::error::{Error, Result};
