@@ -16,6 +16,7 @@ pub mod heap;
 pub mod interrupt;
 pub mod latch;
 pub mod lock;
+pub mod memory;
 pub mod process;
 pub mod relation;
 pub mod role;
