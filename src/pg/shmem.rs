@@ -8,7 +8,8 @@ use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::{AssertPGRXSharedMemory, PgLwLock, PgSharedMemoryInitialization};
 use std::ffi::CStr;
 use std::ops::{Deref, DerefMut};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Types that may live in shared memory.
 ///
@@ -54,6 +55,35 @@ impl<T: Shared> Locked<T> {
     /// Write access, alone.
     pub fn exclusive(&self) -> impl DerefMut<Target = T> {
         Guard(self.lock.exclusive())
+    }
+}
+
+/// Crashes of the server in a row, each within a minute of the start before it: 0 after an ordinary start.
+///
+/// Only the postmaster survives a crash, and it sets shared memory up anew after each; the processes made afterwards
+/// inherit what it counted.
+pub fn crashes() -> u32 {
+    STARTS.lock().map_or(0, |starts| starts.crashes)
+}
+
+/// How long the server has to live for its next crash to count as the first.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+static STARTS: Mutex<Starts> = Mutex::new(Starts { last: None, crashes: 0 });
+
+struct Starts {
+    last: Option<Instant>,
+    crashes: u32,
+}
+
+impl Starts {
+    fn count(&mut self, now: Instant) {
+        self.crashes = match self.last {
+            None => 0,
+            Some(last) if now.duration_since(last) > HEALTHY => 1,
+            Some(_) => self.crashes.saturating_add(1),
+        };
+        self.last = Some(now);
     }
 }
 
@@ -121,5 +151,24 @@ unsafe extern "C-unwind" fn on_startup() {
     }
     if let Some(segment) = SEGMENT.get() {
         segment.on_startup();
+    }
+    if let Ok(mut starts) = STARTS.lock() {
+        starts.count(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_count_while_they_come_soon_after_another() {
+        let mut starts = Starts { last: None, crashes: 0 };
+        let mut now = Instant::now();
+        for (seconds, crashes) in [(0, 0), (30, 1), (30, 2), (61, 1), (1, 2)] {
+            now += Duration::from_secs(seconds);
+            starts.count(now);
+            assert_eq!(starts.crashes, crashes);
+        }
     }
 }

@@ -8,7 +8,7 @@
 use super::backoff;
 use super::shared::{self, View};
 use crate::pg::bgworker::{self, Handle};
-use crate::pg::{Oid, activity, database, guc, latch, process, xact};
+use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ pub fn main() -> ! {
     bgworker::connect(None);
     shared::become_launcher();
     let mut launcher = Launcher::default();
+    launcher.slow_down_after_crashes();
     launcher.probe_all();
     loop {
         if process::reload_requested() {
@@ -71,6 +72,15 @@ struct Slots {
 }
 
 impl Launcher {
+    /// If it is a worker that takes the server down, it must not do so as fast as the server can recover. What the
+    /// launcher before knew about failures is lost with shared memory.
+    fn slow_down_after_crashes(&mut self) {
+        let crashes = shmem::crashes();
+        if crashes > 0 {
+            self.slots.not_before = Some(Instant::now() + backoff(crashes));
+        }
+    }
+
     fn probe_all(&mut self) {
         self.unprobed = xact::transaction(database::connectable).into();
         self.probing = None;
