@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn reads_every_member() {
-        let body = format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{B}","error":"no \u0041"}}],"conflicts":null}}"#);
+        let body =
+            format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{B}","error":"no \u0041"}}],"conflicts":null}}"#);
         assert_eq!(word(&body, A), Word::Acked);
         assert_eq!(word(&body, B), Word::Refused("no A".into()));
     }

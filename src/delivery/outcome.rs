@@ -38,7 +38,9 @@ pub fn classify(reply: Reply) -> Outcome {
     match response.status {
         200..=299 => match Answer::parse(&response.body) {
             Some(answer) => Outcome::Answered(answer),
-            None => Outcome::NotThrough { error: format!("{error} (the answer is not the JSON it should be)"), retry_after },
+            None => {
+                Outcome::NotThrough { error: format!("{error} (the answer is not the JSON it should be)"), retry_after }
+            }
         },
         400 | 422 => Outcome::Poison { error },
         413 => Outcome::TooLarge { error },
@@ -48,7 +50,9 @@ pub fn classify(reply: Reply) -> Outcome {
         500..=599 => Outcome::NotThrough { error, retry_after },
         300..=399 => {
             let to = response.location_host.as_deref().unwrap_or("nowhere");
-            Outcome::Misconfigured { error: sanitise(&format!("{error} (redirect to {to}, not followed)"), ERROR_CHARS) }
+            Outcome::Misconfigured {
+                error: sanitise(&format!("{error} (redirect to {to}, not followed)"), ERROR_CHARS),
+            }
         }
         _ => Outcome::Misconfigured { error },
     }

@@ -342,9 +342,8 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
 /// Ranges that are drained are forgotten.
 pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
-    let list = schema.sql(
-        "SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane WHERE target_id = $1",
-    );
+    let list =
+        schema.sql("SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane WHERE target_id = $1");
     let any = spi::query(&list, &[target_id.into()], |_| ());
     if any == 0 {
         return tables;
