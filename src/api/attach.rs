@@ -1,22 +1,22 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
+use super::argument::{self, Texts};
 use crate::capture::{Options, Priority, install};
-use crate::error::{Error, Result, SqlState, or_raise};
+use crate::error::{Error, Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, text};
-use crate::store::{Schema, target};
+use crate::store::Schema;
 use std::ffi::CStr;
 
 const OPERATIONS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
-/// Arrays as SQL gives them.
-type Texts = Option<Vec<Option<String>>>;
+/// A `name[]` as SQL gives it.
 type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
 
 /// Captures the writes to `relation` from now on; again with other options, it changes them.
 ///
 /// 42501 if the caller does not own it, 42809 if it is no table of the user's, 55000 if it has no usable key, is a partition
-/// of an attached table, has the scripts' triggers, or if its changes wait with another priority or target; 42703, 42701
+/// of an attached table, has the scripts' triggers, or if its changes wait with another priority or target; 42703
 /// and 22023 for the other arguments, 55P03 if its lock is not to be had within 5 s.
 #[allow(clippy::too_many_arguments)] // the SQL signature
 #[pgrx::pg_extern(sql = false)]
@@ -34,18 +34,18 @@ fn sync_outbox_attach(
     always: Option<bool>,
 ) {
     or_raise((|| {
-        let relation = required(relation, "relation")?;
+        let relation = argument::required(relation, "relation")?;
         let options = Options {
-            target: target.unwrap_or(target::DEFAULT).to_owned(),
-            priority: priority.map_or(Ok(Priority::Normal), parse_priority)?,
-            columns: list(columns, "columns")?,
-            exclude: list(exclude, "exclude")?,
+            target: argument::target(target).to_owned(),
+            priority: priority.map_or(Ok(Priority::Normal), argument::priority)?,
+            columns: argument::list(columns, "columns")?,
+            exclude: argument::list(exclude, "exclude")?,
             branch_column: branch_column.map(text::name),
-            key_columns: list(
+            key_columns: argument::list(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),
                 "key_columns",
             )?,
-            operations: parse_operations(list(operations, "operations")?)?,
+            operations: parse_operations(argument::list(operations, "operations")?)?,
             include_old: include_old.unwrap_or(false),
             require_reason: require_reason.unwrap_or(false),
             always: always.unwrap_or(false),
@@ -61,24 +61,11 @@ fn sync_outbox_attach(
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_detach(relation: Option<Oid>) {
     or_raise((|| {
-        let relation = required(relation, "relation")?;
+        let relation = argument::required(relation, "relation")?;
         let caller = role::current_user();
         let _owner = ActAs::owner();
         install::remove(&Schema::installed()?, caller, relation)
     })())
-}
-
-/// An argument that may not be NULL.
-pub(super) fn required<T>(value: Option<T>, argument: &str) -> Result<T> {
-    value.ok_or_else(|| {
-        Error::new(SqlState::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be NULL"))
-            .hint(format!("Give a value for {argument}."))
-    })
-}
-
-pub(super) fn parse_priority(name: &str) -> Result<Priority> {
-    Priority::parse(name)
-        .ok_or_else(|| Error::argument(format!("unknown priority \"{name}\"")).hint("Use 'HIGH', 'NORMAL' or 'LOW'."))
 }
 
 /// Operations in any case and order, as the trigger needs them. Absent: all but TRUNCATE.
@@ -87,33 +74,10 @@ pub(super) fn parse_operations(given: Option<Vec<String>>) -> Result<Vec<String>
         None => return Ok(OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect()),
         Some(given) => given.iter().map(|op| op.trim().to_ascii_uppercase()).collect(),
     };
-    no_duplicates(&given, "operations")?;
+    argument::no_duplicates(&given, "operations")?;
     match given.iter().find(|op| !OPERATIONS.contains(&op.as_str())) {
         Some(unknown) => Err(Error::argument(format!("unknown operation \"{unknown}\""))
             .hint("Use any of 'INSERT', 'UPDATE', 'DELETE' and 'TRUNCATE'.")),
         None => Ok(OPERATIONS.iter().filter(|op| given.iter().any(|g| g == *op)).map(|&op| op.to_owned()).collect()),
-    }
-}
-
-/// A list without NULL, repeated or no elements. Absent: `None`.
-pub(super) fn list(given: Texts, argument: &str) -> Result<Option<Vec<String>>> {
-    let Some(given) = given else { return Ok(None) };
-    let Some(list) = given.into_iter().collect::<Option<Vec<String>>>() else {
-        return Err(Error::argument(format!("{argument} must not contain NULL")).hint("Take the NULL out of the list."));
-    };
-    if list.is_empty() {
-        return Err(Error::argument(format!("{argument} must not be an empty list"))
-            .hint(format!("Leave {argument} out to get the default.")));
-    }
-    no_duplicates(&list, argument)?;
-    Ok(Some(list))
-}
-
-fn no_duplicates(list: &[String], argument: &str) -> Result<()> {
-    match list.iter().enumerate().find(|(i, name)| list[..*i].contains(name)) {
-        Some((_, name)) => {
-            Err(Error::argument(format!("\"{name}\" is named twice in {argument}")).hint("Name it once."))
-        }
-        None => Ok(()),
     }
 }

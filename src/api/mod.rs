@@ -1,3 +1,11 @@
 //! The functions people call: arguments in, answers out. Their SQL declarations stand in `sql/`.
 
+mod argument;
 mod attach;
+mod discard;
+mod overview;
+mod pause;
+mod push;
+mod requeue;
+mod settings_report;
+mod stats;

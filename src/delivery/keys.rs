@@ -35,6 +35,18 @@ impl Touched {
     }
 }
 
+impl Touched {
+    /// A hash of schema and name.
+    pub fn table(&self) -> u64 {
+        self.table
+    }
+
+    /// Hashes of the old key and, if it changes, the new one; `None` is every key of the table.
+    pub fn keys(&self) -> Option<(u64, Option<u64>)> {
+        self.keys
+    }
+}
+
 fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);

@@ -5,8 +5,11 @@
 
 pub mod attached;
 pub mod history;
+pub mod overview;
 pub mod queue;
 pub mod relation;
+pub mod stats;
+pub mod steer;
 pub mod target;
 
 use crate::error::{Error, Result};
