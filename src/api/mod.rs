@@ -3,6 +3,7 @@
 mod accept;
 mod apply;
 mod argument;
+mod attach;
 mod discard;
 mod overview;
 mod pause;

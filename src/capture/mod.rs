@@ -5,7 +5,9 @@
 //! quietly.
 
 mod append;
+mod eligible;
 mod encode;
+pub mod install;
 mod options;
 mod plan;
 mod reorder;

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod process;
 pub mod relation;
 pub mod role;
+pub mod secret;
 pub mod shmem;
 pub mod spi;
 pub mod text;
