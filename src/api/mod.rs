@@ -2,6 +2,7 @@
 
 mod argument;
 mod attach;
+mod configure;
 mod discard;
 mod overview;
 mod pause;
@@ -9,3 +10,4 @@ mod push;
 mod requeue;
 mod settings_report;
 mod stats;
+mod token;
