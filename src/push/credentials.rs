@@ -70,11 +70,7 @@ const ENVIRONMENT: &str = "environment SYNC_UPLOAD_TOKEN";
 /// The token for `endpoint`. With `persist`, one that is found only in the environment is kept in our own file.
 pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool) -> Result<Token> {
     let own = own_file(target)?;
-    let kept = own.read().map_err(|error| {
-        file_error("the token file written by sync_outbox_set_token()", error)
-            .hint("Call sync_outbox_set_token() again; it writes the file anew.")
-    })?;
-    let elsewhere = match kept {
+    let elsewhere = match read(&own)? {
         Some(kept) if kept.origin == endpoint.origin => return Ok(Token::Found { value: kept.token, source: KEPT }),
         Some(kept) => {
             let why = format!("the token was set for {} and is not sent to {}", kept.origin, endpoint.origin);
@@ -94,6 +90,11 @@ pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool
         }
         None => Ok(Token::Missing { why: elsewhere }),
     }
+}
+
+/// The origin that the token kept for a target was set for.
+pub fn kept_for(target: &Target) -> Result<Option<String>> {
+    Ok(read(&own_file(target)?)?.map(|kept| kept.origin))
 }
 
 /// Keeps a token for the origin of `endpoint`: replaces what was kept for the target. The token has been checked.
@@ -138,6 +139,13 @@ fn persist_quietly(own: &TokenFile, origin: &str, token: &str) {
     if let Err(error) = own.write(&kept) {
         pgrx::warning!("could not keep the token of {ENVIRONMENT}: {error}");
     }
+}
+
+fn read(own: &TokenFile) -> Result<Option<Kept>> {
+    own.read().map_err(|error| {
+        file_error("the token file written by sync_outbox_set_token()", error)
+            .hint("Call sync_outbox_set_token() again; it writes the file anew.")
+    })
 }
 
 fn own_file(target: &Target) -> Result<TokenFile> {
