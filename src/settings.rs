@@ -228,7 +228,7 @@ pub fn applied_retention() -> Duration {
 }
 
 /// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
     pub batch_rows: usize,
     pub batch_bytes: usize,
@@ -260,5 +260,16 @@ pub fn delivery() -> Delivery {
         client_cert_file: path(&CLIENT_CERT_FILE),
         client_key_file: path(&CLIENT_KEY_FILE),
         proxy: path(&PROXY),
+    }
+}
+
+impl Delivery {
+    /// With the files that a target names for itself.
+    pub fn for_target(mut self, target: &crate::store::target::Target) -> Self {
+        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
+        self.ca_file = own(self.ca_file, &target.ca_file);
+        self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
+        self.client_key_file = own(self.client_key_file, &target.client_key_file);
+        self
     }
 }

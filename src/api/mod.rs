@@ -4,6 +4,7 @@ mod argument;
 mod discard;
 mod overview;
 mod pause;
+mod push;
 mod requeue;
 mod settings_report;
 mod stats;

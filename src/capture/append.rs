@@ -180,6 +180,7 @@ impl Outbox {
             Some(index) => heap::append(&table, &fields, &Open::index(index), &[TARGET, PRIORITY, ID]),
             None => self.insert(&fields, plan.priority),
         }
+        crate::wake::at_commit();
         id
     }
 

@@ -1,5 +1,11 @@
-//! What leaves the server, decided without PostgreSQL: plain data in, plain data out.
+//! Delivery as plain data: what goes over the wire, what an answer means, when to try again; and the thread that talks
+//! HTTP. Nothing in here knows PostgreSQL, so everything in here is tested without a server.
 
+pub mod answer;
+pub mod backoff;
+pub mod batch;
 pub mod endpoint;
+pub mod http;
 pub mod keys;
+pub mod outcome;
 pub mod token;

@@ -55,26 +55,6 @@ impl Value {
     }
 }
 
-/// Writes the shortest text that reads back as the same float, as `float8out` does with default settings.
-pub fn shortest_float8(value: f64, out: &mut Vec<u8>) {
-    let mut buffer = [0; 32];
-    // SAFETY: the longest result is 25 bytes.
-    unsafe {
-        externs::float8_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
-        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
-    }
-}
-
-/// As [`shortest_float8`], for `real`.
-pub fn shortest_float4(value: f32, out: &mut Vec<u8>) {
-    let mut buffer = [0; 32];
-    // SAFETY: the longest result is 16 bytes.
-    unsafe {
-        externs::float_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
-        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
-    }
-}
-
 /// Writes a date, timestamp or timestamptz (`type_oid` says which) as JSON does, in UTC.
 pub fn iso_datetime(value: Value, type_oid: pg_sys::Oid, out: &mut Vec<u8>) {
     let mut buffer = [0; 256];

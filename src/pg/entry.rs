@@ -16,6 +16,7 @@ macro_rules! finfo {
 }
 
 finfo!(pg_finfo_sync_outbox_capture);
+finfo!(pg_finfo_sync_outbox_drain);
 
 /// `sync_outbox_capture()`: 39P01 when it is not fired as one of the triggers that `sync_outbox_attach()` makes.
 ///
@@ -35,5 +36,35 @@ pub unsafe extern "C-unwind" fn sync_outbox_capture(fcinfo: pg_sys::FunctionCall
         .hint("SELECT sync_outbox_attach('your_table');")
         .raise(),
     }
+    pg_sys::Datum::from(0)
+}
+
+/// `CALL sync_outbox_drain(branch, target)`: 25001 inside a transaction block or a function, where it cannot commit.
+///
+/// # Safety
+/// Called by PostgreSQL's function manager only.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn sync_outbox_drain(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the function manager passes its call info, a CallContext for CALL, and two text arguments.
+    let (atomic, branch, target) = unsafe {
+        let context = (*fcinfo).context;
+        let call = !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_CallContext;
+        (
+            !call || (*context.cast::<pg_sys::CallContext>()).atomic,
+            pgrx::fcinfo::pg_getarg::<String>(fcinfo, 0),
+            pgrx::fcinfo::pg_getarg::<String>(fcinfo, 1),
+        )
+    };
+    if atomic {
+        Error::new(
+            SqlState::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "sync_outbox_drain() commits as it goes and cannot run inside a transaction block",
+        )
+        .hint("CALL it outside a transaction, or call SELECT sync_outbox_flush(); instead.")
+        .raise()
+    }
+    let target = target.unwrap_or_else(|| crate::store::target::DEFAULT.to_owned());
+    crate::error::or_raise(crate::push::drain(branch, &target));
     pg_sys::Datum::from(0)
 }

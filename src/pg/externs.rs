@@ -1,6 +1,6 @@
 //! C functions of the server that pgrx does not bind. Signatures are those of the server headers, equal in 15 to 18.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::c_int;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{Datum, Oid};
 
@@ -11,17 +11,12 @@ mod raw {
         pub fn datum_image_eq(a: Datum, b: Datum, typ_by_val: bool, typ_len: c_int) -> bool;
         /// `commands/sequence.h`
         pub fn nextval_internal(relid: Oid, check_permissions: bool) -> i64;
-        /// `common/shortest_dec.h`
-        pub fn float8_to_shortest_decimal_buf(value: f64, result: *mut c_char) -> c_int;
-        /// `common/shortest_dec.h`
-        pub fn float_to_shortest_decimal_buf(value: f32, result: *mut c_char) -> c_int;
         /// `utils/bytea.h`
         pub static bytea_output: c_int;
     }
 }
 
-// Cannot raise errors, so they need no guard.
-pub use raw::{bytea_output, float_to_shortest_decimal_buf, float8_to_shortest_decimal_buf};
+pub use raw::bytea_output;
 
 /// # Safety
 /// Both datums have the type that `typ_by_val` and `typ_len` describe.

@@ -153,3 +153,9 @@ pub fn now() -> pg_sys::Datum {
     // SAFETY: plain call.
     pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
 }
+
+/// The top-level transaction id, 0 if none has been assigned: then this transaction has written nothing.
+pub fn top_transaction_id_if_any() -> u64 {
+    // SAFETY: plain getter.
+    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
+}

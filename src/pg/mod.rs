@@ -4,6 +4,7 @@
 //! Rust unwind, so their guards release what they hold only on the way out without an error; after one, the abort of the
 //! (sub)transaction does it.
 
+pub mod activity;
 pub mod datum;
 pub mod entry;
 pub mod externs;

@@ -36,6 +36,46 @@ impl Arg {
         Arg { oid, datum: None }
     }
 
+    /// An array of row addresses.
+    pub fn places(places: &[(u32, u16)]) -> Self {
+        let mut tids: Vec<pg_sys::ItemPointerData> = places
+            .iter()
+            .map(|(block, offset)| pg_sys::ItemPointerData {
+                ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: *block as u16 },
+                ip_posid: *offset,
+            })
+            .collect();
+        let mut datums: Vec<pg_sys::Datum> = tids.iter_mut().map(|t| pg_sys::Datum::from(&raw mut *t)).collect();
+        Arg::array(pg_sys::TIDARRAYOID, pg_sys::TIDOID, &mut datums, 6, b's')
+    }
+
+    /// An array of uuids.
+    pub fn uuids<'a>(uuids: impl IntoIterator<Item = &'a uuid::Uuid>) -> Self {
+        let mut datums: Vec<pg_sys::Datum> =
+            uuids.into_iter().map(|u| pg_sys::Datum::from(u.as_bytes().as_ptr())).collect();
+        Arg::array(pg_sys::UUIDARRAYOID, pg_sys::UUIDOID, &mut datums, 16, b'c')
+    }
+
+    fn array(oid: pg_sys::Oid, element: pg_sys::Oid, datums: &mut [pg_sys::Datum], length: i32, align: u8) -> Self {
+        // SAFETY: the elements are fixed-length and by reference, and copied into the new array.
+        let array = unsafe {
+            pg_sys::construct_array(
+                datums.as_mut_ptr(),
+                datums.len() as i32,
+                element,
+                length,
+                false,
+                align as core::ffi::c_char,
+            )
+        };
+        Arg::datum(oid, pg_sys::Datum::from(array))
+    }
+
+    /// A text of UTF-8, converted to the server encoding; what that cannot hold becomes a question mark.
+    pub fn text_utf8(text: &str) -> Self {
+        Arg::text_bytes(&super::text::from_utf8(text))
+    }
+
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
         Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
@@ -80,6 +120,43 @@ impl Row {
                 pgrx::varlena::varsize_any_exhdr(varlena),
             ))
         }
+    }
+
+    /// Column `n` of a text or json type as UTF-8, whatever the server encoding is.
+    pub fn utf8(&self, n: usize) -> Option<String> {
+        let bytes = self.bytes(n)?;
+        let mut out = Vec::with_capacity(bytes.len());
+        super::text::write_utf8(bytes, &mut out);
+        Some(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    /// Column `n`, a timestamptz, as ISO 8601 in UTC; empty for NULL.
+    pub fn iso_time(&self, n: usize) -> String {
+        let (datum, null) = self.raw(n);
+        let mut out = Vec::new();
+        if !null {
+            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, &mut out);
+        }
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Column `n`, a ctid: block and offset.
+    pub fn place(&self, n: usize) -> (u32, u16) {
+        let (datum, _) = self.raw(n);
+        // SAFETY: a tid datum points to an ItemPointerData inside the row.
+        let tid = unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() };
+        ((u32::from(tid.ip_blkid.bi_hi) << 16) | u32::from(tid.ip_blkid.bi_lo), tid.ip_posid)
+    }
+
+    /// Column `n`, a uuid.
+    pub fn uuid(&self, n: usize) -> uuid::Uuid {
+        let (datum, _) = self.raw(n);
+        uuid::Uuid::from_bytes(*super::datum::Value(datum).uuid())
+    }
+
+    /// Column `n`, an xid8.
+    pub fn xid8(&self, n: usize) -> u64 {
+        self.raw(n).0.value() as u64
     }
 
     /// The row as datums, in column order.

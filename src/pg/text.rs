@@ -30,3 +30,25 @@ pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
         }
     }
 }
+
+/// `text` in the server encoding; characters that it does not have become question marks.
+pub fn from_utf8(text: &str) -> Vec<u8> {
+    if server_is_utf8() || text.is_ascii() {
+        return text.as_bytes().to_vec();
+    }
+    let convert = |text: &str| {
+        super::xact::subtransaction(|| {
+            // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
+            unsafe {
+                let converted =
+                    pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
+                if converted.cast_const() == text.as_ptr().cast() {
+                    text.as_bytes().to_vec()
+                } else {
+                    std::ffi::CStr::from_ptr(converted).to_bytes().to_vec()
+                }
+            }
+        })
+    };
+    convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
+}

@@ -185,16 +185,36 @@ pub fn count(schema: &Schema, id: i16, sent: i64, acked: i64) {
     );
 }
 
-/// How far the present drain has come: starts counting anew when the outbox was empty before.
-pub fn count_drained(schema: &Schema, id: i16, acked: i64, empty_now: bool) {
+/// How far the present drain has come, for the overview.
+pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
              VALUES ($1, pg_catalog.clock_timestamp(), $2)
-             ON CONFLICT (target_id) DO UPDATE SET
-                 drain_started_at = CASE WHEN $3 THEN NULL ELSE coalesce(s.drain_started_at, pg_catalog.clock_timestamp()) END,
-                 drain_acked = CASE WHEN $3 THEN 0 ELSE s.drain_acked + $2 END",
+             ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked + $2,
+                 drain_started_at = coalesce(s.drain_started_at, pg_catalog.clock_timestamp())",
         ),
-        &[id.into(), acked.into(), empty_now.into()],
+        &[id.into(), acked.into()],
     );
+}
+
+/// The outbox is empty: the next drain counts from the beginning.
+pub fn end_drain(schema: &Schema, id: i16) {
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox_target_state SET drain_started_at = NULL, drain_acked = 0
+              WHERE target_id = $1 AND drain_started_at IS NOT NULL",
+        ),
+        &[id.into()],
+    );
+}
+
+/// The time `wait` from now, ISO 8601 in UTC.
+pub fn iso_after(wait: std::time::Duration) -> String {
+    spi::first(
+        "SELECT pg_catalog.clock_timestamp() + $1 * interval '1 millisecond'",
+        &[(wait.as_millis() as i64).into()],
+        |row| row.iso_time(1),
+    )
+    .unwrap_or_default()
 }

@@ -1,0 +1,207 @@
+//! The target's word on each change: `{"acked": [..], "errors": [{"dedup_key", "error"}], "conflicts": [..]}`.
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use uuid::Uuid;
+
+/// What an answer says. Keys nobody asked about do no harm: only the keys of the request are ever looked up.
+#[derive(Debug, Default, PartialEq)]
+pub struct Answer {
+    acked: HashSet<Uuid>,
+    errors: HashMap<Uuid, String>,
+    conflicts: HashMap<Uuid, String>,
+}
+
+/// The word on one change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Word {
+    Acked,
+    Refused(String),
+    Conflict(String),
+    /// Not mentioned: that is not an ack.
+    Silent,
+}
+
+impl Answer {
+    /// Reads a body; `None` if it is not a JSON object with lists where lists belong. An entry that is not understood is
+    /// ignored, so its change counts as not mentioned.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return None; // serde would take a list for an object's members in order
+        }
+        let body: Body = serde_json::from_slice(body).ok()?;
+        let words = |items: Vec<Item>| items.into_iter().filter_map(|i| Some((i.key?, i.error))).collect();
+        Some(Answer {
+            acked: body.acked.unwrap_or_default().into_iter().filter_map(|i| i.key).collect(),
+            errors: words(body.errors.unwrap_or_default()),
+            conflicts: words(body.conflicts.unwrap_or_default()),
+        })
+    }
+
+    /// The word on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
+    pub fn word(&self, key: &Uuid) -> Word {
+        if let Some(error) = self.errors.get(key) {
+            Word::Refused(error.clone())
+        } else if let Some(error) = self.conflicts.get(key) {
+            Word::Conflict(error.clone())
+        } else if self.acked.contains(key) {
+            Word::Acked
+        } else {
+            Word::Silent
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Body {
+    #[serde(default)]
+    acked: Option<Vec<Item>>,
+    #[serde(default)]
+    errors: Option<Vec<Item>>,
+    #[serde(default)]
+    conflicts: Option<Vec<Item>>,
+}
+
+/// A key, alone or in an object with the target's words; anything else has no key.
+#[derive(Default)]
+struct Item {
+    key: Option<Uuid>,
+    error: String,
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a dedup_key or an object with one")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Item, E> {
+        Ok(Item { key: Uuid::try_parse(text).ok(), error: String::new() })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
+        let mut item = Item::default();
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            match &*name {
+                "dedup_key" => item.key = map.next_value::<Item>()?.key,
+                "error" => item.error = map.next_value::<Words>()?.0,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(item)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Item::default())
+    }
+
+    fn visit_unit<E>(self) -> Result<Item, E> {
+        Ok(Item::default())
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Item, E> {
+        Ok(Item::default())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Item, E> {
+        Ok(Item::default())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Item, E> {
+        Ok(Item::default())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Item, E> {
+        Ok(Item::default())
+    }
+}
+
+/// The target's words: a string, or whatever JSON it sent instead.
+struct Words(String);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Words(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => text,
+            serde_json::Value::Null => String::new(),
+            other => other.to_string(),
+        }))
+    }
+}
+
+/// A stranger's text made fit to be stored and shown: no control characters, at most `most` characters.
+pub fn sanitise(text: &str, most: usize) -> String {
+    let mut clean: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most + 1).collect::<String>().trim().to_owned();
+    if clean.chars().count() > most {
+        clean = clean.chars().take(most.saturating_sub(1)).collect();
+        clean.push('…');
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "00000000-0000-0000-0000-00000000000a";
+    const B: &str = "00000000-0000-0000-0000-00000000000b";
+
+    fn word(body: &str, key: &str) -> Word {
+        Answer::parse(body.as_bytes()).unwrap().word(&Uuid::try_parse(key).unwrap())
+    }
+
+    #[test]
+    fn reads_every_member() {
+        let body =
+            format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{B}","error":"no \u0041"}}],"conflicts":null}}"#);
+        assert_eq!(word(&body, A), Word::Acked);
+        assert_eq!(word(&body, B), Word::Refused("no A".into()));
+    }
+
+    #[test]
+    fn conflicts_may_be_keys_or_objects() {
+        assert_eq!(word(&format!(r#"{{"conflicts":["{A}"]}}"#), A), Word::Conflict(String::new()));
+        let object = format!(r#"{{"conflicts":[{{"dedup_key":"{A}","error":{{"old":1}}}}]}}"#);
+        assert_eq!(word(&object, A), Word::Conflict(r#"{"old":1}"#.into()));
+    }
+
+    #[test]
+    fn silence_is_not_an_ack() {
+        assert_eq!(word("{}", A), Word::Silent);
+        assert_eq!(word(r#"{"acked":[]}"#, A), Word::Silent);
+    }
+
+    #[test]
+    fn strange_entries_are_ignored() {
+        let body = format!(r#"{{"acked":[1,-1,1.5,null,true,[["{A}"]],{{"x":{{}}}},"junk","{B}","{B}"],"more":[1]}}"#);
+        assert_eq!(word(&body, B), Word::Acked);
+        assert_eq!(word(&body, A), Word::Silent);
+    }
+
+    #[test]
+    fn a_contradiction_is_not_an_ack() {
+        let body = format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{A}"}}]}}"#);
+        assert_eq!(word(&body, A), Word::Refused(String::new()));
+    }
+
+    #[test]
+    fn other_shapes_are_no_answer() {
+        for body in ["", "<html>", "[]", "{\"acked\":", r#"{"acked":"x"}"#, "{\"acked\":[]} trailing"] {
+            assert_eq!(Answer::parse(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn text_is_made_harmless() {
+        assert_eq!(sanitise("a\u{1b}[31m\nb", 100), "a [31m b");
+        assert_eq!(sanitise("äöü", 2), "ä…");
+    }
+}

@@ -1,0 +1,262 @@
+//! A batch: changes read from the outbox, and the request bodies made of them.
+//!
+//! The JSON of every change is written once, into one buffer; a body is a run of it between a prefix and a suffix, so that
+//! halving and bisecting cost no work. Stored JSON is joined, never parsed.
+
+use super::keys::Touched;
+use crate::capture::Priority;
+use std::ops::Range;
+use uuid::Uuid;
+
+/// Where a row is in the heap: block and offset.
+pub type Place = (u32, u16);
+
+/// One change of a batch.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub id: i64,
+    pub priority: Priority,
+    pub place: Place,
+    pub dedup_key: Uuid,
+    pub branch: Option<String>,
+    pub reason: Option<String>,
+    pub attempts: i32,
+    pub refusals: i32,
+    /// Marked FAILED because a request did not get through.
+    pub was_offline: bool,
+    /// Its JSON in the batch's buffer.
+    json: Range<usize>,
+    key: KeySource,
+}
+
+/// What is needed to say which keys a change touches, should anybody ask.
+#[derive(Clone, Debug)]
+struct KeySource {
+    table: (String, String),
+    pk: Option<Range<usize>>,
+    data: Option<Range<usize>>,
+}
+
+/// The fields of a row that go over the wire, UTF-8; `pk`, `data` and `old` are JSON, `created_at` is an ISO 8601 time.
+pub struct Wire<'a> {
+    pub schema: &'a str,
+    pub table: &'a str,
+    pub op: &'a str,
+    pub pk: Option<&'a str>,
+    pub data: Option<&'a str>,
+    pub old: Option<&'a str>,
+    pub txid: u64,
+    pub created_at: &'a str,
+}
+
+/// The state of a row that delivery needs beside what goes over the wire.
+pub struct Row {
+    pub id: i64,
+    pub priority: Priority,
+    pub place: Place,
+    pub dedup_key: Uuid,
+    pub branch: Option<String>,
+    pub reason: Option<String>,
+    pub attempts: i32,
+    pub refusals: i32,
+    pub was_offline: bool,
+}
+
+/// Changes in the order in which they are sent.
+#[derive(Default, Debug)]
+pub struct Batch {
+    buffer: Vec<u8>,
+    pub changes: Vec<Change>,
+}
+
+impl Batch {
+    pub fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Bytes of JSON so far.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Adds a change: the six members every receiver knows, then those that only say more.
+    pub fn push(&mut self, row: Row, wire: &Wire<'_>) {
+        let out = &mut self.buffer;
+        if !out.is_empty() {
+            out.push(b',');
+        }
+        let start = out.len();
+        out.extend_from_slice(b"{\"schema\":");
+        string(wire.schema, out);
+        out.extend_from_slice(b",\"table\":");
+        string(wire.table, out);
+        out.extend_from_slice(b",\"op\":");
+        string(wire.op, out);
+        out.extend_from_slice(b",\"pk\":");
+        let pk = wire.pk.map(|json| raw(json, out));
+        if pk.is_none() {
+            out.extend_from_slice(b"null");
+        }
+        out.extend_from_slice(b",\"data\":");
+        let data = wire.data.map(|json| raw(json, out));
+        if data.is_none() {
+            out.extend_from_slice(b"null");
+        }
+        out.extend_from_slice(b",\"dedup_key\":\"");
+        out.extend_from_slice(row.dedup_key.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+        out.extend_from_slice(b"\",\"id\":");
+        out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
+        out.extend_from_slice(b",\"txid\":\"");
+        out.extend_from_slice(itoa::Buffer::new().format(wire.txid).as_bytes());
+        out.push(b'"');
+        for (name, value) in [(",\"branch\":", &row.branch), (",\"reason\":", &row.reason)] {
+            if let Some(value) = value {
+                out.extend_from_slice(name.as_bytes());
+                string(value, out);
+            }
+        }
+        if let Some(old) = wire.old {
+            out.extend_from_slice(b",\"old\":");
+            raw(old, out);
+        }
+        out.extend_from_slice(b",\"created_at\":");
+        string(wire.created_at, out);
+        out.push(b'}');
+        let json = start..out.len();
+        let Row { id, priority, place, dedup_key, branch, reason, attempts, refusals, was_offline } = row;
+        let key = KeySource { table: (wire.schema.to_owned(), wire.table.to_owned()), pk, data };
+        self.changes.push(Change {
+            id,
+            priority,
+            place,
+            dedup_key,
+            branch,
+            reason,
+            attempts,
+            refusals,
+            was_offline,
+            json,
+            key,
+        });
+    }
+
+    /// The keys that a change touches.
+    pub fn touched(&self, change: &Change) -> Touched {
+        let text = |range: &Range<usize>| std::str::from_utf8(&self.buffer[range.clone()]).unwrap_or_default();
+        let KeySource { table: (schema, table), pk, data } = &change.key;
+        Touched::new(schema, table, pk.as_ref().map(text), data.as_ref().map(text))
+    }
+
+    /// The table that a change belongs to.
+    pub fn table(change: &Change) -> (&str, &str) {
+        (&change.key.table.0, &change.key.table.1)
+    }
+
+    /// The body of a request with the changes at `picked`, which are in sending order.
+    pub fn body(&self, picked: &[usize]) -> Vec<u8> {
+        let bytes: usize = picked.iter().map(|i| self.changes[*i].json.len() + 1).sum();
+        let mut body = Vec::with_capacity(bytes + 16);
+        body.extend_from_slice(b"{\"changes\":[");
+        for (n, i) in picked.iter().enumerate() {
+            if n > 0 {
+                body.push(b',');
+            }
+            body.extend_from_slice(&self.buffer[self.changes[*i].json.clone()]);
+        }
+        body.extend_from_slice(b"]}");
+        body
+    }
+
+    /// The reason that all the picked changes share, for the X-Reason header.
+    pub fn shared_reason(&self, picked: &[usize]) -> Option<&str> {
+        let first = self.changes[*picked.first()?].reason.as_deref()?;
+        picked.iter().all(|i| self.changes[*i].reason.as_deref() == Some(first)).then_some(first)
+    }
+
+    /// `Idempotency-Key`: the same for the same changes with the same content, another for any other batch.
+    pub fn idempotency_key(body: &[u8]) -> String {
+        use sha2::{Digest, Sha256};
+        let hash = Sha256::digest(body);
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+    }
+}
+
+fn raw(json: &str, out: &mut Vec<u8>) -> Range<usize> {
+    let start = out.len();
+    out.extend_from_slice(json.as_bytes());
+    start..out.len()
+}
+
+fn string(text: &str, out: &mut Vec<u8>) {
+    // Writing to memory cannot fail.
+    let _ = serde_json::to_writer(out, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(n: i64) -> Batch {
+        let mut batch = Batch::default();
+        for id in 1..=n {
+            let row = Row {
+                id,
+                priority: Priority::Normal,
+                place: (0, id as u16),
+                dedup_key: Uuid::from_u128(id as u128),
+                branch: None,
+                reason: (id != 3).then(|| "count".to_owned()),
+                attempts: 0,
+                refusals: 0,
+                was_offline: false,
+            };
+            let pk = format!("{{\"id\":{id}}}");
+            let wire = Wire {
+                schema: "public",
+                table: "sa\"les",
+                op: "DELETE",
+                pk: Some(&pk),
+                data: None,
+                old: None,
+                txid: 7,
+                created_at: "2026-01-01T00:00:00+00:00",
+            };
+            batch.push(row, &wire);
+        }
+        batch
+    }
+
+    #[test]
+    fn a_body_holds_the_picked_changes_and_is_json() {
+        let batch = batch(4);
+        let body: serde_json::Value = serde_json::from_slice(&batch.body(&[0, 3])).unwrap();
+        let changes = body["changes"].as_array().unwrap();
+        assert_eq!(changes.len(), 2);
+        assert_eq!(changes[1]["pk"]["id"], 4);
+        assert_eq!(changes[1]["table"], "sa\"les");
+        assert_eq!(changes[1]["data"], serde_json::Value::Null);
+        assert_eq!(changes[1]["dedup_key"], "00000000-0000-0000-0000-000000000004");
+    }
+
+    #[test]
+    fn the_idempotency_key_follows_the_content() {
+        let batch = batch(3);
+        let key = |picked: &[usize]| Batch::idempotency_key(&batch.body(picked));
+        assert_eq!(key(&[0, 1]), key(&[0, 1]));
+        assert_ne!(key(&[0, 1]), key(&[0]));
+    }
+
+    #[test]
+    fn a_reason_is_shared_only_if_every_change_has_it() {
+        let batch = batch(4);
+        assert_eq!(batch.shared_reason(&[0, 1]), Some("count"));
+        assert_eq!(batch.shared_reason(&[0, 2]), None);
+        assert_eq!(batch.shared_reason(&[2]), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! The HTTP thread: owns plain data only, so that the thread of PostgreSQL never waits for a network.
+//!
+//! One request is out at a time. The thread tells that a reply is there by calling `notify`; giving up is dropping the
+//! [`Http`], which shuts the connection and does not wait for the thread.
+
+use crate::settings::Delivery;
+use std::io::{ErrorKind, Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+
+/// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps with
+/// words.
+const ANSWER_BYTES_PER_CHANGE: u64 = 4096;
+const ANSWER_BYTES: u64 = 64 * 1024;
+/// Above this size a request asks first whether it is welcome, so that an early 413 or 401 is not lost to a reset.
+const EXPECT_ABOVE: usize = 1024 * 1024;
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a request is made of.
+#[derive(Debug)]
+pub struct Request {
+    pub url: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+    /// Changes in it: bounds how long an answer may be.
+    pub changes: usize,
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub struct Response {
+    pub status: u16,
+    pub retry_after: Option<String>,
+    pub date: Option<String>,
+    pub location_host: Option<String>,
+    pub body: Vec<u8>,
+}
+
+/// A response, or why there is none (DNS, refused, TLS, timeout, ..): the outcome is unknown then.
+pub type Reply = Result<Response, String>;
+
+/// A running HTTP thread.
+pub struct Http {
+    jobs: Sender<Request>,
+    replies: Receiver<Reply>,
+    agent: ureq::Agent,
+}
+
+impl Http {
+    /// Starts the thread. The caller blocks signals around this call, because the thread inherits the mask.
+    pub fn start(settings: &Delivery, notify: impl Fn() + Send + 'static) -> Result<Self, String> {
+        let agent = agent(settings)?;
+        let (jobs, inbox) = channel::<Request>();
+        let (outbox, replies) = channel::<Reply>();
+        let (client, compress) = (agent.clone(), settings.compression);
+        std::thread::Builder::new()
+            .name("sync_outbox http".into())
+            .spawn(move || {
+                let mut used = false;
+                while let Ok(request) = inbox.recv() {
+                    let reply = perform(&client, &request, compress, used);
+                    used = true;
+                    if outbox.send(reply).is_err() {
+                        return;
+                    }
+                    notify();
+                }
+            })
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        Ok(Http { jobs, replies, agent })
+    }
+
+    /// Hands a request to the thread.
+    pub fn send(&self, request: Request) {
+        // A thread that is gone is noticed in `reply`.
+        let _ = self.jobs.send(request);
+    }
+
+    /// The reply, if it is there.
+    pub fn reply(&self) -> Option<Reply> {
+        match self.replies.try_recv() {
+            Ok(reply) => Some(reply),
+            Err(std::sync::mpsc::TryRecvError::Empty) => None,
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some(Err("the HTTP thread ended".into())),
+        }
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        self.agent.clone().shutdown();
+    }
+}
+
+fn perform(agent: &ureq::Agent, request: &Request, compress: bool, used: bool) -> Reply {
+    let started = Instant::now();
+    let attempt = || {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exchange(agent, request, compress)))
+            .unwrap_or_else(|_| Err(Failure { text: "the HTTP client failed".into(), stale: false }))
+    };
+    let mut result = attempt();
+    // A kept connection that the server has closed meanwhile says nothing about the server: try once on a new one.
+    if used && started.elapsed() < Duration::from_secs(1) && result.as_ref().is_err_and(|f| f.stale) {
+        result = attempt();
+    }
+    result.map_err(|failure| super::answer::sanitise(&failure.text, 300))
+}
+
+/// Why there is no response.
+struct Failure {
+    text: String,
+    /// The connection broke in a way that a closed kept connection does.
+    stale: bool,
+}
+
+impl From<ureq::Error> for Failure {
+    fn from(error: ureq::Error) -> Self {
+        let stale = matches!(&error, ureq::Error::Io(e) if matches!(
+            e.kind(),
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::UnexpectedEof
+        ));
+        let text = match &error {
+            ureq::Error::Timeout(phase) => format!("timeout ({phase})"),
+            ureq::Error::HostNotFound => "host not found".into(),
+            ureq::Error::ConnectionFailed => "connection failed".into(),
+            other => other.to_string(),
+        };
+        Failure { text, stale }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure::from(ureq::Error::from(error))
+    }
+}
+
+fn exchange(agent: &ureq::Agent, request: &Request, compress: bool) -> Result<Response, Failure> {
+    let mut call = agent.post(&request.url).header("Content-Type", "application/json");
+    for (name, value) in &request.headers {
+        call = call.header(*name, value);
+    }
+    let packed;
+    let body = if compress {
+        packed = gzip(&request.body)?;
+        call = call.header("Content-Encoding", "gzip");
+        &packed
+    } else {
+        &request.body
+    };
+    if body.len() > EXPECT_ABOVE {
+        call = call.header("Expect", "100-continue");
+    }
+    let response = call.send(&body[..])?;
+    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let (retry_after, date, location) = (header("retry-after"), header("date"), header("location"));
+    let status = response.status().as_u16();
+    let most = ANSWER_BYTES + ANSWER_BYTES_PER_CHANGE * request.changes as u64;
+    let mut answer = Vec::new();
+    response.into_body().into_reader().take(most + 1).read_to_end(&mut answer)?;
+    if answer.len() as u64 > most && (200..300).contains(&status) {
+        return Err(Failure { text: format!("the answer is longer than {most} bytes"), stale: false });
+    }
+    Ok(Response {
+        status,
+        retry_after,
+        date,
+        location_host: location.and_then(|l| url::Url::parse(&l).ok()?.host_str().map(str::to_owned)),
+        body: answer,
+    })
+}
+
+fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+    encoder.write_all(body)?;
+    encoder.finish()
+}
+
+fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {
+    let proxy = settings
+        .proxy
+        .as_deref()
+        .map(|url| ureq::Proxy::new(url).map_err(|_| "sync_outbox.proxy is not a proxy's URL".to_owned()))
+        .transpose()?;
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(proxy)
+        .user_agent(concat!("sync_outbox/", env!("CARGO_PKG_VERSION")))
+        .timeout_resolve(Some(RESOLVE_TIMEOUT.min(settings.connect_timeout)))
+        .timeout_connect(Some(settings.connect_timeout))
+        .timeout_global(Some(settings.request_timeout))
+        .tls_config(tls(settings)?)
+        .build();
+    Ok(config.new_agent())
+}
+
+fn tls(settings: &Delivery) -> Result<TlsConfig, String> {
+    let roots = match &settings.ca_file {
+        None => RootCerts::PlatformVerifier,
+        Some(path) => {
+            let certificates = certificates(path, "sync_outbox.ca_file")?;
+            RootCerts::Specific(Arc::new(certificates))
+        }
+    };
+    let client = match (&settings.client_cert_file, &settings.client_key_file) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(ClientCert::new_with_certs(
+            &certificates(certificate, "sync_outbox.client_cert_file")?,
+            private_key(key)?,
+        )),
+        _ => return Err("sync_outbox.client_cert_file and sync_outbox.client_key_file go together".into()),
+    };
+    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
+}
+
+/// The certificates of a PEM file; at least one, since ureq would ignore a broken file silently.
+fn certificates(path: &str, setting: &str) -> Result<Vec<Certificate<'static>>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("cannot read {setting}: {}", e.kind()))?;
+    let found: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() { Err(format!("{setting} holds no certificate")) } else { Ok(found) }
+}
+
+fn private_key(path: &str) -> Result<PrivateKey<'static>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("cannot read sync_outbox.client_key_file: {}", e.kind()))?;
+    PrivateKey::from_pem(&pem).map_err(|_| "sync_outbox.client_key_file holds no private key".into())
+}

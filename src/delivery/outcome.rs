@@ -1,0 +1,142 @@
+//! What a reply means for the batch that it answers.
+
+use super::answer::{Answer, Word, sanitise};
+use super::backoff;
+use super::batch::Batch;
+use super::http::{Reply, Response};
+use super::keys::Parked;
+use std::time::Duration;
+
+/// Characters of a stranger's error text that are kept.
+pub const ERROR_CHARS: usize = 2000;
+
+/// The meaning of one reply.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A word on each change.
+    Answered(Answer),
+    /// 400, 422: something in it is poison. Bisect; alone, the change is refused.
+    Poison { error: String },
+    /// 413: halve; alone, the change is refused.
+    TooLarge { error: String },
+    /// 401, 403: the token is not accepted. Rows stay as they are.
+    Unauthorized { error: String },
+    /// The endpoint is not what it should be (redirect, 404, ..): rows stay as they are, slow probe.
+    Misconfigured { error: String },
+    /// The request did not get through: rows become FAILED, the breaker opens.
+    NotThrough { error: String, retry_after: Option<Duration> },
+}
+
+/// Reads a reply by the table of the wire: only a 2xx with a JSON object says anything about single changes.
+pub fn classify(reply: Reply) -> Outcome {
+    let response = match reply {
+        Ok(response) => response,
+        Err(error) => return Outcome::NotThrough { error: format!("offline: {error}"), retry_after: None },
+    };
+    let error = describe(&response);
+    let retry_after = response.retry_after.as_deref().and_then(|h| backoff::retry_after(h, response.date.as_deref()));
+    match response.status {
+        200..=299 => match Answer::parse(&response.body) {
+            Some(answer) => Outcome::Answered(answer),
+            None => {
+                Outcome::NotThrough { error: format!("{error} (the answer is not the JSON it should be)"), retry_after }
+            }
+        },
+        400 | 422 => Outcome::Poison { error },
+        413 => Outcome::TooLarge { error },
+        401 | 403 | 407 => Outcome::Unauthorized { error },
+        408 | 409 | 421 | 425 | 429 => Outcome::NotThrough { error, retry_after },
+        501 | 505 => Outcome::Misconfigured { error },
+        500..=599 => Outcome::NotThrough { error, retry_after },
+        300..=399 => {
+            let to = response.location_host.as_deref().unwrap_or("nowhere");
+            Outcome::Misconfigured {
+                error: sanitise(&format!("{error} (redirect to {to}, not followed)"), ERROR_CHARS),
+            }
+        }
+        _ => Outcome::Misconfigured { error },
+    }
+}
+
+fn describe(response: &Response) -> String {
+    let text = sanitise(&String::from_utf8_lossy(&response.body), ERROR_CHARS);
+    match (response.status, text.is_empty()) {
+        (200..=299, _) | (_, true) => format!("http {}", response.status),
+        _ => format!("http {}: {text}", response.status),
+    }
+}
+
+/// The word on every picked change. A change that was not acked though a later one of its key was is in conflict: sending
+/// it again would turn the order of that key around.
+pub fn words(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Word> {
+    let mut words: Vec<Word> = picked.iter().map(|i| answer.word(&batch.changes[*i].dedup_key)).collect();
+    if words.iter().all(|w| *w == Word::Acked) {
+        return words;
+    }
+    let mut acked_later = Parked::default();
+    for (i, word) in picked.iter().zip(words.iter_mut()).rev() {
+        let touched = batch.touched(&batch.changes[*i]);
+        if *word == Word::Acked {
+            acked_later.park(&touched);
+        } else if acked_later.blocks(&touched) {
+            *word = Word::Conflict("later change acked".into());
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, body: &str) -> Reply {
+        Ok(Response { status, body: body.as_bytes().to_vec(), ..Response::default() })
+    }
+
+    fn name(outcome: &Outcome) -> &'static str {
+        match outcome {
+            Outcome::Answered(_) => "answered",
+            Outcome::Poison { .. } => "poison",
+            Outcome::TooLarge { .. } => "too large",
+            Outcome::Unauthorized { .. } => "unauthorized",
+            Outcome::Misconfigured { .. } => "misconfigured",
+            Outcome::NotThrough { .. } => "not through",
+        }
+    }
+
+    #[test]
+    fn every_status_means_something() {
+        for status in 100..600 {
+            let expected = match status {
+                200..=299 => "answered",
+                400 | 422 => "poison",
+                413 => "too large",
+                401 | 403 | 407 => "unauthorized",
+                408 | 409 | 421 | 425 | 429 => "not through",
+                501 | 505 => "misconfigured",
+                500..=599 => "not through",
+                _ => "misconfigured",
+            };
+            assert_eq!(name(&classify(response(status, "{}"))), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_200_that_is_not_json_is_no_answer() {
+        let outcome = classify(response(200, "<html>Please log in</html>"));
+        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error.starts_with("http 200")));
+    }
+
+    #[test]
+    fn a_failed_connection_is_offline() {
+        let outcome = classify(Err("connection refused".into()));
+        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error == "offline: connection refused"));
+    }
+
+    #[test]
+    fn retry_after_is_passed_on() {
+        let reply = Ok(Response { status: 503, retry_after: Some("7".into()), ..Response::default() });
+        let Outcome::NotThrough { retry_after, .. } = classify(reply) else { panic!() };
+        assert_eq!(retry_after, Some(Duration::from_secs(7)));
+    }
+}

@@ -1,0 +1,115 @@
+//! Reading batches in order: forward from a cursor, so that what lies dead behind it costs nothing, and again from the
+//! head, because a change can become visible, due or free behind the cursor.
+//!
+//! A *pass* goes from somewhere to the end of every lane. A session is over when a pass from the head has found nothing to
+//! send: only then may it say "empty".
+
+use super::crossing::Crossing;
+use crate::capture::Priority;
+use crate::delivery::batch::Batch;
+use crate::delivery::keys::{Parked, Touched};
+use crate::pg::wal;
+use crate::store::{Schema, queue};
+use std::collections::HashSet;
+
+/// What a session may send.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    pub branch: Option<String>,
+    /// The caller's own transaction.
+    pub own_txid: Option<u64>,
+}
+
+pub struct Reader {
+    target_id: i16,
+    scope: Scope,
+    cursors: [i64; 3],
+    from_head: bool,
+    /// Changes tried in this session that are still there: not tried again.
+    tried: HashSet<i64>,
+    crossing: Crossing,
+}
+
+impl Reader {
+    pub fn new(target_id: i16, scope: Scope) -> Self {
+        Reader {
+            target_id,
+            scope,
+            cursors: [i64::MIN; 3],
+            from_head: true,
+            tried: HashSet::new(),
+            crossing: Crossing::default(),
+        }
+    }
+
+    /// Whether the present pass began at the head.
+    pub fn is_from_head(&self) -> bool {
+        self.from_head
+    }
+
+    /// Begins a pass at the head.
+    pub fn rewind(&mut self, schema: &Schema) {
+        self.cursors = [i64::MIN; 3];
+        self.from_head = true;
+        self.crossing = Crossing::load(schema, self.target_id);
+    }
+
+    /// Goes on from the cursors, as a new session that may try everything again.
+    pub fn resume(&mut self) {
+        self.from_head = false;
+        self.tried.clear();
+    }
+
+    /// Remembers that a change has been tried and is still there.
+    pub fn tried(&mut self, id: i64) {
+        self.tried.insert(id);
+    }
+
+    /// The next batch: HIGH before NORMAL before LOW, each in order of ids; empty at the end of the pass. What it holds is
+    /// durable when this returns (`hard-facts` 13).
+    pub fn read(&mut self, schema: &Schema, rows: usize, bytes: usize) -> Batch {
+        let mut batch = Batch::default();
+        for (lane, priority) in Priority::ALL.into_iter().enumerate() {
+            let run = queue::Run {
+                target_id: self.target_id,
+                priority,
+                after: self.cursors[lane],
+                rows,
+                bytes,
+                own_txid: self.scope.own_txid,
+            };
+            let (last, more) = run.read(schema, &mut batch, |id| !self.tried.contains(&id));
+            self.cursors[lane] = last;
+            if more {
+                break;
+            }
+        }
+        if !batch.is_empty() {
+            wal::flush();
+        }
+        batch
+    }
+
+    /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to wait,
+    /// or belongs to another branch, makes everything later of its keys wait as well.
+    pub fn pick(&mut self, batch: &Batch, parked: &mut Parked) -> (Vec<usize>, usize) {
+        let in_branch = |branch: &Option<String>| self.scope.branch.is_none() || *branch == self.scope.branch;
+        let nothing_waits = parked.is_empty() && self.crossing.is_empty();
+        if nothing_waits && self.scope.branch.is_none() {
+            return ((0..batch.len()).collect(), 0);
+        }
+        let (mut picked, mut blocked) = (Vec::with_capacity(batch.len()), 0);
+        for (i, change) in batch.changes.iter().enumerate() {
+            let touched: Touched = batch.touched(change);
+            if !in_branch(&change.branch) {
+                parked.park(&touched);
+            } else if parked.blocks(&touched) || self.crossing.blocks(&touched, change) {
+                parked.park(&touched);
+                blocked += 1;
+            } else {
+                picked.push(i);
+            }
+        }
+        (picked, blocked)
+    }
+}

@@ -1,0 +1,116 @@
+//! What a session did, and how a flush says it.
+
+use serde_json::Value;
+use std::time::Duration;
+
+/// What a session counted. Changes are counted once, however often halving and bisecting sent them.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// In scope when it began, whatever their status.
+    pub pending: i64,
+    pub sent: i64,
+    pub acked: i64,
+    pub failed: i64,
+    pub conflicts: i64,
+    pub dead: i64,
+    pub blocked: i64,
+    /// Nothing of what was in scope is left.
+    pub nothing_left: bool,
+    /// Why it ended before everything was tried.
+    pub stop: Option<Stop>,
+}
+
+/// Why a session ended early.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stop {
+    Busy,
+    Paused,
+    TokenMissing {
+        why: Option<String>,
+    },
+    TokenInvalid,
+    /// The target did not answer, or is not what it should be; not before `retry_in` again.
+    Down {
+        error: String,
+        retry_in: Duration,
+    },
+    /// `flush_timeout` is over.
+    OutOfTime,
+    /// `max_rows` are sent.
+    Enough,
+}
+
+impl Report {
+    /// The answer of `sync_outbox_flush()`: four members always, the others only when they say something.
+    pub fn to_json(&self, retry_at: Option<String>) -> String {
+        let mut members: Vec<(&str, Value)> = vec![
+            ("ok", self.nothing_left.into()),
+            ("pending", self.pending.into()),
+            ("sent", self.sent.into()),
+            ("acked", self.acked.into()),
+        ];
+        for (name, count) in
+            [("failed", self.failed), ("conflicts", self.conflicts), ("dead", self.dead), ("blocked", self.blocked)]
+        {
+            if count > 0 {
+                members.push((name, count.into()));
+            }
+        }
+        match &self.stop {
+            Some(Stop::Busy) => members.push(("error", "flush_busy".into())),
+            Some(Stop::Paused) => members.push(("error", "paused".into())),
+            Some(Stop::OutOfTime) => members.push(("error", "flush_timeout".into())),
+            Some(Stop::TokenMissing { why }) => {
+                members.push(("auth", "missing".into()));
+                members.extend(why.as_ref().map(|why| ("error", why.as_str().into())));
+            }
+            Some(Stop::TokenInvalid) => members.push(("auth", "invalid".into())),
+            Some(Stop::Down { error, .. }) => members.push(("error", short(error).into())),
+            Some(Stop::Enough) | None => {}
+        }
+        members.extend(retry_at.map(|at| ("retry_at", at.into())));
+        let members: Vec<String> = members.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
+        format!("{{{}}}", members.join(", "))
+    }
+
+    /// The error of a session, as the history keeps it.
+    pub fn error(&self) -> Option<String> {
+        match self.stop.as_ref()? {
+            Stop::Busy => Some("flush_busy".into()),
+            Stop::Paused => Some("paused".into()),
+            Stop::TokenMissing { .. } => Some("auth missing".into()),
+            Stop::TokenInvalid => Some("auth invalid".into()),
+            Stop::Down { error, .. } => Some(error.clone()),
+            Stop::OutOfTime => Some("flush_timeout".into()),
+            Stop::Enough => None,
+        }
+    }
+}
+
+/// `offline` alone where the connection failed: what a cron job looks for. The details are in `error_message`.
+fn short(error: &str) -> &str {
+    if error.starts_with("offline") { "offline" } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_of_the_seeds() {
+        let report = Report { pending: 3, sent: 3, acked: 3, nothing_left: true, ..Report::default() };
+        assert_eq!(report.to_json(None), r#"{"ok": true, "pending": 3, "sent": 3, "acked": 3}"#);
+    }
+
+    #[test]
+    fn further_members_appear_only_when_they_say_something() {
+        let report = Report { pending: 3, stop: Some(Stop::TokenMissing { why: None }), ..Report::default() };
+        assert_eq!(report.to_json(None), r#"{"ok": false, "pending": 3, "sent": 0, "acked": 0, "auth": "missing"}"#);
+        let stop = Stop::Down { error: "offline: connection refused".into(), retry_in: Duration::from_secs(1) };
+        let report = Report { pending: 2, sent: 1, failed: 1, stop: Some(stop), ..Report::default() };
+        assert_eq!(
+            report.to_json(Some("2026-01-01T00:00:00+00:00".into())),
+            r#"{"ok": false, "pending": 2, "sent": 1, "acked": 0, "failed": 1, "error": "offline", "retry_at": "2026-01-01T00:00:00+00:00"}"#
+        );
+    }
+}

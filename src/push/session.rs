@@ -1,0 +1,329 @@
+//! A push session from beginning to end: read a batch, have it answered, settle it, until nothing deliverable is left.
+//!
+//! While a request is out, the batch before it is settled and the batch after it is read. A change is tried once in a
+//! session. No transaction of ours is open while we wait (but for the caller's own, in a flush).
+
+use super::credentials::{self, Source, Token};
+use super::exchange::{self, Answered, Trouble};
+use super::reader::{Reader, Scope};
+use super::report::{Report, Stop};
+use super::settle::{self, Settlement};
+use super::transactions::Transactions;
+use crate::delivery::batch::Batch;
+use crate::delivery::endpoint::Endpoint;
+use crate::delivery::http::{Http, Reply, Request};
+use crate::delivery::keys::{Parked, Touched};
+use crate::error::Result;
+use crate::pg::latch::{self, Bell};
+use crate::settings::Delivery;
+use crate::store::target::Target;
+use crate::store::{Schema, queue, target};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Changes in a request while the target is not known to answer.
+const PROBE_ROWS: usize = 10;
+
+/// The connection to one target: the HTTP thread, and the bell that it rings.
+pub struct Link {
+    http: Http,
+    bell: Arc<Bell>,
+}
+
+impl Link {
+    /// Starts the HTTP thread; the error says which file or setting is wrong.
+    pub fn open(settings: &Delivery) -> std::result::Result<Self, String> {
+        let bell = Arc::new(Bell::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
+        let ring = bell.clone();
+        let http = latch::with_signals_blocked(|| Http::start(settings, move || ring.ring()))?;
+        Ok(Link { http, bell })
+    }
+
+    /// Sends a request and waits for its reply, serving interrupts. Once `until` has passed it gives up: the outcome is
+    /// unknown then, as with any timeout.
+    fn exchange(&mut self, request: Request, until: Option<Instant>, meanwhile: impl FnOnce()) -> Reply {
+        self.bell.clear();
+        self.http.send(request);
+        meanwhile();
+        loop {
+            if let Some(reply) = self.http.reply() {
+                return reply;
+            }
+            let left = until.map_or(Duration::from_secs(60), |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err("timeout (flush_timeout)".into());
+            }
+            latch::wait(Some(&self.bell), left);
+            self.bell.clear();
+        }
+    }
+}
+
+/// Has a request answered; may do other work meanwhile.
+pub trait Waiting {
+    fn reply_to(&mut self, request: Request) -> Reply;
+}
+
+/// Where a session sends, and with what.
+#[derive(Clone)]
+pub struct Destination {
+    pub target: Target,
+    pub endpoint: Endpoint,
+    pub source: Source,
+    pub token: String,
+}
+
+/// Bounds of one session.
+#[derive(Clone, Default)]
+pub struct Bounds {
+    pub scope: Scope,
+    pub max_rows: Option<usize>,
+    pub until: Option<Instant>,
+}
+
+pub struct Session<'a, T> {
+    transactions: T,
+    schema: Schema,
+    settings: Delivery,
+    destination: Destination,
+    bounds: Bounds,
+    link: &'a mut Link,
+    reader: Reader,
+    parked: Parked,
+    ahead: Option<Batch>,
+    unsettled: Option<Settlement>,
+    /// Requests that failed in a row, from before this session too.
+    failures: u32,
+    batch_rows: usize,
+    sent_in_pass: bool,
+    last_id: i64,
+    pub report: Report,
+    progress: &'a mut dyn FnMut(&Report),
+}
+
+impl<'a, T: Transactions> Session<'a, T> {
+    pub fn new(
+        transactions: T,
+        schema: Schema,
+        settings: Delivery,
+        destination: Destination,
+        bounds: Bounds,
+        link: &'a mut Link,
+        progress: &'a mut dyn FnMut(&Report),
+    ) -> Self {
+        Session {
+            reader: Reader::new(destination.target.id, bounds.scope.clone()),
+            transactions,
+            schema,
+            batch_rows: settings.batch_rows,
+            settings,
+            destination,
+            bounds,
+            link,
+            parked: Parked::default(),
+            ahead: None,
+            unsettled: None,
+            failures: 0,
+            sent_in_pass: false,
+            last_id: i64::MIN,
+            report: Report::default(),
+            progress,
+        }
+    }
+
+    /// Runs the session. The caller holds the sender's lock.
+    pub fn run(&mut self) -> Result<()> {
+        self.begin();
+        while let Some(batch) = self.next_batch() {
+            self.deliver(batch)?;
+            (self.progress)(&self.report);
+            if self.report.stop.is_some() {
+                break;
+            }
+        }
+        self.finish();
+        Ok(())
+    }
+
+    fn begin(&mut self) {
+        let Session { transactions, schema, destination, bounds, reader, .. } = self;
+        let id = destination.target.id;
+        let (parked, failures, pending, last_id) = transactions.step(|| {
+            reader.rewind(schema);
+            (
+                load_parked(schema, id),
+                target::state(schema, id).consecutive_failures,
+                queue::count(schema, id, bounds.scope.branch.as_deref()),
+                queue::last_id(schema, id),
+            )
+        });
+        (self.parked, self.failures, self.last_id) = (parked, failures, last_id);
+        self.report.pending = pending;
+    }
+
+    /// The next batch of this pass or the next; `None` when a pass from the head found nothing to send, or when a bound
+    /// is reached.
+    fn next_batch(&mut self) -> Option<Batch> {
+        loop {
+            if self.bounds.until.is_some_and(|until| until <= Instant::now()) {
+                self.report.stop = Some(Stop::OutOfTime);
+                return None;
+            }
+            if self.rows_wanted() == 0 {
+                self.report.stop = Some(Stop::Enough);
+                return None;
+            }
+            let batch = self.ahead.take().unwrap_or_default();
+            let batch = if batch.is_empty() { self.read() } else { batch };
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+            if self.reader.is_from_head() && !self.sent_in_pass {
+                return None;
+            }
+            self.next_pass();
+        }
+    }
+
+    fn next_pass(&mut self) {
+        self.settle();
+        let Session { transactions, schema, destination, reader, .. } = self;
+        self.parked = transactions.step(|| {
+            reader.rewind(schema);
+            load_parked(schema, destination.target.id)
+        });
+        self.sent_in_pass = false;
+        self.report.blocked = 0;
+    }
+
+    fn rows_wanted(&self) -> usize {
+        let bound = if self.failures > 0 { PROBE_ROWS } else { self.batch_rows };
+        let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
+        bound.min(self.settings.batch_rows).min(left)
+    }
+
+    fn read(&mut self) -> Batch {
+        let rows = self.rows_wanted();
+        let Session { transactions, schema, settings, reader, .. } = self;
+        transactions.step(|| reader.read(schema, rows, settings.batch_bytes))
+    }
+
+    /// Sends a batch and takes note of every word; settled later, while the next request is out.
+    fn deliver(&mut self, batch: Batch) -> Result<()> {
+        let (mut picked, blocked) = self.reader.pick(&batch, &mut self.parked);
+        self.report.blocked += blocked as i64;
+        if let Some(max) = self.bounds.max_rows {
+            picked.truncate(max.saturating_sub(self.report.sent as usize));
+        }
+        if picked.is_empty() {
+            return Ok(());
+        }
+        self.sent_in_pass = true;
+        let mut answered = self.exchange(&batch, picked.clone());
+        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.token_changed()? {
+            let rest = picked.into_iter().filter(|i| !answered.said.iter().any(|s| s.change == *i)).collect();
+            let before = std::mem::take(&mut answered.said);
+            answered = self.exchange(&batch, rest);
+            answered.said.splice(0..0, before);
+        }
+        self.take_note(batch, answered);
+        Ok(())
+    }
+
+    fn exchange(&mut self, batch: &Batch, picked: Vec<usize>) -> Answered {
+        let mut parked = std::mem::take(&mut self.parked);
+        let Destination { endpoint, token, .. } = self.destination.clone();
+        let answered = exchange::exchange(batch, picked, &mut parked, &endpoint, &token, self);
+        self.parked = parked;
+        answered
+    }
+
+    /// After a 401: whether the token has been changed since the session began.
+    fn token_changed(&mut self) -> Result<bool> {
+        let Session { transactions, destination, .. } = self;
+        let Destination { target, endpoint, source, token } = destination;
+        match transactions.step(|| credentials::token(target, endpoint, *source, false))? {
+            Token::Found { value, .. } if value != *token => {
+                *token = value;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn take_note(&mut self, batch: Batch, answered: Answered) {
+        self.report.blocked += answered.blocked.len() as i64;
+        if answered.too_large {
+            self.batch_rows = (batch.len() / 2).max(1);
+        } else if answered.trouble.is_none() {
+            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.settings.batch_rows);
+        }
+        let settlement = Settlement::new(batch, answered, &self.settings, self.failures);
+        settlement.left().into_iter().for_each(|id| self.reader.tried(id));
+        self.failures = settlement.failures();
+        settlement.add_to(&mut self.report);
+        if let Some(earlier) = self.unsettled.take() {
+            self.write(earlier); // only when a batch went out without waiting, which settles what came before it
+        }
+        self.unsettled = Some(settlement);
+    }
+
+    fn settle(&mut self) {
+        if let Some(settlement) = self.unsettled.take() {
+            self.write(settlement);
+        }
+    }
+
+    fn write(&mut self, settlement: Settlement) {
+        let Session { transactions, schema, destination, .. } = self;
+        transactions.step(|| settle::write(schema, destination.target.id, &settlement));
+    }
+
+    fn finish(&mut self) {
+        self.settle();
+        let Session { transactions, schema, destination, bounds, last_id, .. } = self;
+        let branch = bounds.scope.branch.as_deref();
+        let id = destination.target.id;
+        let left = transactions.step(|| {
+            let left = queue::any_left(schema, id, branch, *last_id);
+            if !left && branch.is_none() {
+                target::end_drain(schema, id);
+            }
+            left
+        });
+        self.report.nothing_left = !left;
+    }
+}
+
+impl<T: Transactions> Waiting for Session<'_, T> {
+    fn reply_to(&mut self, request: Request) -> Reply {
+        let unsettled = self.unsettled.take();
+        let read_ahead = self.ahead.is_none() && self.failures == 0 && self.bounds.max_rows.is_none();
+        let rows = self.rows_wanted();
+        let Session { transactions, schema, settings, destination, bounds, link, reader, ahead, .. } = self;
+        link.exchange(request, bounds.until, || {
+            if let Some(settlement) = unsettled {
+                transactions.step(|| settle::write(schema, destination.target.id, &settlement));
+            }
+            if read_ahead {
+                *ahead = Some(transactions.step(|| reader.read(schema, rows, settings.batch_bytes)));
+            }
+        })
+    }
+}
+
+fn load_parked(schema: &Schema, target_id: i16) -> Parked {
+    let mut parked = Parked::default();
+    queue::parked(schema, target_id, |row| {
+        let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
+        if parked.park(&touched) {
+            pgrx::warning!(
+                "more than {} keys of \"{}\".\"{}\" are parked: the whole table waits for them",
+                crate::delivery::keys::MOST_KEYS,
+                row.schema_name,
+                row.table_name
+            );
+        }
+    });
+    parked
+}

@@ -1,0 +1,171 @@
+//! Settling: what was said about each change is written down, in one short transaction.
+
+use super::exchange::{Answered, Trouble};
+use super::report::{Report, Stop};
+use crate::delivery::answer::{Word, sanitise};
+use crate::delivery::backoff;
+use crate::delivery::batch::{Batch, Change};
+use crate::delivery::outcome::ERROR_CHARS;
+use crate::settings::Delivery;
+use crate::store::{Schema, queue, target};
+use std::time::Duration;
+
+/// How often a target that turns the token away, or is not what it should be, is tried by the worker.
+const SLOW_PROBE: Duration = Duration::from_secs(300);
+/// The least wait after a timeout or a 429 is the backoff's; this bounds it for changes that are not mentioned.
+const MOST_DOUBLINGS: u32 = 30;
+
+/// A batch whose answers are in, ready to be written down.
+pub struct Settlement {
+    batch: Batch,
+    answered: Answered,
+    verdicts: Vec<Verdict>,
+    /// The breaker after it: failures in a row, the wait, why.
+    failures: u32,
+    failures_before: u32,
+    stop: Option<Stop>,
+}
+
+/// What becomes of one change.
+struct Verdict {
+    change: usize,
+    fate: Fate,
+}
+
+enum Fate {
+    Gone,
+    Failed { error: String, refused: bool, wait: Duration },
+    Dead { error: String },
+    Conflict { error: String },
+}
+
+impl Settlement {
+    pub fn new(batch: Batch, answered: Answered, settings: &Delivery, failures_before: u32) -> Self {
+        let verdicts = answered
+            .said
+            .iter()
+            .map(|said| Verdict { change: said.change, fate: fate(&batch.changes[said.change], &said.word, settings) })
+            .collect();
+        let failures = if answered.trouble.is_some() { failures_before.saturating_add(1) } else { 0 };
+        let wait = backoff::wait(failures, settings.retry_interval, settings.retry_max_interval, fastrand::f64());
+        let stop = answered.trouble.as_ref().map(|trouble| match trouble {
+            Trouble::NotThrough { error, retry_after, .. } => {
+                Stop::Down { error: error.clone(), retry_in: wait.max(retry_after.unwrap_or_default()) }
+            }
+            Trouble::Unauthorized { .. } => Stop::TokenInvalid,
+            Trouble::Misconfigured { error } => Stop::Down { error: error.clone(), retry_in: SLOW_PROBE },
+        });
+        Settlement { batch, answered, verdicts, failures, failures_before, stop }
+    }
+
+    /// Failed requests in a row after this batch.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The changes that were tried and stay in the outbox.
+    pub fn left(&self) -> Vec<i64> {
+        let stays =
+            self.verdicts.iter().filter(|v| !matches!(v.fate, Fate::Gone)).map(|v| &self.batch.changes[v.change]);
+        stays.chain(self.not_through()).map(|c| c.id).collect()
+    }
+
+    fn not_through(&self) -> Vec<&Change> {
+        match &self.answered.trouble {
+            Some(Trouble::NotThrough { changes, .. }) => changes.iter().map(|i| &self.batch.changes[*i]).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn acked(&self) -> Vec<&Change> {
+        self.verdicts.iter().filter(|v| matches!(v.fate, Fate::Gone)).map(|v| &self.batch.changes[v.change]).collect()
+    }
+
+    /// Counts it.
+    pub fn add_to(&self, report: &mut Report) {
+        let not_through = self.not_through().len() as i64;
+        report.sent += self.verdicts.len() as i64 + not_through;
+        report.failed += not_through;
+        for verdict in &self.verdicts {
+            match verdict.fate {
+                Fate::Gone => report.acked += 1,
+                Fate::Failed { .. } => report.failed += 1,
+                Fate::Dead { .. } => report.dead += 1,
+                Fate::Conflict { .. } => report.conflicts += 1,
+            }
+        }
+        report.stop = self.stop.clone().or(report.stop.take());
+    }
+}
+
+fn fate(change: &Change, word: &Word, settings: &Delivery) -> Fate {
+    let wait = || {
+        let tries = u32::try_from(change.attempts).unwrap_or_default().saturating_add(1).min(MOST_DOUBLINGS);
+        backoff::wait(tries, settings.retry_interval, settings.retry_max_interval, fastrand::f64())
+    };
+    let words = |text: &str, otherwise: &str| {
+        let clean = sanitise(text, ERROR_CHARS);
+        if clean.is_empty() { otherwise.to_owned() } else { clean }
+    };
+    match word {
+        Word::Acked => Fate::Gone,
+        Word::Silent => Fate::Failed { error: "not acknowledged".into(), refused: false, wait: wait() },
+        Word::Conflict(error) => Fate::Conflict { error: words(error, "conflict") },
+        Word::Refused(error) if change.refusals + 1 >= settings.max_attempts => {
+            Fate::Dead { error: words(error, "refused") }
+        }
+        Word::Refused(error) => Fate::Failed { error: words(error, "refused"), refused: true, wait: wait() },
+    }
+}
+
+/// Writes a settlement down. Runs inside a transaction; raises on database errors, which loses nothing: what was acked is
+/// sent again with the same keys.
+pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement) {
+    let acked = settlement.acked();
+    if !acked.is_empty() {
+        queue::delete(schema, target_id, &acked);
+    }
+    for verdict in &settlement.verdicts {
+        let change = &settlement.batch.changes[verdict.change];
+        let mark = |status, error, refused, wait: Option<Duration>| queue::Mark {
+            change,
+            status,
+            error,
+            refused,
+            wait_ms: wait.map(|w| w.as_millis() as i64),
+        };
+        let mark = match &verdict.fate {
+            Fate::Gone => continue,
+            Fate::Failed { error, refused, wait } => mark("FAILED", error, *refused, Some(*wait)),
+            Fate::Dead { error } => mark("DEAD", error, true, None),
+            Fate::Conflict { error } => mark("CONFLICT", error, false, None),
+        };
+        queue::mark(schema, target_id, &mark);
+    }
+    let not_through = settlement.not_through();
+    let sent = settlement.verdicts.len() + not_through.len();
+    target::count(schema, target_id, sent as i64, acked.len() as i64);
+    target::count_drained(schema, target_id, acked.len() as i64);
+    note_outcome(schema, target_id, settlement, &not_through);
+}
+
+/// What the target's breaker learns from it.
+fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_through: &[&Change]) {
+    let answered = !settlement.verdicts.is_empty();
+    if answered {
+        target::note_success(schema, target_id);
+        if settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline) {
+            queue::revive_offline(schema, target_id);
+        }
+    }
+    let (wait, auth, error) = match (&settlement.stop, &settlement.answered.trouble) {
+        (Some(Stop::TokenInvalid), Some(Trouble::Unauthorized { error })) => (SLOW_PROBE, Some("invalid"), error),
+        (Some(Stop::Down { error, retry_in }), _) => (*retry_in, None, error),
+        _ => return,
+    };
+    if let Some(Trouble::NotThrough { error, .. }) = &settlement.answered.trouble {
+        queue::mark_offline(schema, not_through, error);
+    }
+    let failures = if answered { 1 } else { settlement.failures };
+    target::note_failure(schema, target_id, failures, wait.as_millis() as i64, auth, error);
+}

@@ -1,0 +1,73 @@
+//! Whose transactions a session's short database steps run in.
+
+use crate::pg::guc::Nest;
+use crate::pg::lock::Scope;
+use crate::pg::role::ActAs;
+use crate::pg::xact;
+
+/// Runs a step of a session as the extension's owner.
+pub trait Transactions {
+    /// How long the sender's lock has to live.
+    const LOCK: Scope;
+    /// Whether the steps belong to a transaction with changes of its own, which must not leave before it commits.
+    const IN_CALLERS: bool;
+
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R;
+}
+
+/// The caller's transaction: `sync_outbox_flush()`. It holds a snapshot while a request is out, which is why it has a time
+/// budget.
+pub struct Callers;
+
+/// A transaction per step, committed by the procedure: `sync_outbox_drain()`. Between steps there is no snapshot.
+pub struct Procedures;
+
+/// A transaction per step: the background worker.
+pub struct Own;
+
+impl Transactions for Callers {
+    const LOCK: Scope = Scope::Transaction;
+    const IN_CALLERS: bool = true;
+
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        as_owner(f)
+    }
+}
+
+impl Transactions for Procedures {
+    const LOCK: Scope = Scope::Session;
+    const IN_CALLERS: bool = false;
+
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        let result = as_owner(f);
+        xact::commit_procedure();
+        result
+    }
+}
+
+impl Transactions for Own {
+    const LOCK: Scope = Scope::Session;
+    const IN_CALLERS: bool = false;
+
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        xact::transaction(|| as_owner(f))
+    }
+}
+
+fn as_owner<R>(f: impl FnOnce() -> R) -> R {
+    let _owner = ActAs::owner();
+    let _plans = index_order();
+    f()
+}
+
+/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a million
+/// rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
+fn index_order() -> Nest {
+    let nest = Nest::new();
+    nest.set("enable_sort", "off")
+        .set("enable_seqscan", "off")
+        .set("enable_bitmapscan", "off")
+        .set("plan_cache_mode", "force_generic_plan")
+        .set("jit", "off");
+    nest
+}
