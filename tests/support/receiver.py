@@ -11,6 +11,7 @@ import threading
 import time
 
 from . import behaviours
+from .wait import wait_for
 
 
 class Request:
@@ -140,6 +141,9 @@ class Receiver:
     def changes(self):
         """Every change of every request, repeats included."""
         return [change for request in list(self.requests) for change in request.changes]
+
+    def wait_for_requests(self, count, deadline=10):
+        wait_for(lambda: len(self.requests) >= count, deadline, f"{count} requests, there are {len(self.requests)}")
 
     # Sockets
 
