@@ -1,7 +1,7 @@
 //! `sync_outbox_stats()`: the queue, a row per attached table and priority.
 
 use crate::capture::Priority;
-use crate::delivery::keys::{Keys, Parked};
+use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
 use crate::store::Schema;
@@ -101,12 +101,15 @@ fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane,
         let mut parked = Parked::default();
         let mut left = among;
         changes.followed_by(schema, branch, |change| {
-            let table = (change.place.schema_name, change.place.table_name);
-            let keys = || Keys::of(&change.op, change.pk.as_deref(), change.data.as_deref());
-            if change.parked {
-                parked.park(&table, keys());
-            } else if parked.holds_back(&table, keys) && change.in_branch {
-                *blocked.entry((table.0, table.1, change.place.priority)).or_default() += 1;
+            let place = change.place;
+            let touched =
+                Touched::new(&place.schema_name, &place.table_name, change.pk.as_deref(), change.data.as_deref());
+            let blocks = parked.blocks(&touched);
+            if change.parked || blocks {
+                parked.park(&touched);
+            }
+            if blocks && !change.parked && change.in_branch {
+                *blocked.entry((place.schema_name, place.table_name, place.priority)).or_default() += 1;
             }
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
