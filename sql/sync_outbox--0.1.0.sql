@@ -196,7 +196,8 @@ CREATE TABLE @extschema@.sync_outbox_applied (
 );
 COMMENT ON TABLE @extschema@.sync_outbox_applied IS
     'keys that sync_outbox_apply() has applied, so that a retry is acknowledged and not applied again; pruned after sync_outbox.applied_retention';
-CREATE INDEX sync_outbox_applied_at ON @extschema@.sync_outbox_applied USING brin (applied_at);
+-- Not BRIN: pruned space is used again, so that soon every block range would span all ages.
+CREATE INDEX sync_outbox_applied_at ON @extschema@.sync_outbox_applied (applied_at);
 COMMENT ON INDEX @extschema@.sync_outbox_applied_at IS 'pruning by age';
 
 ------------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ mod api;
 mod capture;
 mod delivery;
 mod error;
+mod hub;
 mod pg;
 mod push;
 mod settings;

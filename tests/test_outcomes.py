@@ -94,7 +94,7 @@ def test_refused_too_often_is_dead(three, receiver):
 
 
 def test_error_text_is_cleaned_and_cut(three, receiver):
-    receiver.behaviour = behaviours.refuse(number(2), "bad\x00\x1b[31m\n" + "é" * 100_000)
+    receiver.behaviour = behaviours.refuse(number(2), "bad\x00\x1b[31m\n" + "é" * 5_000)
     three.flush()
 
     (change,) = three.outbox()
@@ -154,6 +154,7 @@ def test_upper_case_keys_are_the_same_keys(three, receiver):
 # What is parked is the key, nothing else
 
 def test_a_refusal_parks_its_key_only(three, receiver):
+    three.server.set(sync_outbox__retry_interval="1h")
     three.run("UPDATE sales SET qty = 1 WHERE id IN (1, 2)")
     receiver.behaviour = stop_at_first_refusal(number(2))
     answer = three.flushed()
@@ -164,9 +165,8 @@ def test_a_refusal_parks_its_key_only(three, receiver):
 
     three.run("UPDATE sales SET qty = 2")
     receiver.behaviour = behaviours.ack_all
-    three.server.set(sync_outbox__retry_interval="1h")
     answer = three.flushed()
-    assert (answer["acked"], answer["blocked"]) == (2, 2)
+    assert (answer["acked"], answer["blocked"]) == (2, 1)
 
 
 def stop_at_first_refusal(wanted):
@@ -202,9 +202,9 @@ def test_a_dead_change_parks_its_key(three, receiver):
 
 
 def test_a_key_change_waits_for_both_its_keys(three, receiver):
+    three.server.set(sync_outbox__retry_interval="1h")
     receiver.behaviour = stop_at_first_refusal(number(2))
     three.flush()
-    three.server.set(sync_outbox__retry_interval="1h")
     receiver.behaviour = behaviours.ack_all
     three.run("DELETE FROM sales WHERE id = 2; UPDATE sales SET id = 2 WHERE id = 1; UPDATE sales SET qty = 7 WHERE id = 3")
 
@@ -214,12 +214,12 @@ def test_a_key_change_waits_for_both_its_keys(three, receiver):
 
 def test_a_truncate_waits_for_every_key_of_its_table(db, receiver):
     db.aim(receiver)
+    db.server.set(sync_outbox__retry_interval="1h")
     db.run("CREATE TABLE log (id int PRIMARY KEY)")
     db.attach("log", operations=["INSERT", "UPDATE", "DELETE", "TRUNCATE"])
     db.run("INSERT INTO log VALUES (1), (2)")
     receiver.behaviour = stop_at_first_refusal(number(2))
     db.flush()
-    db.server.set(sync_outbox__retry_interval="1h")
     receiver.behaviour = behaviours.ack_all
     db.run("TRUNCATE log; INSERT INTO log VALUES (9)")
 
@@ -423,7 +423,7 @@ def test_a_batch_too_large_is_halved(sales, receiver):
 
 
 def test_a_single_change_too_large_does_not_stop_the_others(sales, receiver):
-    sales.run("INSERT INTO sales VALUES (1, 0), (2, 0, repeat('x', 200000)), (3, 0)")
+    sales.run("INSERT INTO sales VALUES (1, 0, ''), (2, 0, repeat('x', 200000)), (3, 0, '')")
     receiver.behaviour = behaviours.at_most(size=10_000)
 
     assert sales.flushed()["acked"] == 2

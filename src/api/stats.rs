@@ -5,7 +5,7 @@ use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
 use crate::store::Schema;
-use crate::store::stats::{self, Figures};
+use crate::store::stats::{self, Figures, Place};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
@@ -101,15 +101,13 @@ fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane,
         let mut parked = Parked::default();
         let mut left = among;
         changes.followed_by(schema, branch, |change| {
-            let place = change.place;
-            let touched =
-                Touched::new(&place.schema_name, &place.table_name, change.pk.as_deref(), change.data.as_deref());
-            let blocks = parked.blocks(&touched);
-            if change.parked || blocks {
+            let Place { schema_name, table_name, priority, .. } = change.place;
+            let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), change.data.as_deref());
+            if change.parked || parked.blocks(&touched) {
                 parked.park(&touched);
-            }
-            if blocks && !change.parked && change.in_branch {
-                *blocked.entry((place.schema_name, place.table_name, place.priority)).or_default() += 1;
+                if !change.parked && change.in_branch {
+                    *blocked.entry((schema_name, table_name, priority)).or_default() += 1;
+                }
             }
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

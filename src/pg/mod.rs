@@ -14,6 +14,7 @@ pub mod heap;
 pub mod interrupt;
 pub mod latch;
 pub mod lock;
+pub mod memory;
 pub mod relation;
 pub mod role;
 pub mod spi;

@@ -76,6 +76,11 @@ impl Arg {
         Arg::text_bytes(&super::text::from_utf8(text))
     }
 
+    /// A json of UTF-8.
+    pub fn json_utf8(text: &str) -> Self {
+        Arg::datum(pg_sys::JSONOID, super::text::datum(&super::text::from_utf8(text)))
+    }
+
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
         Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
@@ -219,7 +224,8 @@ fn plan(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
 
 fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     let mut types: Vec<pg_sys::Oid> = args.iter().map(|a| a.oid).collect();
-    let text = CString::new(sql).unwrap_or_default();
+    // Names in it come from the catalogs, so the server encoding has their characters.
+    let text = CString::new(super::text::from_utf8(sql)).unwrap_or_default();
     // SAFETY: NUL-terminated text and as many types as arguments; errors are raised by the parser.
     let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
     if plan.is_null() {
@@ -261,6 +267,16 @@ fn rows(mut each: impl FnMut(&Row)) {
 pub fn run(sql: &str, args: &[Arg]) -> u64 {
     let _spi = Connection::open();
     execute(plan(sql, args), args, false)
+}
+
+/// As [`run`], for statements whose text follows from input: beyond a number of kept plans they are planned every time.
+pub fn run_varied(sql: &str, args: &[Arg]) -> u64 {
+    const KEPT_MAX: usize = 500;
+    if PLANS.with_borrow(|plans| plans.len() < KEPT_MAX || plans.contains_key(sql)) {
+        run(sql, args)
+    } else {
+        once(sql, args, |_| ())
+    }
 }
 
 /// Runs a query with a plan kept for the session and hands its rows to `each`.

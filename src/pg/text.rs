@@ -1,6 +1,7 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
 use pgrx::pg_sys::{self, Datum};
+use std::borrow::Cow;
 
 /// A text datum holding a copy of `bytes`.
 pub fn datum(bytes: &[u8]) -> Datum {
@@ -27,6 +28,18 @@ pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
             out.extend_from_slice(bytes);
         } else {
             out.extend_from_slice(std::ffi::CStr::from_ptr(converted).to_bytes());
+        }
+    }
+}
+
+/// `bytes`, which are in the server encoding, as UTF-8.
+pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if server_is_utf8() || bytes.is_ascii() => Cow::Borrowed(text),
+        _ => {
+            let mut out = Vec::with_capacity(bytes.len());
+            write_utf8(bytes, &mut out);
+            Cow::Owned(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::delivery::batch::Batch;
 use crate::delivery::keys::{Parked, Touched};
 use crate::pg::wal;
 use crate::store::{Schema, queue};
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// What a session may send.
 #[derive(Clone, Debug, Default)]
@@ -25,8 +25,9 @@ pub struct Reader {
     scope: Scope,
     cursors: [i64; 3],
     from_head: bool,
-    /// Changes tried in this session that are still there: not tried again.
-    tried: HashSet<i64>,
+    /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
+    /// their keys waits, also when their time has come meanwhile.
+    tried: HashMap<i64, Touched>,
     crossing: Crossing,
 }
 
@@ -37,7 +38,7 @@ impl Reader {
             scope,
             cursors: [i64::MIN; 3],
             from_head: true,
-            tried: HashSet::new(),
+            tried: HashMap::new(),
             crossing: Crossing::default(),
         }
     }
@@ -54,15 +55,14 @@ impl Reader {
         self.crossing = Crossing::load(schema, self.target_id);
     }
 
-    /// Goes on from the cursors, as a new session that may try everything again.
-    pub fn resume(&mut self) {
-        self.from_head = false;
-        self.tried.clear();
+    /// Remembers that a change has been tried and is still there.
+    pub fn tried(&mut self, id: i64, touched: Touched) {
+        self.tried.insert(id, touched);
     }
 
-    /// Remembers that a change has been tried and is still there.
-    pub fn tried(&mut self, id: i64) {
-        self.tried.insert(id);
+    /// Parks the keys of what has been tried.
+    pub fn park_tried(&self, parked: &mut Parked) {
+        self.tried.values().for_each(|touched| drop(parked.park(touched)));
     }
 
     /// The next batch: HIGH before NORMAL before LOW, each in order of ids; empty at the end of the pass. What it holds is
@@ -78,7 +78,7 @@ impl Reader {
                 bytes,
                 own_txid: self.scope.own_txid,
             };
-            let (last, more) = run.read(schema, &mut batch, |id| !self.tried.contains(&id));
+            let (last, more) = run.read(schema, &mut batch, |id| !self.tried.contains_key(&id));
             self.cursors[lane] = last;
             if more {
                 break;

@@ -192,6 +192,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             reader.rewind(schema);
             load_parked(schema, destination.target.id)
         });
+        self.reader.park_tried(&mut self.parked);
         self.sent_in_pass = false;
         self.report.blocked = 0;
     }
@@ -259,7 +260,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.settings.batch_rows);
         }
         let settlement = Settlement::new(batch, answered, &self.settings, self.failures);
-        settlement.left().into_iter().for_each(|id| self.reader.tried(id));
+        settlement.left().for_each(|(id, touched)| self.reader.tried(id, touched));
         self.failures = settlement.failures();
         settlement.add_to(&mut self.report);
         if let Some(earlier) = self.unsettled.take() {

@@ -5,6 +5,7 @@ use super::report::{Report, Stop};
 use crate::delivery::answer::{Word, sanitise};
 use crate::delivery::backoff;
 use crate::delivery::batch::{Batch, Change};
+use crate::delivery::keys::Touched;
 use crate::delivery::outcome::ERROR_CHARS;
 use crate::settings::Delivery;
 use crate::store::{Schema, queue, target};
@@ -63,11 +64,11 @@ impl Settlement {
         self.failures
     }
 
-    /// The changes that were tried and stay in the outbox.
-    pub fn left(&self) -> Vec<i64> {
+    /// The changes that were tried and stay in the outbox, with their keys.
+    pub fn left(&self) -> impl Iterator<Item = (i64, Touched)> {
         let stays =
             self.verdicts.iter().filter(|v| !matches!(v.fate, Fate::Gone)).map(|v| &self.batch.changes[v.change]);
-        stays.chain(self.not_through()).map(|c| c.id).collect()
+        stays.chain(self.not_through()).map(|c| (c.id, self.batch.touched(c)))
     }
 
     fn not_through(&self) -> Vec<&Change> {

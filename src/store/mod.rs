@@ -3,6 +3,8 @@
 //! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with its
 //! schema.
 
+pub mod accepted;
+pub mod applied;
 pub mod attached;
 pub mod history;
 pub mod overview;

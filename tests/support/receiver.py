@@ -103,9 +103,12 @@ class Receiver:
 
     def stop(self):
         """Gone, as far as the sender can see: nothing listens, and open connections are closed."""
+        if self.listener is None:
+            return
         # shutdown, because close alone leaves a thread in accept() holding the port.
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
+        self.listener = None
         with self.lock:
             alive = list(self.alive)
         for connection in alive:

@@ -1,0 +1,38 @@
+//! `sync_outbox_apply(payload json) returns json`: applies a request body on a hub.
+//!
+//! Answers `{"acked": [..], "errors": [{"dedup_key": .., "error": ..}], "conflicts": []}`. Raises 22004 for NULL, 22023 for
+//! what is no body of changes, 54000 for one that is too large, 25006 in a read-only transaction; and 40xxx, 53xxx, 55P03
+//! or 57xxx when the server could not do it now: then nothing was applied and the same body should come again.
+
+use crate::error::{Error, Result, SqlState, or_raise};
+use crate::hub;
+use crate::pg::{text, xact};
+
+/// json taken as bytes, because the server encoding is not UTF-8 everywhere, and given as text, which it is inside.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_apply(payload: Option<&[u8]>) -> String {
+    or_raise(apply(payload))
+}
+
+/// Largest body. Capture keeps a request around a mebibyte, and a change is at most what one row holds.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+fn apply(payload: Option<&[u8]>) -> Result<String> {
+    let payload = payload.ok_or_else(|| {
+        Error::new(SqlState::ERRCODE_NULL_VALUE_NOT_ALLOWED, "the payload is NULL")
+            .hint("Pass the body of the request: SELECT sync_outbox_apply('{\"changes\": [..]}');")
+    })?;
+    if payload.len() > MOST_BYTES {
+        return Err(Error::new(SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "the payload is too large")
+            .detail(format!("It has {} bytes, the most is {MOST_BYTES}.", payload.len()))
+            .hint("Send the changes in several bodies, in order; on the sender: lower sync_outbox.batch_bytes."));
+    }
+    if xact::is_read_only() {
+        return Err(Error::new(
+            SqlState::ERRCODE_READ_ONLY_SQL_TRANSACTION,
+            "changes cannot be applied in a read-only transaction",
+        )
+        .hint("Connect to the primary, and call it in a read-write transaction."));
+    }
+    hub::apply(&text::to_utf8(payload))
+}

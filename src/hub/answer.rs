@@ -1,0 +1,97 @@
+//! The hub's answer to a body, in the wire's form.
+
+use std::fmt::Write;
+
+/// Longest error text in an answer, in characters: the sender stores it with the change.
+const ERROR_MAX: usize = 500;
+
+/// What became of the changes of a body. A change that stands nowhere was not acked.
+#[derive(Default)]
+pub struct Answer<'a> {
+    acked: Vec<&'a str>,
+    errors: Vec<(&'a str, String)>,
+}
+
+impl<'a> Answer<'a> {
+    pub fn ack(&mut self, dedup_key: &'a str) {
+        self.acked.push(dedup_key);
+    }
+
+    pub fn error(&mut self, dedup_key: &'a str, error: &str) {
+        self.errors.push((dedup_key, clean(error)));
+    }
+
+    /// As JSON of ASCII characters only, which is the same in every server encoding.
+    pub fn json(&self) -> String {
+        let mut out = String::from("{\"acked\": [");
+        for (i, key) in self.acked.iter().enumerate() {
+            out.push_str(if i > 0 { ", " } else { "" });
+            string(key, &mut out);
+        }
+        out.push_str("], \"errors\": [");
+        for (i, (key, error)) in self.errors.iter().enumerate() {
+            out.push_str(if i > 0 { ", {\"dedup_key\": " } else { "{\"dedup_key\": " });
+            string(key, &mut out);
+            out.push_str(", \"error\": ");
+            string(error, &mut out);
+            out.push('}');
+        }
+        out.push_str("], \"conflicts\": []}");
+        out
+    }
+}
+
+/// One line of bounded length.
+fn clean(error: &str) -> String {
+    let mut clean: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_MAX + 1).collect();
+    if clean.chars().count() > ERROR_MAX {
+        clean.pop();
+        clean.push('…');
+    }
+    clean
+}
+
+fn string(text: &str, out: &mut String) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\u{unit:04x}");
+            }),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exact_text() {
+        assert_eq!(Answer::default().json(), r#"{"acked": [], "errors": [], "conflicts": []}"#);
+        let mut answer = Answer::default();
+        answer.ack("a");
+        answer.ack("b");
+        answer.error("c", "row not found");
+        answer.error("d", "é \"x\"\n\u{1f600}\\");
+        assert_eq!(
+            answer.json(),
+            concat!(
+                r#"{"acked": ["a", "b"], "errors": [{"dedup_key": "c", "error": "row not found"}, "#,
+                r#"{"dedup_key": "d", "error": "\u00e9 \"x\" \ud83d\ude00\\"}], "conflicts": []}"#
+            )
+        );
+    }
+
+    #[test]
+    fn errors_are_bounded() {
+        assert_eq!(clean(&"é".repeat(ERROR_MAX)).chars().count(), ERROR_MAX);
+        let long = clean(&"é".repeat(10_000));
+        assert_eq!(long.chars().count(), ERROR_MAX + 1);
+        assert!(long.ends_with('…'));
+    }
+}

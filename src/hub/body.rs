@@ -1,0 +1,168 @@
+//! An uploaded body, taken apart: plain data, PostgreSQL is not needed.
+//!
+//! The parts of a change that a table's columns decide about (`pk`, `data`) stay JSON text: PostgreSQL reads them with the
+//! types of the hub's own columns.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Op {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+/// One change, borrowed from the body.
+#[derive(Debug)]
+pub struct Change<'a> {
+    pub schema: Cow<'a, str>,
+    pub table: Cow<'a, str>,
+    pub op: Op,
+    /// Empty for TRUNCATE only.
+    pub pk: Object<'a>,
+    /// Empty for DELETE and TRUNCATE.
+    pub data: Object<'a>,
+    /// As the sender wrote it, so that the answer says the same.
+    pub dedup_key: Cow<'a, str>,
+    pub id: uuid::Uuid,
+}
+
+/// A JSON object: its text, and its members with their values as text.
+#[derive(Debug, Default)]
+pub struct Object<'a> {
+    pub text: &'a str,
+    pub members: BTreeMap<Cow<'a, str>, &'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    changes: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow)]
+    schema: Cow<'a, str>,
+    #[serde(borrow)]
+    table: Cow<'a, str>,
+    op: Op,
+    #[serde(borrow)]
+    pk: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    dedup_key: Cow<'a, str>,
+}
+
+/// The changes of a body, in order; or what is wrong with it.
+pub fn parse(body: &str) -> Result<Vec<Change<'_>>, String> {
+    must_be_object(body, "the payload")?;
+    let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    body.changes
+        .into_iter()
+        .enumerate()
+        .map(|(i, change)| parse_change(change.get()).map_err(|why| format!("change {}: {why}", i + 1)))
+        .collect()
+}
+
+fn parse_change(text: &str) -> Result<Change<'_>, String> {
+    must_be_object(text, "it")?;
+    let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let id = uuid::Uuid::try_parse(&members.dedup_key)
+        .map_err(|_| format!("dedup_key is not a UUID: \"{}\"", members.dedup_key))?;
+    let pk = match members.op {
+        Op::Truncate => Object::default(),
+        _ => object(members.pk, "pk")?,
+    };
+    if members.op != Op::Truncate && pk.members.is_empty() {
+        return Err("pk names no column".into());
+    }
+    let data = match members.op {
+        Op::Insert | Op::Update => object(members.data, "data")?,
+        Op::Delete | Op::Truncate => Object::default(),
+    };
+    let Members { schema, table, op, dedup_key, .. } = members;
+    Ok(Change { schema, table, op, pk, data, dedup_key, id })
+}
+
+fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
+    let text = value.map(RawValue::get).unwrap_or("null");
+    must_be_object(text, member)?;
+    let members = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(Object { text, members })
+}
+
+/// serde would take an array for the members in order.
+fn must_be_object(text: &str, what: &str) -> Result<(), String> {
+    if text.trim_start().starts_with('{') { Ok(()) } else { Err(format!("{what} is not a JSON object")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "01920000-0000-7000-8000-000000000001";
+
+    fn change(members: &str) -> String {
+        format!(r#"{{"changes": [{{"schema": "s", "table": "t", "dedup_key": "{KEY}", {members}}}]}}"#)
+    }
+
+    #[test]
+    fn takes_the_six_members_and_ignores_others() {
+        let body = change(r#""op": "UPDATE", "pk": {"id": 7}, "data": {"b": [1, {"c": null}], "a": 1.50}, "id": 3"#);
+        let changes = parse(&body).unwrap();
+        let [change] = changes.as_slice() else { panic!("one change") };
+        assert_eq!((&*change.schema, &*change.table, change.op), ("s", "t", Op::Update));
+        assert_eq!(change.pk.text, r#"{"id": 7}"#);
+        let data: Vec<_> = change.data.members.iter().map(|(name, value)| (&**name, value.get())).collect();
+        assert_eq!(data, [("a", "1.50"), ("b", r#"[1, {"c": null}]"#)]);
+        assert_eq!(change.dedup_key, KEY);
+    }
+
+    #[test]
+    fn delete_and_truncate_need_no_data() {
+        assert!(parse(&change(r#""op": "DELETE", "pk": {"id": 7}, "data": null"#)).is_ok());
+        assert!(parse(&change(r#""op": "TRUNCATE", "pk": null, "data": null"#)).is_ok());
+        assert!(parse(&change(r#""op": "TRUNCATE""#)).is_ok());
+    }
+
+    #[test]
+    fn escaped_names_are_read() {
+        let body = change(r#""op": "DELETE", "pk": {"\u00e9\"": 1}"#);
+        assert!(parse(&body).unwrap()[0].pk.members.contains_key("é\""));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        for (body, why) in [
+            ("[]".to_owned(), "the payload is not a JSON object"),
+            ("\"x\"".to_owned(), "the payload is not a JSON object"),
+            ("{}".to_owned(), "missing field `changes`"),
+            (r#"{"changes": {}}"#.to_owned(), "invalid type: map"),
+            (r#"{"changes": [["s", "t", "DELETE"]]}"#.to_owned(), "change 1: it is not a JSON object"),
+            (r#"{"changes": [{}]}"#.to_owned(), "change 1: missing field"),
+            (change(r#""op": "MERGE", "pk": {"id": 1}"#), "unknown variant `MERGE`"),
+            (change(r#""op": "DELETE", "pk": 7"#), "change 1: pk is not a JSON object"),
+            (change(r#""op": "DELETE", "pk": {}"#), "change 1: pk names no column"),
+            (change(r#""op": "DELETE""#), "change 1: pk is not a JSON object"),
+            (change(r#""op": "INSERT", "pk": {"id": 1}, "data": null"#), "change 1: data is not a JSON object"),
+            (change(r#""op": "DELETE", "pk": {"id": 1}"#).replace(KEY, "k1"), "dedup_key is not a UUID: \"k1\""),
+            (change(r#""op": "DELETE", "pk": {"id": 1}"#).replace("\"s\"", "5"), "invalid type: integer `5`"),
+        ] {
+            let error = parse(&body).unwrap_err();
+            assert!(error.contains(why), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn deep_nesting_in_a_value_is_left_to_postgresql() {
+        let deep = "[".repeat(5_000) + &"]".repeat(5_000);
+        assert!(parse(&change(&format!(r#""op": "UPDATE", "pk": {{"id": 1}}, "data": {{"doc": {deep}}}"#))).is_ok());
+    }
+}

@@ -1,0 +1,115 @@
+//! The hub's half: a request body is applied change by change, in order, and answered by key.
+//!
+//! A change and the memory of its key commit or roll back together. Nothing but accepted tables is written, each as its
+//! owner, in a context from which that owner's code cannot leave (`hard-facts` 1).
+
+mod answer;
+mod body;
+mod shape;
+mod statement;
+mod table;
+
+use crate::delivery::keys::{Parked, Touched};
+use crate::error::{Error, Result, SqlState};
+use crate::pg::guc::Nest;
+use crate::pg::memory::Scratch;
+use crate::pg::role::ActAs;
+use crate::pg::spi::{self, Arg};
+use crate::pg::xact::{self, Caught};
+use crate::store::{Schema, applied};
+use answer::Answer;
+use body::{Change, Op};
+use table::{Table, Tables};
+
+/// Applies a body and returns the answer as JSON text.
+pub fn apply(payload: &str) -> Result<String> {
+    let changes = body::parse(payload).map_err(|why| {
+        Error::argument("the payload is not a body of changes").detail(why).hint(
+            r#"Pass {"changes": [{"schema": .., "table": .., "op": "UPDATE", "pk": {..}, "data": {..}, "dedup_key": ".."}]}."#,
+        )
+    })?;
+    let schema = Schema::installed()?;
+    let _settings = as_a_replica();
+    let _owner = ActAs::owner();
+    let mut tables = Tables::new(&schema);
+    let mut parked = Parked::default();
+    let mut answer = Answer::default();
+    let scratch = Scratch::new();
+    for change in &changes {
+        if !parked.is_empty() && parked.blocks(&touched(change)) {
+            continue; // left unmentioned: it must not overtake
+        }
+        match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
+            Ok(()) => answer.ack(&change.dedup_key),
+            Err(caught) if ends_the_request(caught.sqlstate) => {
+                return Err(
+                    Error::new(caught.sqlstate, caught.message).hint("Nothing was applied. Send the same body again.")
+                );
+            }
+            Err(caught) => {
+                answer.error(&change.dedup_key, &caught.message);
+                parked.park(&touched(change));
+            }
+        }
+    }
+    applied::prune_now_and_then(&schema, changes.len());
+    Ok(answer.json())
+}
+
+/// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are read
+/// under the settings they were written under.
+fn as_a_replica() -> Nest {
+    let nest = Nest::new();
+    nest.set("session_replication_role", "replica")
+        .set("sync_outbox.capture", "off")
+        .set("DateStyle", "ISO")
+        .set("IntervalStyle", "postgres")
+        .set("TimeZone", "UTC")
+        .set("xmloption", "content");
+    nest
+}
+
+/// Applies one change in a subtransaction, unless its key was applied before.
+fn apply_one(
+    schema: &Schema,
+    table: &std::result::Result<Table, String>,
+    change: &Change<'_>,
+) -> std::result::Result<(), Caught> {
+    xact::subtransaction(|| {
+        if !applied::remember(schema, &change.id) {
+            return;
+        }
+        let table = table.as_ref().unwrap_or_else(|why| refuse(why));
+        let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
+        let _restricted = ActAs::restricted(table.owner);
+        let rows = spi::run_varied(&statement.sql, &[Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text)]);
+        if let (0, Some(why)) = (rows, statement.if_none) {
+            refuse(why);
+        }
+    })
+}
+
+/// Ends the subtransaction of a change: the message goes to its sender.
+fn refuse(why: &str) -> ! {
+    Error::new(SqlState::ERRCODE_RAISE_EXCEPTION, why).raise()
+}
+
+fn touched(change: &Change<'_>) -> Touched {
+    let pk = (change.op != Op::Truncate).then_some(change.pk.text);
+    Touched::new(&change.schema, &change.table, pk, Some(change.data.text))
+}
+
+/// Errors that say something about the server and not about the change: it is not refused, it comes again.
+fn ends_the_request(sqlstate: SqlState) -> bool {
+    // The class of an SQLSTATE: ERRCODE_TO_CATEGORY of utils/elog.h.
+    let class = |state: SqlState| state as i32 & 0xFFF;
+    [
+        SqlState::ERRCODE_OPERATOR_INTERVENTION,
+        SqlState::ERRCODE_TRANSACTION_ROLLBACK,
+        SqlState::ERRCODE_INSUFFICIENT_RESOURCES,
+        SqlState::ERRCODE_INVALID_TRANSACTION_STATE,
+    ]
+    .into_iter()
+    .any(|of| class(of) == class(sqlstate))
+        || matches!(sqlstate, SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_IO_ERROR)
+}

@@ -1,0 +1,42 @@
+//! A hub table as statements need to know it: names, types and keys. Plain data.
+
+use std::collections::{BTreeMap, HashMap};
+
+#[derive(Debug)]
+pub struct Shape {
+    /// Schema and name, quoted.
+    pub name: String,
+    pub partitioned: bool,
+    /// Other tables' foreign keys point here, so TRUNCATE would be refused.
+    pub referenced: bool,
+    pub columns: HashMap<String, Column>,
+    /// Unique indexes that can tell rows apart at any moment, the primary key first.
+    pub keys: Vec<Key>,
+}
+
+#[derive(Debug)]
+pub struct Column {
+    /// As it is written in SQL.
+    pub type_name: String,
+    /// The hub computes it.
+    pub generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY: may be inserted, never updated.
+    pub always_identity: bool,
+}
+
+/// Columns of a unique index, each with the operator that the index compares it by: `OPERATOR("schema".=)`. The operator
+/// is named because types of extensions (citext) have theirs outside `pg_catalog`.
+pub type Key = BTreeMap<String, String>;
+
+impl Shape {
+    /// The key over exactly these columns.
+    pub fn key<'a>(&self, columns: impl Iterator<Item = &'a str> + Clone) -> Result<&Key, String> {
+        let wanted: Vec<&str> = columns.collect();
+        self.keys
+            .iter()
+            .find(|key| key.len() == wanted.len() && wanted.iter().all(|column| key.contains_key(*column)))
+            .ok_or_else(|| {
+                format!("table {} has no unique, immediate index on exactly ({})", self.name, wanted.join(", "))
+            })
+    }
+}

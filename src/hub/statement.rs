@@ -1,0 +1,247 @@
+//! The statement that applies a change: `$1` is its key, `$2` its data, both as json.
+//!
+//! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole row
+//! type would check the domains of columns that the change says nothing about.
+
+use super::body::{Change, Object, Op};
+use super::shape::{Key, Shape};
+use crate::store::quote_ident;
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    pub sql: String,
+    /// The error that it is when no row was touched.
+    pub if_none: Option<&'static str>,
+}
+
+/// The statement for a change, or why the table cannot take it.
+pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+    match change.op {
+        Op::Insert => insert(change, table),
+        Op::Update => update(change, table),
+        Op::Delete => Ok(Statement {
+            sql: format!("DELETE FROM {} AS t WHERE {}", from(table), matches_key(key(change, table)?, table)),
+            if_none: None,
+        }),
+        Op::Truncate => Ok(Statement {
+            sql: match table.referenced {
+                true => format!("DELETE FROM {}", from(table)),
+                false => format!("TRUNCATE {}", from(table)),
+            },
+            if_none: None,
+        }),
+    }
+}
+
+/// An upsert: a backfill, or a retry after the memory of keys was pruned, meets a row that is there already.
+fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+    let key = key(change, table)?;
+    let given = given(&change.data, table);
+    if let Some(lost) = key.keys().find(|k| !given.contains(&k.as_str()) && !table.columns[*k].generated) {
+        return Err(format!("data of an INSERT lacks the key column \"{lost}\""));
+    }
+    let names = list(given.iter().map(|c| quote_ident(c)));
+    let identity: Vec<_> =
+        given.iter().filter(|c| !key.contains_key(**c) && table.columns[**c].always_identity).collect();
+    let sets = list(
+        given
+            .iter()
+            .filter(|c| !key.contains_key(**c) && !table.columns[**c].always_identity)
+            .map(|c| format!("{0} = excluded.{0}", quote_ident(c))),
+    );
+    let action = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {sets}") };
+    // An identity that differs cannot be set right: then no row is touched, and that is the error.
+    let guard = match identity.as_slice() {
+        [] => String::new(),
+        _ if sets.is_empty() => String::new(),
+        identity => format!(
+            " WHERE {}",
+            identity.iter().map(|c| format!("t.{0} = excluded.{0}", quote_ident(c))).collect::<Vec<_>>().join(" AND ")
+        ),
+    };
+    Ok(Statement {
+        if_none: (!guard.is_empty()).then_some("an identity column GENERATED ALWAYS cannot be updated"),
+        sql: format!(
+            "INSERT INTO {} AS t ({names}) OVERRIDING SYSTEM VALUE SELECT {names} FROM {} ON CONFLICT ({}) DO {action}{guard}",
+            table.name,
+            record("$2", "d", &given, table),
+            list(key.keys().map(|c| quote_ident(c))),
+        ),
+    })
+}
+
+fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+    let found = matches_key(key(change, table)?, table);
+    let given = given(&change.data, table);
+    let sql = if given.is_empty() {
+        // Nothing that the hub keeps has changed, but the row must be there.
+        format!("SELECT FROM {} AS t WHERE {found}", from(table))
+    } else {
+        format!(
+            "UPDATE {} AS t SET {} FROM {} WHERE {found}",
+            from(table),
+            list(given.iter().map(|c| format!("{0} = d.{0}", quote_ident(c)))),
+            record("$2", "d", &given, table),
+        )
+    };
+    Ok(Statement { sql, if_none: Some("row not found") })
+}
+
+fn key<'t>(change: &Change<'_>, table: &'t Shape) -> Result<&'t Key, String> {
+    table.key(change.pk.members.keys().map(|name| &**name))
+}
+
+/// The members that are columns here and not computed here.
+fn given<'a>(data: &'a Object<'_>, table: &Shape) -> Vec<&'a str> {
+    data.members
+        .keys()
+        .map(|name| &**name)
+        .filter(|name| table.columns.get(*name).is_some_and(|c| !c.generated))
+        .collect()
+}
+
+/// Inheritance children are tables of their own; partitions are not.
+fn from(table: &Shape) -> String {
+    if table.partitioned { table.name.clone() } else { format!("ONLY {}", table.name) }
+}
+
+/// Scalar subqueries, so that there is nothing to join and the key's index is used whatever the planner believes.
+fn matches_key(key: &Key, table: &Shape) -> String {
+    key.iter()
+        .map(|(column, equals)| {
+            let name = quote_ident(column);
+            let value = record("$1", "k", &[column], table);
+            format!("t.{name} {equals} (SELECT k.{name} FROM {value})")
+        })
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
+/// The JSON object `argument` as a row of these columns.
+fn record(argument: &str, alias: &str, columns: &[&str], table: &Shape) -> String {
+    let columns = list(columns.iter().map(|c| format!("{} {}", quote_ident(c), table.columns[*c].type_name)));
+    format!("pg_catalog.json_to_record({argument}) AS {alias}({columns})")
+}
+
+fn list(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::body::parse;
+    use super::super::shape::Column;
+    use super::*;
+
+    fn table(partitioned: bool, referenced: bool) -> Shape {
+        let column = |type_name: &str, generated, always_identity| Column {
+            type_name: type_name.to_owned(),
+            generated,
+            always_identity,
+        };
+        let equals = "OPERATOR(\"pg_catalog\".=)".to_owned();
+        Shape {
+            name: "\"s\".\"t\"".into(),
+            partitioned,
+            referenced,
+            columns: [
+                ("id", column("integer", false, false)),
+                ("a", column("text", false, false)),
+                ("n", column("bigint", false, true)),
+                ("sum", column("numeric", true, false)),
+                ("code", column("uuid", false, false)),
+            ]
+            .map(|(name, column)| (name.to_owned(), column))
+            .into(),
+            keys: vec![
+                Key::from([("id".to_owned(), equals.clone())]),
+                Key::from([("a".to_owned(), equals.clone()), ("code".to_owned(), equals)]),
+            ],
+        }
+    }
+
+    fn sql(op: &str, pk: &str, data: &str, table: &Shape) -> Result<Statement, String> {
+        let body = format!(
+            r#"{{"changes": [{{"schema": "s", "table": "t", "op": "{op}", "pk": {pk}, "data": {data},
+                "dedup_key": "01920000-0000-7000-8000-000000000001"}}]}}"#
+        );
+        of(&parse(&body).unwrap()[0], table)
+    }
+
+    #[test]
+    fn insert_is_an_upsert_of_known_columns() {
+        let statement =
+            sql("INSERT", r#"{"id": 1}"#, r#"{"id": 1, "a": "x", "sum": 5, "alien": 1}"#, &table(false, false))
+                .unwrap();
+        assert_eq!(
+            statement.sql,
+            "INSERT INTO \"s\".\"t\" AS t (\"a\", \"id\") OVERRIDING SYSTEM VALUE SELECT \"a\", \"id\" \
+             FROM pg_catalog.json_to_record($2) AS d(\"a\" text, \"id\" integer) \
+             ON CONFLICT (\"id\") DO UPDATE SET \"a\" = excluded.\"a\""
+        );
+        assert_eq!(statement.if_none, None);
+    }
+
+    #[test]
+    fn insert_never_updates_an_identity() {
+        let statement = sql("INSERT", r#"{"id": 1}"#, r#"{"id": 1, "a": "x", "n": 5}"#, &table(false, false)).unwrap();
+        assert!(statement.sql.ends_with("DO UPDATE SET \"a\" = excluded.\"a\" WHERE t.\"n\" = excluded.\"n\""));
+        assert!(statement.if_none.is_some());
+    }
+
+    #[test]
+    fn insert_of_a_key_alone() {
+        let statement = sql("INSERT", r#"{"id": 1}"#, r#"{"id": 1}"#, &table(false, false)).unwrap();
+        assert!(statement.sql.ends_with("ON CONFLICT (\"id\") DO NOTHING"));
+    }
+
+    #[test]
+    fn update_and_delete_find_the_row_by_the_index_of_the_key() {
+        let shape = table(false, false);
+        let statement = sql("UPDATE", r#"{"code": "c", "a": "x"}"#, r#"{"sum": 1, "id": 2}"#, &shape).unwrap();
+        let found = "t.\"a\" OPERATOR(\"pg_catalog\".=) \
+                     (SELECT k.\"a\" FROM pg_catalog.json_to_record($1) AS k(\"a\" text)) AND \
+                     t.\"code\" OPERATOR(\"pg_catalog\".=) \
+                     (SELECT k.\"code\" FROM pg_catalog.json_to_record($1) AS k(\"code\" uuid))";
+        assert_eq!(
+            statement.sql,
+            format!(
+                "UPDATE ONLY \"s\".\"t\" AS t SET \"id\" = d.\"id\" \
+                 FROM pg_catalog.json_to_record($2) AS d(\"id\" integer) WHERE {found}"
+            )
+        );
+        assert_eq!(statement.if_none, Some("row not found"));
+        let statement = sql("DELETE", r#"{"code": "c", "a": "x"}"#, "null", &shape).unwrap();
+        assert_eq!(statement.sql, format!("DELETE FROM ONLY \"s\".\"t\" AS t WHERE {found}"));
+        assert_eq!(statement.if_none, None);
+    }
+
+    #[test]
+    fn update_of_nothing_known_still_wants_its_row() {
+        let statement = sql("UPDATE", r#"{"id": 1}"#, r#"{"alien": 1, "sum": 2}"#, &table(false, false)).unwrap();
+        assert!(statement.sql.starts_with("SELECT FROM ONLY \"s\".\"t\" AS t WHERE t.\"id\""));
+        assert_eq!(statement.if_none, Some("row not found"));
+    }
+
+    #[test]
+    fn truncate() {
+        let truncate =
+            |partitioned, referenced| sql("TRUNCATE", "null", "null", &table(partitioned, referenced)).unwrap().sql;
+        assert_eq!(truncate(false, false), "TRUNCATE ONLY \"s\".\"t\"");
+        assert_eq!(truncate(true, false), "TRUNCATE \"s\".\"t\"");
+        assert_eq!(truncate(false, true), "DELETE FROM ONLY \"s\".\"t\"");
+    }
+
+    #[test]
+    fn keys_must_match() {
+        let shape = table(false, false);
+        for (op, pk, data, why) in [
+            ("DELETE", r#"{"a": 1}"#, "null", "no unique, immediate index on exactly (a)"),
+            ("UPDATE", r#"{"id": 1, "a": "x"}"#, "{}", "no unique, immediate index on exactly (a, id)"),
+            ("INSERT", r#"{"id": 1}"#, r#"{"a": "x"}"#, "lacks the key column \"id\""),
+        ] {
+            let error = sql(op, pk, data, &shape).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

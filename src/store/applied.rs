@@ -1,0 +1,43 @@
+//! The table `sync_outbox_applied`: keys that this hub has applied.
+
+use super::Schema;
+use crate::pg::spi;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Remembers a key; `false` if it was known. A key that another session is just applying is waited for.
+pub fn remember(schema: &Schema, key: &uuid::Uuid) -> bool {
+    let key = pgrx::Uuid::from_bytes(*key.as_bytes());
+    spi::run(
+        &schema.sql("INSERT INTO @.sync_outbox_applied (dedup_key) VALUES ($1) ON CONFLICT DO NOTHING"),
+        &[key.into()],
+    ) == 1
+}
+
+/// How often a session looks for keys that are old enough to go.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Forgets keys of a certain age, at least as many as the caller added, so that the table cannot outgrow its sessions.
+pub fn prune_now_and_then(schema: &Schema, added: usize) {
+    thread_local! {
+        static NEXT: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    let now = Instant::now();
+    if NEXT.get().is_some_and(|next| now < next) {
+        return;
+    }
+    let most = (2 * added).max(1000) as i64;
+    let age = crate::settings::applied_retention().as_secs() as i64;
+    // SKIP LOCKED: another session may be at the same.
+    let gone = spi::run(
+        &schema.sql(
+            "DELETE FROM @.sync_outbox_applied WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM @.sync_outbox_applied
+                 WHERE applied_at < pg_catalog.now() - $1 * interval '1 second'
+                 ORDER BY applied_at LIMIT $2 FOR UPDATE SKIP LOCKED))",
+        ),
+        &[age.into(), most.into()],
+    );
+    // More of them are waiting: go on with the next call.
+    NEXT.set((gone < most as u64).then(|| now + EVERY));
+}
