@@ -3,8 +3,10 @@
 `db` lives on a server without preloading, where nothing is sent unless the test says so: tests of capture and flush.
 `live` lives on a server with shared_preload_libraries = 'sync_outbox': tests of the worker."""
 
+import contextlib
 import os
 import re
+import time
 
 import pytest
 
@@ -142,6 +144,18 @@ def new_receiver():
 def receiver(new_receiver):
     """A receiver that acks everything."""
     return new_receiver()
+
+
+@pytest.fixture
+def clock():
+    """`with clock(2):` fails when its body takes longer than two seconds."""
+    @contextlib.contextmanager
+    def at_most(seconds):
+        began = time.monotonic()
+        yield
+        took = time.monotonic() - began
+        assert took <= seconds, f"took {took:.2f} s, {seconds} s were allowed"
+    return at_most
 
 
 @pytest.fixture

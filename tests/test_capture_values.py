@@ -119,16 +119,16 @@ def test_capture_leaves_the_sessions_settings_alone(wide):
 
 def test_settings_are_put_back_when_encoding_fails(db):
     """A cast that raises must not leave the session in UTC."""
-    db.run("""CREATE TYPE grumpy AS (v int);
+    db.run("""CREATE TYPE grumpy AS ENUM ('no');
         CREATE FUNCTION refuse(grumpy) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
         CREATE CAST (grumpy AS json) WITH FUNCTION refuse(grumpy);
         CREATE TABLE t (id int PRIMARY KEY, g grumpy)""")
     db.attach("t")
     db.run("SET TimeZone = 'Asia/Kathmandu'; SET bytea_output = 'escape'")
     with pytest.raises(Exception, match="not today"):
-        db.run("INSERT INTO t VALUES (1, ROW(1))")
+        db.run("INSERT INTO t VALUES (1, 'no')")
 
-    assert db.rows("SELECT current_setting('TimeZone'), current_setting('bytea_output')") == [("Asia/Kathmandu", "escape")]
+    assert db.rows("SELECT current_setting('TimeZone') AS zone, current_setting('bytea_output') AS bytes") == [("Asia/Kathmandu", "escape")]
     assert db.rows("SELECT * FROM t") == []
 
 

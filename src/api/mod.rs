@@ -2,4 +2,12 @@
 
 mod accept;
 mod apply;
+mod argument;
+mod attach;
+mod discard;
+mod overview;
+mod pause;
 mod push;
+mod requeue;
+mod settings_report;
+mod stats;

@@ -5,7 +5,9 @@
 //! quietly.
 
 mod append;
+mod eligible;
 mod encode;
+pub mod install;
 mod options;
 mod plan;
 mod reorder;
@@ -19,7 +21,7 @@ use plan::Plan;
 use std::cell::RefCell;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
-const REASON_MIN_CHARS: usize = 5;
+pub const REASON_MIN_CHARS: usize = 5;
 
 pub fn init() {
     plan::init();

@@ -33,6 +33,15 @@ impl Nest {
     }
 }
 
+impl Nest {
+    /// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less.
+    pub fn limit_lock_wait(&self, ms: i32) -> &Self {
+        // SAFETY: plain global of proc.c; 0 is no limit.
+        let session = unsafe { pg_sys::LockTimeout };
+        if session == 0 || session > ms { self.set("lock_timeout", &ms.to_string()) } else { self }
+    }
+}
+
 impl Drop for Nest {
     fn drop(&mut self) {
         if !std::thread::panicking() {

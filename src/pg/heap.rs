@@ -60,6 +60,26 @@ impl Columns {
         }
     }
 
+    /// Takes a whole row of `relation` apart that a query gave as one value (`SELECT t FROM t`).
+    ///
+    /// # Safety
+    /// `row` is a non-NULL datum of the relation's row type.
+    pub(super) unsafe fn load_whole_row(&mut self, row: pg_sys::Datum, relation: &super::relation::Borrowed<'_>) {
+        // SAFETY: by contract a composite datum, which starts with a tuple header; the copy lives as long as the current
+        // memory context, as long as the values are used.
+        unsafe {
+            let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(row.cast_mut_ptr()).cast();
+            let mut tuple = pg_sys::HeapTupleData {
+                t_len: pgrx::varlena::varsize(header.cast()) as u32,
+                t_data: header,
+                ..Default::default()
+            };
+            if let Some(tuple) = Tuple::new(&mut tuple) {
+                self.load(tuple, relation);
+            }
+        }
+    }
+
     /// The value at index `i` (attribute number minus one); `None` for NULL.
     pub fn get(&self, i: usize) -> Option<Value> {
         (!self.nulls[i]).then(|| Value(self.values[i]))

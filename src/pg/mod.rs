@@ -17,6 +17,7 @@ pub mod lock;
 pub mod memory;
 pub mod relation;
 pub mod role;
+pub mod secret;
 pub mod spi;
 pub mod text;
 pub mod trigger;

@@ -76,6 +76,17 @@ impl Open {
         Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: false }
     }
 
+    /// Opens a table for reading.
+    pub fn for_reading(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above.
+        Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::AccessShareLock as i32) }, is_index: false }
+    }
+
+    pub fn borrow(&self) -> Borrowed<'_> {
+        // SAFETY: open as long as self.
+        unsafe { Borrowed::new(self.relation) }
+    }
+
     /// Opens an index for writing.
     pub fn index(oid: pg_sys::Oid) -> Self {
         // SAFETY: as above.
@@ -92,8 +103,7 @@ impl Open {
     }
 
     pub fn columns(&self) -> Vec<Column> {
-        // SAFETY: open as long as self.
-        unsafe { Borrowed::new(self.relation) }.columns()
+        self.borrow().columns()
     }
 
     /// Whether a row can be put into this table without anything else having to happen: a permanent heap with no
@@ -161,6 +171,26 @@ impl Drop for Open {
             }
         }
     }
+}
+
+/// How strongly a relation is locked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Nobody writes: the lock of CREATE TRIGGER.
+    ShareRowExclusive,
+    /// Nobody reads either: the lock of DROP TRIGGER. Taken at once, because raising a lock step by step deadlocks with
+    /// a transaction that has read and wants to write.
+    AccessExclusive,
+}
+
+/// Locks a relation to the end of the transaction. It may be gone when this returns.
+pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
+    let mode = match mode {
+        LockMode::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+        LockMode::AccessExclusive => pg_sys::AccessExclusiveLock,
+    };
+    // SAFETY: inside a transaction; any oid may be locked.
+    unsafe { pg_sys::LockRelationOid(oid, mode as i32) }
 }
 
 /// The oid of a relation in a schema, if there is one.
@@ -262,6 +292,23 @@ pub fn enum_value(type_oid: pg_sys::Oid, label: &CStr) -> Option<pg_sys::Oid> {
             type_oid.into(),
             label.as_ptr().into(),
             pg_sys::Datum::from(0),
+            pg_sys::Datum::from(0),
+        )
+    };
+    (oid != pg_sys::InvalidOid).then_some(oid)
+}
+
+/// The oid of a function without arguments in a schema, if there is one.
+pub fn trigger_function(schema: pg_sys::Oid, name: &CStr) -> Option<pg_sys::Oid> {
+    // SAFETY: syscache look-up by name, an empty vector of argument types, and schema.
+    let oid = unsafe {
+        let no_arguments = pg_sys::buildoidvector(core::ptr::null(), 0);
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            pg_sys::Anum_pg_proc_oid as i16,
+            name.as_ptr().into(),
+            no_arguments.into(),
+            schema.into(),
             pg_sys::Datum::from(0),
         )
     };

@@ -4,6 +4,8 @@
 //! same function did before. Here a statement runs with a fresh snapshot (as in PL/pgSQL) and draws no transaction id
 //! until it writes, so that an idle worker costs none.
 
+use super::heap::Columns;
+use super::relation::Borrowed;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -164,6 +166,17 @@ impl Row {
         self.raw(n).0.value() as u64
     }
 
+    /// Takes column `n` apart, which is a whole row of `relation`; `false` for NULL.
+    pub fn whole_row(&self, n: usize, relation: &Borrowed<'_>, into: &mut Columns) -> bool {
+        let (datum, null) = self.raw(n);
+        if !null {
+            // SAFETY: the statement selects the relation's rows; a table's row type changes only with a lock that
+            // conflicts with the open relation's.
+            unsafe { into.load_whole_row(datum, relation) }
+        }
+        !null
+    }
+
     /// The row as datums, in column order.
     pub fn raw(&self, n: usize) -> (pg_sys::Datum, bool) {
         let mut null = false;
@@ -297,10 +310,19 @@ pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
 
 /// Runs a query and hands over its rows until `each` says stop. They are fetched a few at a time, so that a reader that
 /// stops at a number of bytes never holds many times that.
-pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row) -> ControlFlow<()>) {
-    const CHUNK: core::ffi::c_long = 64;
+pub fn scan(sql: &str, args: &[Arg], each: impl FnMut(&Row) -> ControlFlow<()>) {
     let _spi = Connection::open();
-    let plan = plan(sql, args);
+    scan_plan(plan(sql, args), args, each);
+}
+
+/// As [`scan`], without keeping the plan: for text made of user input.
+pub fn scan_once(sql: &str, args: &[Arg], each: impl FnMut(&Row) -> ControlFlow<()>) {
+    let _spi = Connection::open();
+    scan_plan(prepare(sql, args), args, each);
+}
+
+fn scan_plan(plan: pg_sys::SPIPlanPtr, args: &[Arg], mut each: impl FnMut(&Row) -> ControlFlow<()>) {
+    const CHUNK: core::ffi::c_long = 64;
     let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
     let nulls: Vec<core::ffi::c_char> =
         args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();

@@ -15,6 +15,12 @@ pub fn server_is_utf8() -> bool {
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
+/// Whether the database does not know what its bytes mean.
+pub fn server_is_sql_ascii() -> bool {
+    // SAFETY: plain getter.
+    unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_SQL_ASCII as i32 }
+}
+
 /// Appends `bytes`, which are in the server encoding, as UTF-8. Raises an ERROR if they cannot be converted.
 pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
     if server_is_utf8() || bytes.is_ascii() {
@@ -64,4 +70,11 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
         })
     };
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
+}
+
+/// A name as SQL gives it, as UTF-8.
+pub fn name(name: &std::ffi::CStr) -> String {
+    let mut utf8 = Vec::new();
+    write_utf8(name.to_bytes(), &mut utf8);
+    String::from_utf8_lossy(&utf8).into_owned()
 }

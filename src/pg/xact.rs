@@ -84,15 +84,26 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
 pub struct Caught {
     pub sqlstate: pgrx::PgSqlErrorCode,
     pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+impl From<Caught> for crate::error::Error {
+    fn from(Caught { sqlstate, message, detail, hint }: Caught) -> Self {
+        crate::error::Error { sqlstate, message, detail, hint }
+    }
 }
 
 impl From<pgrx::pg_sys::panic::CaughtError> for Caught {
     fn from(error: pgrx::pg_sys::panic::CaughtError) -> Self {
         use pgrx::pg_sys::panic::CaughtError::*;
         match &error {
-            PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. } => {
-                Caught { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
-            }
+            PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. } => Caught {
+                sqlstate: report.sql_error_code(),
+                message: report.message().to_owned(),
+                detail: report.detail().map(str::to_owned),
+                hint: report.hint().map(str::to_owned),
+            },
         }
     }
 }

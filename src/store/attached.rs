@@ -1,6 +1,7 @@
 //! Attached tables, as the system catalogs know them: triggers, keys, partitions.
 
 use super::Schema;
+use crate::capture::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::spi::{self, Arg};
@@ -109,13 +110,91 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
     found
 }
 
-/// Whether any change of a table waits in a lane other than (`target_id`, `priority`).
-pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
+/// One of our triggers on an attached table (not the clone on a partition of one).
+#[derive(Clone, Debug)]
+pub struct Trigger {
+    pub name: String,
+    /// As they stand in its argument; `None` if they cannot be read.
+    pub options: Option<Options>,
+    pub for_row: bool,
+    /// `O` for origin, `A` for always, `D` for disabled, `R` for replica.
+    pub enabled: String,
+}
+
+/// Our triggers on a relation, the row trigger first.
+pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
+    let mut found = Vec::new();
+    spi::query(
+        "SELECT tgname::text, tgargs, (tgtype & 1) = 1, tgenabled::text FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY 3 DESC, 1",
+        &[relation.into(), capture.into()],
+        |row| {
+            let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
+            found.push(Trigger {
+                name: row.text(1),
+                options: argument.and_then(|json| serde_json::from_slice(json).ok()),
+                for_row: row.get(3).unwrap_or_default(),
+                enabled: row.text(4),
+            })
+        },
+    );
+    found
+}
+
+/// The options that a relation was attached with.
+pub fn options(capture: Oid, relation: Oid) -> Option<Options> {
+    triggers(capture, relation).into_iter().find_map(|t| t.options)
+}
+
+/// Every attached relation with its quoted name.
+pub fn all(capture: Oid) -> Vec<(Oid, String)> {
+    let mut found = Vec::new();
+    spi::query(
+        "SELECT DISTINCT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
+           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE t.tgfoid = $1 AND t.tgparentid = 0 ORDER BY 2",
+        &[capture.into()],
+        |row| found.push((row.get(1).unwrap_or(Oid::INVALID), row.text(2))),
+    );
+    found
+}
+
+/// The partitioned table above a partition that is attached, by name.
+pub fn attached_ancestor(capture: Oid, relation: Oid) -> Option<String> {
+    relative("pg_catalog.pg_partition_ancestors($1)", capture, relation)
+}
+
+/// A partition below a partitioned table that is attached by itself, by name.
+pub fn attached_partition(capture: Oid, relation: Oid) -> Option<String> {
+    relative("pg_catalog.pg_partition_tree($1)", capture, relation)
+}
+
+fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
     spi::first(
-        &schema.sql(
-            "SELECT true FROM @.sync_outbox WHERE schema_name = $1 AND table_name = $2
-                AND (target_id, priority) IS DISTINCT FROM ($3, $4::@.sync_outbox_priority) LIMIT 1",
+        &format!(
+            "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+               FROM {relatives} p (relid) JOIN pg_catalog.pg_class c ON c.oid = p.relid
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              WHERE p.relid <> $1 AND EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                                               WHERE t.tgrelid = p.relid AND t.tgfoid = $2 AND t.tgparentid = 0)
+              ORDER BY 1"
         ),
+        &[relation.into(), capture.into()],
+        |row| row.text(1),
+    )
+}
+
+/// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key, so
+/// that the lane itself, which may be long, is not read.
+pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
+    let of_table = "SELECT true FROM @.sync_outbox WHERE schema_name = $1 AND table_name = $2 AND";
+    spi::first(
+        &schema.sql(&format!(
+            "{of_table} target_id < $3 UNION ALL {of_table} target_id > $3
+             UNION ALL {of_table} target_id = $3 AND priority < $4::@.sync_outbox_priority
+             UNION ALL {of_table} target_id = $3 AND priority > $4::@.sync_outbox_priority LIMIT 1"
+        )),
         &[Arg::text_bytes(&table.0), Arg::text_bytes(&table.1), target_id.into(), priority.into()],
         |_| (),
     )

@@ -7,13 +7,17 @@ pub mod accepted;
 pub mod applied;
 pub mod attached;
 pub mod history;
+pub mod overview;
 pub mod queue;
-
+pub mod relation;
+pub mod stats;
+pub mod steer;
 pub mod target;
 
 use crate::error::{Error, Result};
 use crate::pg::Oid;
-use crate::pg::{relation, spi};
+use crate::pg::relation as pg_relation;
+use crate::pg::spi;
 
 /// The schema that the extension's objects are in.
 #[derive(Clone, Debug)]
@@ -24,7 +28,7 @@ pub struct Schema {
 
 impl Schema {
     pub fn new(oid: Oid) -> Self {
-        let name = String::from_utf8_lossy(&relation::schema_name(oid)).into_owned();
+        let name = String::from_utf8_lossy(&pg_relation::schema_name(oid)).into_owned();
         Schema { oid, ident: quote_ident(&name) }
     }
 
@@ -38,9 +42,14 @@ impl Schema {
         text.replace('@', &self.ident)
     }
 
+    /// The oid of the trigger function.
+    pub fn capture(&self) -> Oid {
+        pg_relation::trigger_function(self.oid, c"sync_outbox_capture").unwrap_or(Oid::INVALID)
+    }
+
     /// The oid of the outbox table.
     pub fn outbox(&self) -> Oid {
-        relation::lookup(self.oid, c"sync_outbox").unwrap_or(Oid::INVALID)
+        pg_relation::lookup(self.oid, c"sync_outbox").unwrap_or(Oid::INVALID)
     }
 }
 

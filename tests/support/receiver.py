@@ -11,6 +11,7 @@ import threading
 import time
 
 from . import behaviours
+from .wait import wait_for
 
 
 class Request:
@@ -102,9 +103,12 @@ class Receiver:
 
     def stop(self):
         """Gone, as far as the sender can see: nothing listens, and open connections are closed."""
+        if self.listener is None:
+            return
         # shutdown, because close alone leaves a thread in accept() holding the port.
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
+        self.listener = None
         with self.lock:
             alive = list(self.alive)
         for connection in alive:
@@ -140,6 +144,9 @@ class Receiver:
     def changes(self):
         """Every change of every request, repeats included."""
         return [change for request in list(self.requests) for change in request.changes]
+
+    def wait_for_requests(self, count, deadline=10):
+        wait_for(lambda: len(self.requests) >= count, deadline, f"{count} requests, there are {len(self.requests)}")
 
     # Sockets
 

@@ -1,0 +1,61 @@
+//! Arguments that several functions take.
+
+use crate::capture::Priority;
+use crate::error::{Error, Result, SqlState};
+use crate::store::target;
+
+/// A `text[]` as SQL gives it.
+pub type Texts = Option<Vec<Option<String>>>;
+
+/// The target's name: `default` where none is given.
+pub fn target(name: Option<&str>) -> &str {
+    name.unwrap_or(target::DEFAULT)
+}
+
+/// Ids without NULLs.
+pub fn ids(ids: Vec<Option<i64>>) -> Vec<i64> {
+    ids.into_iter().flatten().collect()
+}
+
+/// A text without white space around it; `None` if nothing is left.
+pub fn text(text: Option<&str>) -> Option<String> {
+    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// An argument that may not be NULL.
+pub fn required<T>(value: Option<T>, argument: &str) -> Result<T> {
+    value.ok_or_else(|| {
+        Error::new(SqlState::ERRCODE_NULL_VALUE_NOT_ALLOWED, format!("{argument} must not be NULL"))
+            .hint(format!("Give a value for {argument}."))
+    })
+}
+
+/// A priority in any case: 22023 for another word.
+pub fn priority(name: &str) -> Result<Priority> {
+    Priority::parse(name)
+        .ok_or_else(|| Error::argument(format!("unknown priority \"{name}\"")).hint("Use 'HIGH', 'NORMAL' or 'LOW'."))
+}
+
+/// A list without NULL, repeated or no elements. Absent: `None`.
+pub fn list(given: Texts, argument: &str) -> Result<Option<Vec<String>>> {
+    let Some(given) = given else { return Ok(None) };
+    let Some(list) = given.into_iter().collect::<Option<Vec<String>>>() else {
+        return Err(Error::argument(format!("{argument} must not contain NULL")).hint("Take the NULL out of the list."));
+    };
+    if list.is_empty() {
+        return Err(Error::argument(format!("{argument} must not be an empty list"))
+            .hint(format!("Leave {argument} out to get the default.")));
+    }
+    no_duplicates(&list, argument)?;
+    Ok(Some(list))
+}
+
+/// 22023 if a name stands in the list twice.
+pub fn no_duplicates(list: &[String], argument: &str) -> Result<()> {
+    match list.iter().enumerate().find(|(i, name)| list[..*i].contains(name)) {
+        Some((_, name)) => {
+            Err(Error::argument(format!("\"{name}\" is named twice in {argument}")).hint("Name it once."))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,80 @@
+//! `sync_outbox_discard()`: changes that a person gives up.
+//!
+//! A discarded change is never sent afterwards: what a sender could have in flight is moved only under its lock, which
+//! stays until the caller's transaction ends. What waits for a person (CONFLICT, DEAD) no sender touches, so that those
+//! can be discarded in the middle of a long drain.
+
+use super::argument;
+use crate::capture::REASON_MIN_CHARS;
+use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::latch;
+use crate::pg::lock::{Scope, SenderLock};
+use crate::pg::role::{self, ActAs};
+use crate::settings;
+use crate::store::history::{self, Action, Entry, Mode};
+use crate::store::{Schema, steer};
+use crate::wake;
+use std::time::{Duration, Instant};
+
+/// Moves changes to `sync_outbox_discarded`, whatever their status; returns how many. Ids that are gone are no error;
+/// a change that somebody requeues at this very moment stays.
+///
+/// Errors: 22023 without ids; 23514 if `reason` is shorter than five characters; 55P03 if a sender is at work on one of
+/// the targets for longer than `sync_outbox.lock_wait`.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> i64 {
+    or_raise(discard(ids, reason))
+}
+
+fn discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> Result<i64> {
+    let mut entry = Entry::begin(Action::Discard, Mode::Manual, role::name(role::current_user()));
+    let ids = argument::ids(ids.ok_or_else(|| {
+        Error::argument("ids must not be null")
+            .hint("Name the changes: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');")
+    })?);
+    let reason = checked(reason)?;
+    let _owner = ActAs::owner();
+    let schema = Schema::installed()?;
+    let mut locks = Vec::new();
+    let targets = steer::targets_in_reach(&schema, &ids);
+    for target in &targets {
+        locks.push(lock(&schema, *target)?);
+    }
+    let discarded = steer::discard(&schema, &ids, &targets, &entry.who, &reason);
+    entry.target = discarded.target;
+    entry.reason = Some(reason);
+    entry.pending = discarded.changes;
+    entry.finish();
+    history::insert(&schema, &entry);
+    wake::at_commit(); // later changes of the same keys may go out now
+    Ok(discarded.changes)
+}
+
+fn checked(reason: Option<&str>) -> Result<String> {
+    argument::text(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
+        Error::new(
+            SqlState::ERRCODE_CHECK_VIOLATION,
+            format!("discarding changes needs a reason of at least {REASON_MIN_CHARS} characters"),
+        )
+        .hint("Say why: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');")
+    })
+}
+
+/// Keeps the sender of a target out until the transaction ends.
+fn lock(schema: &Schema, target: i16) -> Result<SenderLock> {
+    const POLL: Duration = Duration::from_millis(20);
+    let give_up = Instant::now() + settings::lock_wait();
+    loop {
+        if let Some(lock) = SenderLock::try_acquire(schema.outbox(), target, Scope::Transaction) {
+            return Ok(lock);
+        }
+        if Instant::now() >= give_up {
+            return Err(Error::new(
+                SqlState::ERRCODE_LOCK_NOT_AVAILABLE,
+                "a sender is at work that may have these changes in flight",
+            )
+            .hint("Call sync_outbox_pause() first, sync_outbox_resume() afterwards; sync_outbox_overview() names the sender's pid."));
+        }
+        latch::wait(None, POLL);
+    }
+}

@@ -1,0 +1,150 @@
+//! `sync_outbox_overview()`: is the queue clean, is the target up, how fast does it go.
+
+use super::settings_report;
+use crate::error::{Result, or_raise};
+use crate::pg::role::{self, ActAs};
+use crate::pg::{Oid, lock};
+use crate::store::Schema;
+use crate::store::overview::{self, Status};
+use crate::store::stats::{self, Figures};
+use crate::store::target::Target;
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::iter::TableIterator;
+use pgrx::{Json, name};
+use std::collections::HashMap;
+
+/// A row per target, the one named `default` also before anything has made it.
+///
+/// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`; `open`
+/// until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
+/// (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since the outbox was last
+/// empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a million changes the
+/// counts are estimated, as those of `sync_outbox_stats()`. `settings` gives each effective setting's value and source; of
+/// the token only the source, and names of files only to roles that may read every setting.
+///
+/// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
+#[pgrx::pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn sync_outbox_overview() -> TableIterator<
+    'static,
+    (
+        name!(target, String),
+        name!(clean, bool),
+        name!(total, i64),
+        name!(pending, i64),
+        name!(failed, i64),
+        name!(conflicts, i64),
+        name!(dead, i64),
+        name!(oldest_pending, Option<TimestampWithTimeZone>),
+        name!(paused, bool),
+        name!(paused_reason, Option<String>),
+        name!(auth, Option<String>),
+        name!(breaker, &'static str),
+        name!(consecutive_failures, i32),
+        name!(next_try_at, Option<TimestampWithTimeZone>),
+        name!(last_success_at, Option<TimestampWithTimeZone>),
+        name!(last_error, Option<String>),
+        name!(last_error_at, Option<TimestampWithTimeZone>),
+        name!(rows_per_minute, f64),
+        name!(success_rate, Option<f64>),
+        name!(percent_done, f64),
+        name!(estimated_completion, Option<TimestampWithTimeZone>),
+        name!(sender_pid, Option<i32>),
+        name!(settings, Json),
+    ),
+> {
+    let rows = or_raise(overview(role::current_user()));
+    TableIterator::new(rows.into_iter().map(|Overview { target, figures, status, sender_pid, settings }| {
+        (
+            target.name,
+            figures.total() == 0,
+            figures.total(),
+            figures.pending,
+            figures.failed,
+            figures.conflicts,
+            figures.dead,
+            figures.oldest_pending,
+            target.paused,
+            target.paused_reason,
+            status.auth,
+            breaker(status.consecutive_failures, status.waits),
+            status.consecutive_failures,
+            status.next_try_at,
+            status.last_success_at,
+            status.last_error,
+            status.last_error_at,
+            status.rows_per_minute,
+            status.success_rate,
+            percent_done(status.drained, left(&figures)),
+            status.estimated_completion.filter(|_| !target.paused),
+            sender_pid,
+            Json(settings),
+        )
+    }))
+}
+
+struct Overview {
+    target: Target,
+    figures: Figures,
+    status: Status,
+    sender_pid: Option<i32>,
+    settings: serde_json::Value,
+}
+
+fn overview(caller: Oid) -> Result<Vec<Overview>> {
+    let _owner = ActAs::owner();
+    let schema = Schema::installed()?;
+    let mut figures: HashMap<i16, Figures> = HashMap::new();
+    for (place, counted) in &stats::count(&schema, None).figures {
+        *figures.entry(place.target_id).or_default() += counted;
+    }
+    let settings = settings_report::Settings::read(caller);
+    let rows = overview::targets(&schema).into_iter().map(|target| {
+        let figures = figures.remove(&target.id).unwrap_or_default();
+        Overview {
+            status: overview::status(&schema, target.id, left(&figures)),
+            sender_pid: lock::holder(schema.outbox(), target.id),
+            settings: settings.of(&target),
+            target,
+            figures,
+        }
+    });
+    Ok(rows.collect())
+}
+
+/// What is still to be sent; what is in conflict or dead waits for a person.
+fn left(figures: &Figures) -> i64 {
+    figures.pending + figures.failed
+}
+
+fn breaker(consecutive_failures: i32, waits: bool) -> &'static str {
+    match (consecutive_failures > 0, waits) {
+        (_, true) => "open",
+        (true, false) => "half_open",
+        (false, false) => "closed",
+    }
+}
+
+fn percent_done(done: i64, left: i64) -> f64 {
+    if left == 0 { 100.0 } else { 100.0 * done as f64 / (done + left) as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn breaker_states() {
+        assert_eq!(breaker(0, false), "closed");
+        assert_eq!(breaker(3, true), "open");
+        assert_eq!(breaker(3, false), "half_open");
+    }
+
+    #[test]
+    fn percent_is_of_what_was_sent_and_what_is_left() {
+        assert_eq!(percent_done(0, 0), 100.0);
+        assert_eq!(percent_done(0, 10), 0.0);
+        assert_eq!(percent_done(30, 10), 75.0);
+        assert_eq!(percent_done(30, 0), 100.0);
+    }
+}

@@ -1,0 +1,49 @@
+//! `sync_outbox_requeue()`: what was refused, in conflict or dead is tried again.
+
+use super::argument;
+use crate::error::{Result, or_raise};
+use crate::pg::Oid;
+use crate::pg::role::{self, ActAs};
+use crate::settings;
+use crate::store::history::{self, Action, Entry, Mode};
+use crate::store::steer::{self, Scope};
+use crate::store::{Schema, attached, target};
+use crate::wake;
+
+/// FAILED, CONFLICT and DEAD changes become PENDING with `attempt_count` 0, and the target is tried again at once;
+/// returns how many. Without `ids` all of them; with `relation` only those of that table. Ids that are gone or pending
+/// are no error. An unknown target is 22023.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_requeue(
+    ids: Option<Vec<Option<i64>>>,
+    reason: Option<&str>,
+    relation: Option<Oid>,
+    target: Option<&str>,
+) -> i64 {
+    or_raise(requeue(ids, reason, relation, target))
+}
+
+fn requeue(
+    ids: Option<Vec<Option<i64>>>,
+    reason: Option<&str>,
+    relation: Option<Oid>,
+    target: Option<&str>,
+) -> Result<i64> {
+    let mut entry = Entry::begin(Action::Requeue, Mode::Manual, role::name(role::current_user()));
+    let _owner = ActAs::owner();
+    let schema = Schema::installed()?;
+    let target = target::find(&schema, argument::target(target))?;
+    let ids = ids.map(argument::ids);
+    let table = relation.map(attached::name);
+    let scope = Scope { target_id: target.id, ids: ids.as_deref(), table: table.as_ref() };
+    let changes = steer::requeue(&schema, &scope) as i64;
+    target::close_breaker(&schema, target.id);
+    entry.target = Some(target.name);
+    entry.reason = argument::text(reason);
+    entry.pending = changes;
+    entry.finish();
+    history::insert(&schema, &entry);
+    history::prune(&schema, settings::history_retention());
+    wake::at_commit();
+    Ok(changes)
+}

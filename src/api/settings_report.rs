@@ -1,0 +1,119 @@
+//! Each effective setting of a target: its value and who said so, never a secret.
+//!
+//! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
+
+use crate::delivery::endpoint::Endpoint;
+use crate::error::Error;
+use crate::pg::Oid;
+use crate::push::credentials::{self, Source, Token};
+use crate::settings::{self, Delivery};
+use crate::store::overview::{self, Setting};
+use crate::store::target::Target;
+use serde_json::{Map, Value, json};
+
+/// Settings that are reported in another way, or belong to a session and not to a target.
+const NOT_AS_THEY_ARE: [&str; 6] =
+    ["base_url", "upload_path", "upload_token", "upload_token_file", "capture", "reason"];
+
+/// Settings that only roles that may read every setting see, as in `pg_settings`.
+const PRIVATE: [&str; 4] = ["ca_file", "client_cert_file", "client_key_file", "proxy"];
+
+/// The settings of the server, read once for all targets.
+pub struct Settings {
+    delivery: Delivery,
+    all: Vec<Setting>,
+    with_private: bool,
+}
+
+impl Settings {
+    /// As far as `caller` may see them.
+    pub fn read(caller: Oid) -> Self {
+        Settings {
+            delivery: settings::delivery(),
+            all: overview::settings(),
+            with_private: overview::reads_all_settings(caller),
+        }
+    }
+
+    /// Those that count for a target.
+    pub fn of(&self, target: &Target) -> Value {
+        let mut report = Map::new();
+        for setting in &self.all {
+            if !NOT_AS_THEY_ARE.contains(&setting.name.as_str()) {
+                report.insert(setting.name.clone(), self.one(setting, None));
+            }
+        }
+        for (name, column) in [
+            ("upload_path", &target.upload_path),
+            ("ca_file", &target.ca_file),
+            ("client_cert_file", &target.client_cert_file),
+            ("client_key_file", &target.client_key_file),
+        ] {
+            if let Some(setting) = self.all.iter().find(|setting| setting.name == name) {
+                report.insert(name.to_owned(), self.one(setting, column.as_deref()));
+            }
+        }
+        let endpoint = credentials::endpoint(target, &self.delivery);
+        report.insert("upload_token".to_owned(), token(target, endpoint.as_ref().ok().and_then(Option::as_ref)));
+        report.insert("url".to_owned(), url(endpoint));
+        Value::Object(report)
+    }
+
+    /// A setting's value, or the target's column that goes before it.
+    fn one(&self, setting: &Setting, column: Option<&str>) -> Value {
+        let (value, source) = match column {
+            Some(value) => (value, "target"),
+            None => (setting.value.as_str(), setting.source.as_str()),
+        };
+        match PRIVATE.contains(&setting.name.as_str()) && !self.with_private {
+            true => json!({ "source": source }),
+            false => json!({ "value": without_credentials(value), "source": source }),
+        }
+    }
+}
+
+/// The whole URL that is posted to. The text of one that cannot be used stays out: it may hold a password.
+fn url(endpoint: Result<Option<(Endpoint, Source)>, Error>) -> Value {
+    match endpoint {
+        Ok(Some((endpoint, source))) => json!({ "value": endpoint.url, "source": source.name() }),
+        Ok(None) => json!({ "source": "missing" }),
+        Err(error) => trouble(error),
+    }
+}
+
+/// Where the token comes from.
+fn token(target: &Target, endpoint: Option<&(Endpoint, Source)>) -> Value {
+    let Some((endpoint, source)) = endpoint else {
+        return json!({ "source": "missing", "error": "without a URL no token is looked for" });
+    };
+    match credentials::token(target, endpoint, *source, false) {
+        Ok(Token::Found { source, .. }) => json!({ "source": source }),
+        Ok(Token::Missing { why: None }) => json!({ "source": "missing" }),
+        Ok(Token::Missing { why: Some(why) }) => json!({ "source": "missing", "error": why }),
+        Err(error) => trouble(error),
+    }
+}
+
+fn trouble(error: Error) -> Value {
+    json!({ "error": error.message, "detail": error.detail, "hint": error.hint })
+}
+
+/// A proxy's URL can hold a user and a password.
+fn without_credentials(value: &str) -> String {
+    match value.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
+        Some((scheme, rest)) => format!("{scheme}://{rest}"),
+        None => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_credentials;
+
+    #[test]
+    fn credentials_are_taken_out_of_urls_only() {
+        assert_eq!(without_credentials("http://user:p@ss@proxy:3128"), "http://proxy:3128");
+        assert_eq!(without_credentials("http://proxy:3128"), "http://proxy:3128");
+        assert_eq!(without_credentials("/etc/ssl/a@b.pem"), "/etc/ssl/a@b.pem");
+    }
+}

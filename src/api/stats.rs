@@ -1,0 +1,118 @@
+//! `sync_outbox_stats()`: the queue, a row per attached table and priority.
+
+use crate::capture::Priority;
+use crate::delivery::keys::{Parked, Touched};
+use crate::error::{Result, or_raise};
+use crate::pg::role::ActAs;
+use crate::store::Schema;
+use crate::store::stats::{self, Figures, Place};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::iter::TableIterator;
+use pgrx::name;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+/// Where figures are given: schema, table, priority.
+type Lane = (String, String, Priority);
+
+/// Above a million changes only so many are looked at for those that are blocked.
+const BLOCKED_AMONG: usize = 200_000;
+
+/// A row for every attached table with the priority it has, zeros included, and for every other table and priority that
+/// has changes; with `branch`, only the changes of that branch count.
+///
+/// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused and
+/// not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to a
+/// million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
+/// table, and `blocked` counts only those among the 200,000 changes that follow the first parked one.
+///
+/// Reads only: works on a standby and in a read-only transaction.
+#[pgrx::pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn sync_outbox_stats(
+    branch: Option<&str>,
+) -> TableIterator<
+    'static,
+    (
+        name!(schema_name, String),
+        name!(table_name, String),
+        name!(priority, &'static str),
+        name!(total, i64),
+        name!(pending, i64),
+        name!(failed, i64),
+        name!(conflicts, i64),
+        name!(dead, i64),
+        name!(blocked, i64),
+        name!(oldest_pending, Option<TimestampWithTimeZone>),
+        name!(last_update, Option<TimestampWithTimeZone>),
+        name!(last_conflict_at, Option<TimestampWithTimeZone>),
+        name!(estimated, bool),
+    ),
+> {
+    let stats = or_raise(Stats::read(branch));
+    TableIterator::new(stats.lanes.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
+        (
+            schema_name,
+            table_name,
+            priority.name(),
+            f.total(),
+            f.pending,
+            f.failed,
+            f.conflicts,
+            f.dead,
+            blocked,
+            f.oldest_pending,
+            f.last_update,
+            f.last_conflict_at,
+            stats.estimated,
+        )
+    }))
+}
+
+struct Stats {
+    lanes: BTreeMap<Lane, (Figures, i64)>,
+    estimated: bool,
+}
+
+impl Stats {
+    fn read(branch: Option<&str>) -> Result<Stats> {
+        let _owner = ActAs::owner();
+        let schema = Schema::installed()?;
+        let count = stats::count(&schema, branch);
+        let mut lanes: BTreeMap<Lane, (Figures, i64)> =
+            stats::attached(&schema).into_iter().map(|lane| (lane, Default::default())).collect();
+        for (place, figures) in &count.figures {
+            let lane = (place.schema_name.clone(), place.table_name.clone(), place.priority);
+            lanes.entry(lane).or_default().0 += figures;
+        }
+        let among = if count.estimated { BLOCKED_AMONG } else { usize::MAX };
+        for (lane, blocked) in blocked(&schema, branch, among) {
+            lanes.entry(lane).or_default().1 += blocked;
+        }
+        Ok(Stats { lanes, estimated: count.estimated })
+    }
+}
+
+/// How many changes wait behind a parked one. What waits parks its own other key in turn, so they are looked at in the
+/// order of their ids, whatever their priority. Where nothing is parked, which is the normal case, nothing is read.
+fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane, i64> {
+    let mut blocked = HashMap::new();
+    for changes in stats::parked(schema) {
+        let mut parked = Parked::default();
+        let mut left = among;
+        changes.followed_by(schema, branch, |change| {
+            let Place { schema_name, table_name, priority, .. } = change.place;
+            let data = change.data.as_deref().filter(|_| change.op == "UPDATE");
+            let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), data);
+            if change.parked || parked.blocks(&touched) {
+                parked.park(&touched);
+                if !change.parked && change.in_branch {
+                    *blocked.entry((schema_name, table_name, priority)).or_default() += 1;
+                }
+            }
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+    }
+    blocked
+}

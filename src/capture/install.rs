@@ -1,0 +1,183 @@
+//! Putting capture's triggers on a table, and taking them off.
+//!
+//! What is checked before the lock is checked again under it. Where nothing changes, no lock is taken: a reload of the
+//! configuration must not queue in front of the writers of a busy shop.
+
+use super::eligible;
+use super::options::Options;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::guc::Nest;
+use crate::pg::relation::{self as pg_relation, LockMode};
+use crate::pg::{Oid, spi, xact};
+use crate::store::attached::{self, Trigger};
+use crate::store::relation::{self, Relation};
+use crate::store::{Schema, quote_ident, quote_literal, target};
+
+/// Sorts before the names that people give: capture of a row comes before what their triggers do (`hard-facts` 2).
+const ROW_TRIGGER: &str = "!sync_outbox_row";
+const TRUNCATE_TRIGGER: &str = "!sync_outbox_truncate";
+const TRUNCATE: &str = "TRUNCATE";
+const LOCK_WAIT_MS: i32 = 5_000;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Attached,
+    Changed,
+    Unchanged,
+}
+
+/// Captures the writes to a relation with these options. Runs as the extension's owner; `caller` must own the relation.
+pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<Outcome> {
+    let target_id = target::find(schema, &options.target)?.id;
+    let capture = schema.capture();
+    eligible::check(schema, caller, oid, options)?;
+    let before = Installed::read(capture, oid);
+    if before.is(options) {
+        return Ok(Outcome::Unchanged);
+    }
+    let mode =
+        if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
+    with_lock(oid, mode, || {
+        let table = eligible::check(schema, caller, oid, options)?;
+        let before = Installed::read(capture, oid);
+        if before.is(options) {
+            return Ok(Outcome::Unchanged);
+        }
+        put_triggers(schema, &table, options, &before);
+        // Behind the triggers, which also lock the partitions: nobody can be writing to any of them now.
+        if before.lane() != Some((&options.target, options.priority.name())) {
+            check_lane(schema, &table, target_id, options)?;
+        }
+        eligible::notice(&table);
+        Ok(if before.0.is_empty() { Outcome::Attached } else { Outcome::Changed })
+    })
+}
+
+/// Ends capture on a relation; what was captured stays.
+pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
+    let capture = schema.capture();
+    let table = relation::find(schema, oid)?;
+    table.require_owner(caller)?;
+    if attached::triggers(capture, oid).is_empty() {
+        let error = Error::new(SqlState::ERRCODE_UNDEFINED_OBJECT, format!("{} is not attached", table.name));
+        return Err(match attached::attached_ancestor(capture, oid) {
+            Some(root) => {
+                error.hint(format!("It is a partition: SELECT sync_outbox_detach({});", quote_literal(&root)))
+            }
+            None => error.hint("SELECT relation FROM sync_outbox_attached; lists the attached tables."),
+        });
+    }
+    with_lock(oid, LockMode::AccessExclusive, || {
+        let table = relation::find(schema, oid)?;
+        table.require_owner(caller)?;
+        attached::triggers(capture, oid).iter().for_each(|trigger| drop_trigger(&table, &trigger.name));
+        Ok(())
+    })
+}
+
+/// The triggers that are there.
+struct Installed(Vec<Trigger>);
+
+impl Installed {
+    fn read(capture: Oid, oid: Oid) -> Self {
+        Installed(attached::triggers(capture, oid))
+    }
+
+    /// Whether they are exactly what `options` ask for.
+    fn is(&self, options: &Options) -> bool {
+        let enabled = if options.always { "A" } else { "O" };
+        let names: Vec<&str> = self.0.iter().map(|t| t.name.as_str()).collect();
+        names == wanted(options).iter().map(|(name, _)| *name).collect::<Vec<_>>()
+            && self.0.iter().all(|t| t.enabled == enabled && t.options.as_ref() == Some(options))
+    }
+
+    /// The names of those that `options` have no use for.
+    fn unwanted(&self, options: &Options) -> Vec<&str> {
+        let wanted = wanted(options);
+        let names = self.0.iter().map(|t| t.name.as_str());
+        names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
+    }
+
+    /// The target and priority of the changes captured so far.
+    fn lane(&self) -> Option<(&str, &str)> {
+        self.0.iter().find_map(|t| t.options.as_ref()).map(|o| (o.target.as_str(), o.priority.name()))
+    }
+}
+
+/// The triggers that options need, by name, with the events they fire on.
+fn wanted(options: &Options) -> Vec<(&'static str, String)> {
+    let of_rows: Vec<&str> = options.operations.iter().map(String::as_str).filter(|op| *op != TRUNCATE).collect();
+    let mut wanted = Vec::new();
+    if !of_rows.is_empty() {
+        wanted.push((ROW_TRIGGER, format!("AFTER {} ON", of_rows.join(" OR "))));
+    }
+    if of_rows.len() < options.operations.len() {
+        wanted.push((TRUNCATE_TRIGGER, "AFTER TRUNCATE ON".to_owned()));
+    }
+    wanted
+}
+
+fn put_triggers(schema: &Schema, table: &Relation, options: &Options, before: &Installed) {
+    before.unwanted(options).into_iter().for_each(|name| drop_trigger(table, name));
+    let argument = quote_literal(&serde_json::to_string(options).unwrap_or_default());
+    for (name, when) in wanted(options) {
+        let level = if name == ROW_TRIGGER { "ROW" } else { "STATEMENT" };
+        let (name, on) = (quote_ident(name), &table.sql_name);
+        let function = schema.sql("@.sync_outbox_capture");
+        // Replacing also enables it again, as ORIGIN.
+        run(&format!(
+            "CREATE OR REPLACE TRIGGER {name} {when} {on} FOR EACH {level} EXECUTE FUNCTION {function}({argument})"
+        ));
+        if options.always {
+            run(&format!("ALTER TABLE {on} ENABLE ALWAYS TRIGGER {name}"));
+        }
+    }
+}
+
+fn drop_trigger(table: &Relation, name: &str) {
+    run(&format!("DROP TRIGGER {} ON {}", quote_ident(name), table.sql_name));
+}
+
+fn run(statement: &str) {
+    spi::once(statement, &[], |_| ());
+}
+
+/// A new lane while changes wait in another would let later changes of a key overtake them (`hard-facts` 5).
+fn check_lane(schema: &Schema, table: &Relation, target_id: i16, options: &Options) -> Result<()> {
+    if xact::uses_one_snapshot() {
+        return Err(Error::new(
+            SqlState::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            format!("cannot give {} a priority or target in a REPEATABLE READ transaction", table.name),
+        )
+        .hint("Attach it in a READ COMMITTED transaction."));
+    }
+    if !attached::waits_elsewhere(schema, &attached::name(table.oid), target_id, options.priority.name()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("changes of {} wait with another priority or target", table.name),
+    )
+    .detail("Later changes of a row would overtake them.")
+    .hint("CALL sync_outbox_drain(); and attach it again when they are delivered, or attach it as it was."))
+}
+
+/// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
+fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    let nest = Nest::new();
+    nest.limit_lock_wait(LOCK_WAIT_MS);
+    xact::subtransaction(|| {
+        pg_relation::lock(oid, mode);
+        f()
+    })
+    .map_err(|caught| {
+        let timed_out = caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE;
+        let error = Error::from(caught);
+        if timed_out {
+            error.hint("A transaction is writing to the table; try again when it has ended: see pg_locks and pg_stat_activity.")
+        } else {
+            error
+        }
+    })?
+}

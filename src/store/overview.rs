@@ -1,0 +1,109 @@
+//! How each target is doing, and where the settings come from.
+
+use super::Schema;
+use super::target::{self, Target};
+use crate::pg::spi;
+use pgrx::datum::TimestampWithTimeZone;
+
+/// Every target, `default` first and also before it has been made.
+pub fn targets(schema: &Schema) -> Vec<Target> {
+    let mut targets: Vec<Target> =
+        target::names(schema).iter().filter_map(|name| target::look_up(schema, name)).collect();
+    if !targets.iter().any(|target| target.name == target::DEFAULT) {
+        let default = Target {
+            id: target::id_for_capture(target::DEFAULT),
+            name: target::DEFAULT.to_owned(),
+            ..Target::default()
+        };
+        targets.insert(0, default);
+    }
+    targets
+}
+
+/// What the sender has noted of a target, and how fast it goes.
+#[derive(Default)]
+pub struct Status {
+    pub auth: Option<String>,
+    pub consecutive_failures: i32,
+    pub next_try_at: Option<TimestampWithTimeZone>,
+    /// Whether `next_try_at` is still to come.
+    pub waits: bool,
+    pub last_success_at: Option<TimestampWithTimeZone>,
+    pub last_error: Option<String>,
+    pub last_error_at: Option<TimestampWithTimeZone>,
+    /// Changes acknowledged since the outbox was last empty.
+    pub drained: i64,
+    /// Over the last 15 minutes, the running one included.
+    pub rows_per_minute: f64,
+    /// Acknowledged by sent over the same time; `None` if nothing was sent.
+    pub success_rate: Option<f64>,
+    /// When what is left will be gone at the present rate; `None` if nothing is left or nothing moves.
+    pub estimated_completion: Option<TimestampWithTimeZone>,
+}
+
+/// The status of a target that has `left` changes to send.
+///
+/// The rate for the completion is that of the last 15 minutes, but of this drain only: what an earlier drain did says
+/// nothing, and neither do days offline.
+pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
+    spi::first(
+        &schema.sql(
+            "SELECT s.auth, coalesce(s.consecutive_failures, 0), s.next_try_at, s.next_try_at > t.now,
+                    s.last_success_at, s.last_error, s.last_error_at, coalesce(s.drain_acked, 0),
+                    (w.acked / (extract(epoch FROM t.now - t.since) / 60))::float8,
+                    CASE WHEN w.sent > 0 THEN w.acked::float8 / w.sent END,
+                    CASE WHEN $2 > 0 AND least(w.acked, s.drain_acked) > 0 THEN
+                        t.now + interval '1 second' * least(extract(epoch FROM interval '100 years'), $2
+                            * extract(epoch FROM t.now - greatest(t.since, s.drain_started_at))
+                            / least(w.acked, s.drain_acked)) END
+               FROM (SELECT c.now, pg_catalog.date_trunc('minute', c.now) - interval '14 minutes' AS since
+                       FROM pg_catalog.clock_timestamp() AS c (now)) t
+               LEFT JOIN @.sync_outbox_target_state s ON s.target_id = $1
+               CROSS JOIN LATERAL (
+                   SELECT coalesce(sum(sent), 0) AS sent, coalesce(sum(acked), 0) AS acked
+                     FROM @.sync_outbox_throughput WHERE target_id = $1 AND minute >= t.since) w",
+        ),
+        &[target_id.into(), left.into()],
+        |row| Status {
+            auth: row.get(1),
+            consecutive_failures: row.get(2).unwrap_or_default(),
+            next_try_at: row.get(3),
+            waits: row.get(4).unwrap_or_default(),
+            last_success_at: row.get(5),
+            last_error: row.get(6),
+            last_error_at: row.get(7),
+            drained: row.int(8),
+            rows_per_minute: row.get(9).unwrap_or_default(),
+            success_rate: row.get(10),
+            estimated_completion: row.get(11),
+        },
+    )
+    .unwrap_or_default()
+}
+
+/// A setting as `SHOW` prints it, without the prefix `sync_outbox.`.
+pub struct Setting {
+    pub name: String,
+    pub value: String,
+    /// In PostgreSQL's words: `default`, `configuration file`, `command line`..
+    pub source: String,
+}
+
+/// The settings of the extension, without the token, which PostgreSQL lists nowhere.
+pub fn settings() -> Vec<Setting> {
+    let mut settings = Vec::new();
+    spi::query(
+        "SELECT pg_catalog.split_part(name, '.', 2), pg_catalog.current_setting(name), source
+           FROM pg_catalog.pg_settings WHERE pg_catalog.starts_with(name, 'sync_outbox.') ORDER BY name",
+        &[],
+        |row| settings.push(Setting { name: row.text(1), value: row.text(2), source: row.text(3) }),
+    );
+    settings
+}
+
+/// Whether a role may read every setting, also those that name files.
+pub fn reads_all_settings(role: crate::pg::Oid) -> bool {
+    spi::first("SELECT pg_catalog.pg_has_role($1, 'pg_read_all_settings', 'USAGE')", &[role.into()], |row| row.get(1))
+        .flatten()
+        .unwrap_or_default()
+}

@@ -1,0 +1,140 @@
+//! What the system catalogs say about a relation that is to be attached, backfilled or imported.
+
+use super::Schema;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::{role, spi};
+
+/// A relation as the catalogs describe it right now.
+#[derive(Clone, Debug)]
+pub struct Relation {
+    pub oid: Oid,
+    /// Schema and name, each quoted where necessary: for messages and hints that can be pasted.
+    pub name: String,
+    /// As it must be written in our own statements, quoted always.
+    pub sql_name: String,
+    pub owner: Oid,
+    pub kind: Kind,
+    pub temporary: bool,
+    pub unlogged: bool,
+    /// Made by initdb.
+    pub system: bool,
+    /// A member of this extension.
+    pub ours: bool,
+    /// The columns that rows store, in their order.
+    pub columns: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Table,
+    Partitioned,
+    /// Neither: what PostgreSQL calls it.
+    Other(&'static str),
+}
+
+impl Kind {
+    fn of(relkind: &str) -> Self {
+        match relkind {
+            "r" => Kind::Table,
+            "p" => Kind::Partitioned,
+            "v" => Kind::Other("a view"),
+            "m" => Kind::Other("a materialized view"),
+            "f" => Kind::Other("a foreign table"),
+            "S" => Kind::Other("a sequence"),
+            "i" | "I" => Kind::Other("an index"),
+            "c" => Kind::Other("a composite type"),
+            _ => Kind::Other("not a table"),
+        }
+    }
+}
+
+/// Looks a relation up: 42P01 if it is gone.
+pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
+    spi::first(
+        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), n.nspname::text, c.relname::text, c.relowner,
+                c.relkind::text, c.relpersistence::text, c.oid::bigint < 16384,
+                EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+                         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+                           AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
+                           AND e.extname = 'sync_outbox' AND e.extnamespace = $2),
+                ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
+                       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+                       ORDER BY a.attnum)
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        &[oid.into(), schema.oid.into()],
+        |row| Relation {
+            oid,
+            name: row.text(1),
+            sql_name: format!("{}.{}", super::quote_ident(&row.text(2)), super::quote_ident(&row.text(3))),
+            owner: row.get(4).unwrap_or(Oid::INVALID),
+            kind: Kind::of(&row.text(5)),
+            temporary: row.text(6) == "t",
+            unlogged: row.text(6) == "u",
+            system: row.get(7).unwrap_or_default(),
+            ours: row.get(8).unwrap_or_default(),
+            columns: row.get(9).unwrap_or_default(),
+        },
+    )
+    .ok_or_else(|| {
+        Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, format!("relation with OID {} does not exist", oid.to_u32()))
+            .hint("SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p'); lists the tables.")
+    })
+}
+
+impl Relation {
+    /// 42501 unless `user` owns it or is a superuser.
+    pub fn require_owner(&self, user: Oid) -> Result<()> {
+        if role::has_role(user, self.owner) {
+            return Ok(());
+        }
+        let owner = role::name(self.owner);
+        Err(Error::new(SqlState::ERRCODE_INSUFFICIENT_PRIVILEGE, format!("must be owner of {}", self.name))
+            .hint(format!("Call it as {owner}, as a member of {owner} or as superuser.")))
+    }
+
+    /// 42703 if there is no such column.
+    pub fn require_column(&self, name: &str, argument: &str) -> Result<()> {
+        if self.columns.iter().any(|c| c == name) {
+            return Ok(());
+        }
+        Err(Error::new(
+            SqlState::ERRCODE_UNDEFINED_COLUMN,
+            format!("column \"{name}\" named in {argument} does not exist in {}", self.name),
+        )
+        .hint(format!("The columns of {} are: {}.", self.name, self.columns.join(", "))))
+    }
+}
+
+/// The inheritance children of a table that is not partitioned.
+pub fn inheritance_children(relation: Oid) -> Vec<String> {
+    names(
+        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+           FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE i.inhparent = $1 AND NOT c.relispartition ORDER BY 1",
+        &[relation.into()],
+    )
+}
+
+/// Statements that drop what the scripts put on a relation and its partitions: triggers named as theirs that call another
+/// function than ours.
+pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
+    names(
+        "SELECT pg_catalog.format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname)
+           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE (t.tgrelid = $1 OR t.tgrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree($1) p))
+            AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgfoid <> $2
+            AND (t.tgname IN ('sync_outbox_ins', 'sync_outbox_upd', 'sync_outbox_del')
+                 OR pg_catalog.starts_with(t.tgname::text, 'sync_outbox_aiud_'))
+          ORDER BY 1",
+        &[relation.into(), capture.into()],
+    )
+}
+
+fn names(sql: &str, args: &[spi::Arg]) -> Vec<String> {
+    let mut names = Vec::new();
+    spi::query(sql, args, |row| names.push(row.text(1)));
+    names
+}

@@ -1,0 +1,242 @@
+//! Counting the outbox, and reading it in the order of ids behind the first parked change.
+
+use super::Schema;
+use crate::capture::Priority;
+use crate::pg::spi::{self, Arg, Row};
+use pgrx::datum::TimestampWithTimeZone;
+use std::ops::{AddAssign, ControlFlow};
+
+/// Up to so many changes every figure is exact.
+const EXACT_UP_TO: f64 = 1_000_000.0;
+
+/// What a sample may say too little and still keep that promise: many times the error of one of this size.
+const MARGIN: f64 = 1.2;
+
+/// Pages in a sample: some 50,000 changes, read in a fraction of a second.
+const SAMPLE_PAGES: f64 = 2_000.0;
+
+/// Entries of the index over what is not PENDING that are still counted one by one, by its size in bytes.
+const COUNTED_ONE_BY_ONE: i64 = 32 << 20;
+
+/// Where changes are counted: one table in one lane.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    pub target_id: i16,
+    pub schema_name: String,
+    pub table_name: String,
+    pub priority: Priority,
+}
+
+/// How many changes there are by status, and since when.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    pub pending: i64,
+    pub failed: i64,
+    pub conflicts: i64,
+    pub dead: i64,
+    pub oldest_pending: Option<TimestampWithTimeZone>,
+    pub last_update: Option<TimestampWithTimeZone>,
+    pub last_conflict_at: Option<TimestampWithTimeZone>,
+}
+
+impl Figures {
+    pub fn total(&self) -> i64 {
+        self.pending + self.failed + self.conflicts + self.dead
+    }
+}
+
+impl AddAssign<&Figures> for Figures {
+    fn add_assign(&mut self, other: &Figures) {
+        self.pending += other.pending;
+        self.failed += other.failed;
+        self.conflicts += other.conflicts;
+        self.dead += other.dead;
+        self.oldest_pending = [self.oldest_pending, other.oldest_pending].into_iter().flatten().min();
+        self.last_update = self.last_update.max(other.last_update);
+        self.last_conflict_at = self.last_conflict_at.max(other.last_conflict_at);
+    }
+}
+
+/// The figures of every place that has changes; a place can come more than once.
+pub struct Count {
+    pub figures: Vec<(Place, Figures)>,
+    /// Whether what is PENDING was sampled.
+    pub estimated: bool,
+}
+
+/// Counts the changes, or those of one branch.
+pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
+    let mut figures = Vec::new();
+    let Some(share) = share_to_sample(schema) else {
+        read(schema, "@.sync_outbox", branch, 1.0, &mut figures);
+        return Count { figures, estimated: false };
+    };
+    let sample = sample(share);
+    if left_behind_bytes(schema) <= COUNTED_ONE_BY_ONE {
+        read(schema, &format!("{sample} WHERE status = 'PENDING'"), branch, share, &mut figures);
+        read(schema, "@.sync_outbox WHERE status <> 'PENDING'", branch, 1.0, &mut figures);
+    } else {
+        read(schema, &sample, branch, share, &mut figures);
+    }
+    Count { figures, estimated: true }
+}
+
+fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: &mut Vec<(Place, Figures)>) {
+    let scaled = |n: i64| (n as f64 / share).round() as i64;
+    spi::once(
+        &schema.sql(&format!(
+            "SELECT target_id, schema_name, table_name, priority::text,
+                    count(*) FILTER (WHERE status = 'PENDING'), count(*) FILTER (WHERE status = 'FAILED'),
+                    count(*) FILTER (WHERE status = 'CONFLICT'), count(*) FILTER (WHERE status = 'DEAD'),
+                    min(created_at) FILTER (WHERE status = 'PENDING'), max(greatest(created_at, last_attempt_at)),
+                    max(last_attempt_at) FILTER (WHERE status = 'CONFLICT')
+               FROM (SELECT * FROM {from}) o WHERE $1 IS NULL OR branch = $1
+              GROUP BY target_id, schema_name, table_name, priority"
+        )),
+        &[Arg::opt(branch)],
+        |row| {
+            let place = Place {
+                target_id: row.get(1).unwrap_or_default(),
+                schema_name: row.text(2),
+                table_name: row.text(3),
+                priority: priority(row, 4),
+            };
+            figures.push((
+                place,
+                Figures {
+                    pending: scaled(row.int(5)),
+                    failed: scaled(row.int(6)),
+                    conflicts: scaled(row.int(7)),
+                    dead: scaled(row.int(8)),
+                    oldest_pending: row.get(9),
+                    last_update: row.get(10),
+                    last_conflict_at: row.get(11),
+                },
+            ));
+        },
+    );
+}
+
+/// The share of the outbox to sample, if it holds too many changes to count them. Planner statistics do not say: the
+/// outbox fills and empties faster than it is analyzed.
+fn share_to_sample(schema: &Schema) -> Option<f64> {
+    let pages = spi::first(
+        "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::bigint",
+        &[schema.outbox().into()],
+        |row| row.int(1),
+    )?;
+    if pages as f64 <= SAMPLE_PAGES {
+        return None;
+    }
+    let share = SAMPLE_PAGES / pages as f64;
+    let mut sampled = 0;
+    spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
+    (sampled as f64 / share > EXACT_UP_TO * MARGIN).then_some(share)
+}
+
+/// Always the same pages, so that figures do not jitter between two looks at the same outbox.
+fn sample(share: f64) -> String {
+    format!("@.sync_outbox TABLESAMPLE SYSTEM ({}) REPEATABLE (0)", 100.0 * share)
+}
+
+fn left_behind_bytes(schema: &Schema) -> i64 {
+    spi::first(&schema.sql("SELECT pg_catalog.pg_relation_size('@.sync_outbox_left')"), &[], |row| row.int(1))
+        .unwrap_or_default()
+}
+
+/// The changes of a target that nobody sends for now, and that the later ones of their keys wait for.
+pub struct ParkedChanges {
+    pub target_id: i16,
+    first_id: i64,
+    table_names: Vec<String>,
+}
+
+/// What parks its key: what a person must look at, and what backs off by itself. A request that did not get through
+/// leaves FAILED changes without `next_attempt_at`, which park nothing.
+const PARKED: &str = "(status IN ('CONFLICT', 'DEAD')
+    OR status = 'FAILED' AND next_attempt_at IS NOT NULL AND next_attempt_at > pg_catalog.clock_timestamp())";
+
+/// One for each target that has parked changes.
+pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
+    let mut parked = Vec::new();
+    spi::query(
+        &schema.sql(&format!(
+            "SELECT target_id, min(id), pg_catalog.array_agg(DISTINCT table_name) FROM @.sync_outbox
+              WHERE status <> 'PENDING' AND {PARKED} GROUP BY target_id"
+        )),
+        &[],
+        |row| {
+            parked.push(ParkedChanges {
+                target_id: row.get(1).unwrap_or_default(),
+                first_id: row.int(2),
+                table_names: row.get(3).unwrap_or_default(),
+            })
+        },
+    );
+    parked
+}
+
+/// A change as far as its key and its state go.
+pub struct Queued {
+    pub place: Place,
+    pub op: String,
+    pub pk: Option<String>,
+    /// Of an UPDATE.
+    pub data: Option<String>,
+    pub parked: bool,
+    /// Whether it belongs to the branch that was asked for.
+    pub in_branch: bool,
+}
+
+impl ParkedChanges {
+    /// The changes from the first parked one on, in the order of their ids, of tables that have the name of one with
+    /// parked changes.
+    pub fn followed_by(&self, schema: &Schema, branch: Option<&str>, mut each: impl FnMut(Queued) -> ControlFlow<()>) {
+        // One index scan a lane, merged by id.
+        let lanes = Priority::ALL.map(|priority| {
+            format!(
+                "SELECT * FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id >= $2",
+                priority.name()
+            )
+        });
+        spi::scan(
+            &schema.sql(&format!(
+                "SELECT schema_name, table_name, priority::text, op, pk::text, CASE WHEN op = 'UPDATE' THEN data::text END,
+                        {PARKED}, $4 IS NULL OR branch = $4
+                   FROM ({}) o WHERE table_name = ANY ($3) ORDER BY id",
+                lanes.join(" UNION ALL ")
+            )),
+            &[self.target_id.into(), self.first_id.into(), self.table_names.clone().into(), Arg::opt(branch)],
+            |row| {
+                each(Queued {
+                    place: Place {
+                        target_id: self.target_id,
+                        schema_name: row.text(1),
+                        table_name: row.text(2),
+                        priority: priority(row, 3),
+                    },
+                    op: row.text(4),
+                    pk: row.get(5),
+                    data: row.get(6),
+                    parked: row.get(7).unwrap_or_default(),
+                    in_branch: row.get(8).unwrap_or_default(),
+                })
+            },
+        );
+    }
+}
+
+/// Schema, name and priority of every attached table.
+pub fn attached(schema: &Schema) -> Vec<(String, String, Priority)> {
+    let mut tables = Vec::new();
+    spi::query(
+        &schema.sql("SELECT schema_name::text, table_name::text, priority FROM @.sync_outbox_attached"),
+        &[],
+        |row| tables.push((row.text(1), row.text(2), priority(row, 3))),
+    );
+    tables
+}
+
+fn priority(row: &Row, column: usize) -> Priority {
+    Priority::parse(&row.text(column)).unwrap_or(Priority::Normal)
+}

@@ -1,0 +1,35 @@
+"""Changes put into the outbox by hand, in states that a push would take long to bring about."""
+
+import json
+import uuid
+
+DEFAULTS = {
+    "target_id": 1, "priority": "NORMAL", "status": "PENDING", "schema_name": "public", "table_name": "sales",
+    "op": "UPDATE", "created_at": "now",
+}
+
+
+def put(db, key=1, data=None, **columns):
+    """One change of the row `{"id": key}`, or of the key given as a dict, or of none; returns its id."""
+    if key is not None and not isinstance(key, dict):
+        key = {"id": key}
+    values = {
+        **DEFAULTS, "dedup_key": str(uuid.uuid4()), "txid": "1",
+        "pk": None if key is None else json.dumps(key), "data": None if data is None else json.dumps(data), **columns}
+    names = ", ".join(values)
+    return db.value(f"INSERT INTO sync_outbox ({names}) VALUES ({', '.join(['%s'] * len(values))}) RETURNING id",
+                    list(values.values()))
+
+
+def put_many(db, count, table="sales", **columns):
+    """As many PENDING changes of different rows."""
+    values = {**DEFAULTS, "table_name": table, **columns}
+    names = ", ".join(values)
+    db.run(f"INSERT INTO sync_outbox (txid, dedup_key, pk, {names})"
+           f" SELECT '1', gen_random_uuid(), json_build_object('id', n), {', '.join(['%s'] * len(values))}"
+           f"   FROM generate_series(1, {count}) n", list(values.values()))
+
+
+def not_due(db):
+    """A time in the future, for next_attempt_at."""
+    return db.value("SELECT now() + interval '1 hour'")
