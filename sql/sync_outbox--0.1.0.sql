@@ -409,3 +409,15 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_discarded', 
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_lane', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_accepted', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_applied', '');
+
+------------------------------------------------------------------------------------------------------------------------
+-- Without preloading there is no worker: whoever installs must know that nothing leaves by itself.
+------------------------------------------------------------------------------------------------------------------------
+DO $preloaded$
+BEGIN
+    IF pg_catalog.current_setting('shared_preload_libraries') OPERATOR(pg_catalog.!~) '(^|[/," ])sync_outbox([," ]|$)' THEN
+        RAISE NOTICE 'changes are captured, but not sent automatically'
+            USING HINT = 'Add sync_outbox to shared_preload_libraries and restart the server, or call sync_outbox_flush() from a cron job.';
+    END IF;
+END
+$preloaded$;

@@ -51,6 +51,21 @@ impl Drop for Nest {
     }
 }
 
+/// Sets `name` for the rest of this process, above what the database or role says: for background workers.
+pub fn pin(name: &str, value: &str) {
+    let name = CString::new(name).unwrap_or_default();
+    let value = CString::new(value).unwrap_or_default();
+    // SAFETY: both strings are NUL-terminated and copied by guc.c.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        )
+    }
+}
+
 /// The value of a setting as `SHOW` prints it, empty if it is unknown.
 pub fn show(name: &str) -> String {
     let name = CString::new(name).unwrap_or_default();
