@@ -4,7 +4,7 @@
 //! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also in
 //! a lock wait.
 
-use super::backoff;
+use super::retry::Retry;
 use super::shared::Seat;
 use crate::error::Error;
 use crate::pg::spi::{self, Extension};
@@ -39,9 +39,7 @@ struct Worker {
     sender: Option<(Extension, Background)>,
     was_idle: bool,
     idle_since: Instant,
-    failures: u32,
-    /// After a failure: not to be tried before.
-    not_before: Option<Instant>,
+    retry: Retry,
     /// The last error, so that one that repeats is logged once.
     complaint: Option<String>,
 }
@@ -61,8 +59,7 @@ impl Worker {
             sender: None,
             was_idle: false,
             idle_since: Instant::now(),
-            failures: 0,
-            not_before: None,
+            retry: Retry::default(),
             complaint: None,
         }
     }
@@ -83,14 +80,14 @@ impl Worker {
     fn turn(&mut self) -> ControlFlow<Leave> {
         if process::reload_requested() {
             guc::reload();
-            self.not_before = None;
+            self.retry.try_now();
         }
         if !settings::enabled() {
             self.finish();
             return Break(Leave::NotNeeded);
         }
         if let Some(left) =
-            self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
+            self.retry.not_before().map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
         {
             activity::idle(&format!("after an error, next try in {left:.0?}"));
             latch::wait(None, left);
@@ -150,8 +147,7 @@ impl Worker {
 
     fn failed(&mut self, error: Error) {
         self.sender = None; // its connection and what it remembers may be in any state
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = Some(Instant::now() + backoff(self.failures));
+        self.retry.failed(Instant::now());
         if self.complaint.as_ref() != Some(&error.message) {
             self.complaint = Some(error.message.clone());
             error.log();
@@ -159,8 +155,7 @@ impl Worker {
     }
 
     fn recovered(&mut self) {
-        self.failures = 0;
-        self.not_before = None;
+        self.retry.succeeded();
         self.complaint = None;
     }
 }
