@@ -4,6 +4,7 @@
 //! knows that nobody is about to commit a change (`hard-facts` 25). The sequence goes on.
 
 use super::Schema;
+use crate::error::{Error, SqlState};
 use crate::pg::spi;
 use crate::pg::xact;
 use std::time::{Duration, Instant};
@@ -20,13 +21,20 @@ pub fn truncate_if_empty(schema: &Schema) {
     if !is_large(schema) || !is_empty(schema) || started.elapsed() > LONGEST_LOOK {
         return;
     }
-    // A busy lock is an error, and no reason to lose anything but the attempt.
-    let _ = xact::subtransaction(|| {
+    let attempt = xact::subtransaction(|| {
         spi::run(&schema.sql("LOCK TABLE ONLY @.sync_outbox IN ACCESS EXCLUSIVE MODE NOWAIT"), &[]);
         if is_empty(schema) {
             spi::run(&schema.sql("TRUNCATE ONLY @.sync_outbox CONTINUE IDENTITY"), &[]);
         }
     });
+    // A lock that is taken is no error: there will be another time. Being cancelled is.
+    if let Err(caught) = attempt
+        && caught.sqlstate != SqlState::ERRCODE_LOCK_NOT_AVAILABLE
+    {
+        Error::new(caught.sqlstate, caught.message)
+            .hint("SET sync_outbox.truncate_when_empty = off in postgresql.conf does without.")
+            .raise()
+    }
 }
 
 fn is_large(schema: &Schema) -> bool {
