@@ -146,6 +146,17 @@ pub fn options(capture: Oid, relation: Oid) -> Option<Options> {
     triggers(capture, relation).into_iter().find_map(|t| t.options)
 }
 
+/// The options of the attached relation of that schema and name.
+pub fn options_by_name(capture: Oid, schema_name: &[u8], table_name: &[u8]) -> Option<Options> {
+    let relation = spi::first(
+        "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE n.nspname = $1 AND c.relname = $2",
+        &[Arg::text_bytes(schema_name), Arg::text_bytes(table_name)],
+        |row| row.get::<Oid>(1),
+    );
+    options(capture, relation.flatten()?)
+}
+
 /// Every attached relation with its quoted name.
 pub fn all(capture: Oid) -> Vec<(Oid, String)> {
     let mut found = Vec::new();
