@@ -144,6 +144,7 @@ fn lanes(schema: &Schema, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
 fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> {
     let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
     let outbox = schema.outbox();
+    xact::forbid_prepare();
     for target in targets {
         if SenderLock::acquire(outbox, target, Scope::Transaction, settings::lock_wait()).is_none() {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "changes are being sent right now")

@@ -34,16 +34,20 @@ impl Source {
     }
 }
 
-/// A target's URL and where it comes from; `None` if nobody gave one.
-pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
-    let given = [
+/// The base URL of a target as it was given, unchecked, and where it comes from; `None` if nobody gave one.
+pub fn base_url(target: &Target) -> Option<(String, Source)> {
+    [
         (target.base_url.clone(), Source::Target),
         (settings::base_url(), Source::Setting),
         (variable(URL_VARIABLE), Source::Environment),
     ]
     .into_iter()
-    .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)));
-    let Some((url, source)) = given else { return Ok(None) };
+    .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)))
+}
+
+/// A target's URL, checked, and where it comes from; `None` if nobody gave one.
+pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
+    let Some((url, source)) = base_url(target) else { return Ok(None) };
     parse(target, &url, delivery)
         .map(|endpoint| Some((endpoint, source)))
         .map_err(|error| error.detail(format!("The URL comes from {}.", source.name())))

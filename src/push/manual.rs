@@ -7,7 +7,7 @@ use super::report::{Report, Stop};
 use super::session::{Bounds, Destination, Link, Session};
 use super::transactions::{Callers, Procedures, Transactions};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::lock::SenderLock;
+use crate::pg::lock::{Scope as LockScope, SenderLock};
 use crate::pg::{heap, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
@@ -180,6 +180,9 @@ fn unsent<T: Transactions>(
 
 /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender.
 fn acquire<T: Transactions>(schema: &Schema, target_id: i16) -> Option<SenderLock> {
+    if T::LOCK == LockScope::Transaction {
+        xact::forbid_prepare();
+    }
     SenderLock::acquire(schema.outbox(), target_id, T::LOCK, settings::lock_wait())
 }
 

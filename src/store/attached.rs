@@ -116,7 +116,6 @@ pub struct Trigger {
     pub name: String,
     /// As they stand in its argument; `None` if they cannot be read.
     pub options: Option<Options>,
-    pub for_row: bool,
     /// `O` for origin, `A` for always, `D` for disabled, `R` for replica.
     pub enabled: String,
 }
@@ -125,16 +124,15 @@ pub struct Trigger {
 pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
     let mut found = Vec::new();
     spi::query(
-        "SELECT tgname::text, tgargs, (tgtype & 1) = 1, tgenabled::text FROM pg_catalog.pg_trigger
-          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY 3 DESC, 1",
+        "SELECT tgname::text, tgargs, tgenabled::text FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY tgtype & 1 DESC, 1",
         &[relation.into(), capture.into()],
         |row| {
             let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
             found.push(Trigger {
                 name: row.text(1),
                 options: argument.and_then(|json| serde_json::from_slice(json).ok()),
-                for_row: row.get(3).unwrap_or_default(),
-                enabled: row.text(4),
+                enabled: row.text(3),
             })
         },
     );

@@ -11,6 +11,7 @@ pub mod import;
 pub mod lane;
 pub mod overview;
 pub mod queue;
+pub mod reclaim;
 pub mod relation;
 pub mod stats;
 pub mod steer;
