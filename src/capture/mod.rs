@@ -11,6 +11,7 @@ pub mod install;
 mod options;
 mod plan;
 mod reorder;
+mod writer;
 
 use crate::error::{Error, SqlState};
 use crate::pg::heap::{Columns, VarlenaBuffer};
@@ -18,6 +19,7 @@ use crate::pg::trigger::{Event, Fired};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
+pub use writer::Writer;
 use std::cell::RefCell;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).

@@ -7,6 +7,8 @@ pub mod accepted;
 pub mod applied;
 pub mod attached;
 pub mod history;
+pub mod import;
+pub mod lane;
 pub mod overview;
 pub mod queue;
 pub mod reclaim;
