@@ -416,6 +416,8 @@ SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_applied', ''
 DO $preloaded$
 BEGIN
     IF pg_catalog.current_setting('shared_preload_libraries') OPERATOR(pg_catalog.!~) '(^|[/," ])sync_outbox([," ]|$)' THEN
+        -- CREATE EXTENSION runs its script with client_min_messages = warning.
+        PERFORM pg_catalog.set_config('client_min_messages', 'notice', true);
         RAISE NOTICE 'changes are captured, but not sent automatically'
             USING HINT = 'Add sync_outbox to shared_preload_libraries and restart the server, or call sync_outbox_flush() from a cron job.';
     END IF;

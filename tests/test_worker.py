@@ -1,7 +1,5 @@
 """The worker of a database: woken by COMMIT, kept by no error, gone when there is nothing to do."""
 
-import os
-import signal
 import time
 
 import psycopg
@@ -190,6 +188,19 @@ def test_a_worker_terminated_while_a_request_is_out_sends_again(shop, receiver, 
     first, second = receiver.requests
     assert first.keys == second.keys
     wait_for(lambda: shop.outbox() == [])
+    assert not shop.server.log.matches("already held")
+
+
+def test_a_terminated_worker_leaves_no_lock_behind(shop, receiver):
+    """The sender's lock is held while no transaction is open, so no abort releases it."""
+    receiver.script(receiver.hang)
+    shop.run("INSERT INTO sales VALUES (1, 0)")
+    receiver.wait_for_requests(1)
+    shop.server.set(sync_outbox__enabled="off")
+    shop.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker'")
+    wait_for(lambda: workers(shop) == [])
+
+    assert shop.flush() == '{"ok": true, "pending": 1, "sent": 1, "acked": 1}'
 
 
 def test_a_terminated_launcher_comes_back_and_leaves_the_workers_alone(shop, receiver):
@@ -216,18 +227,17 @@ def test_a_cancelled_request_is_tried_again_by_the_same_worker(shop, receiver):
     assert workers(shop) == [pid]
 
 
-@pytest.mark.expects_log("WARNING:  .*error_message")
+@pytest.mark.expects_log("WARNING:  .*paused")
 def test_an_error_is_survived_and_logged_once(shop, receiver):
     pid = settled(shop)
-    shop.run("ALTER TABLE sync_outbox RENAME COLUMN error_message TO something_else")
+    shop.run("ALTER TABLE sync_outbox_target RENAME COLUMN paused TO something_else")
     position = shop.server.log.position()
-    receiver.script(behaviours.status(503))
     shop.run("INSERT INTO sales VALUES (1, 0)")
-    wait_for(lambda: shop.server.log.matches("WARNING:  .*error_message", position))
+    wait_for(lambda: shop.server.log.matches("WARNING:  .*paused", position))
     time.sleep(2.5)
     assert len(shop.server.log.matches("WARNING:", position)) == 1
 
-    shop.run("ALTER TABLE sync_outbox RENAME COLUMN something_else TO error_message")
+    shop.run("ALTER TABLE sync_outbox_target RENAME COLUMN something_else TO paused")
     wait_for(lambda: shop.outbox() == [])
     assert workers(shop) == [pid]
 
@@ -270,25 +280,29 @@ def test_a_database_without_the_extension_is_left_alone(shop):
 
 # Without preloading
 
+def notices(database):
+    """(message, hint) of every notice of the database's session from now on."""
+    said = []
+    database.conn.add_notice_handler(lambda notice: said.append((notice.message_primary, notice.message_hint)))
+    return said
+
+
 def test_create_extension_says_that_nothing_is_sent_without_preloading(quiet_server, watched):
     database = watched(quiet_server).create_database()
-    notices = []
-    database.conn.add_notice_handler(notices.append)
+    said = notices(database)
     database.run("CREATE EXTENSION sync_outbox")
 
-    (notice,) = [n for n in notices if "automatically" in n.message_primary]
-    assert "shared_preload_libraries" in notice.message_hint
+    assert "shared_preload_libraries" in dict(said)["changes are captured, but not sent automatically"]
     database.close()
     quiet_server.drop_database(database.name)
 
 
 def test_create_extension_is_silent_with_preloading(live_server, watched):
     database = watched(live_server).create_database()
-    notices = []
-    database.conn.add_notice_handler(notices.append)
+    said = notices(database)
     database.run("CREATE EXTENSION sync_outbox")
 
-    assert notices == []
+    assert said == []
     database.close()
     live_server.drop_database(database.name)
 

@@ -48,7 +48,7 @@ impl Handle {
             let outer = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             let started = pg_sys::RegisterDynamicBackgroundWorker(&mut worker, &mut handle);
             pg_sys::MemoryContextSwitchTo(outer);
-            started.then_some(Handle(handle))
+            started.then(|| Handle(handle))
         }
     }
 
@@ -70,12 +70,22 @@ impl Drop for Handle {
 /// Connects this worker as the bootstrap superuser to a database, or with `None` to the shared catalogs only. Ends the
 /// process if the database is gone.
 pub fn connect(database: Option<pg_sys::Oid>) {
-    // SAFETY: once per worker, outside a transaction, with signals unblocked.
+    // SAFETY: once per worker, outside a transaction, with signals unblocked. The callback is registered first, so it runs
+    // after the one that aborts an open transaction.
     unsafe {
+        pg_sys::before_shmem_exit(Some(release_session_locks), pg_sys::Datum::from(0));
         let database = database.unwrap_or(pg_sys::InvalidOid);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
         pg_sys::pgstat_report_appname((&raw const (*pg_sys::MyBgworkerEntry).bgw_name).cast());
     }
+}
+
+/// Locks held over transactions are released by the abort of a transaction, but nobody does so for a process that ends
+/// while none is open: the lock would stay, and fall to whichever process gets the PGPROC.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn release_session_locks(_code: i32, _arg: pg_sys::Datum) {
+    // SAFETY: no transaction is open any more.
+    unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }
 }
 
 /// # Safety
