@@ -40,7 +40,7 @@ struct Worker {
     was_idle: bool,
     idle_since: Instant,
     failures: u32,
-    /// After a failure: not to be tried before.
+    /// After a failure, or while the target's breaker is open: not to be tried before.
     not_before: Option<Instant>,
     /// The last error, so that one that repeats is logged once.
     complaint: Option<String>,
@@ -92,7 +92,6 @@ impl Worker {
         if let Some(left) =
             self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
         {
-            activity::idle(&format!("after an error, next try in {left:.0?}"));
             latch::wait(None, left);
             return Continue(());
         }
@@ -118,6 +117,11 @@ impl Worker {
 
     /// Sleeps, or leaves.
     fn rest(&mut self, next: Next) -> ControlFlow<Leave> {
+        if !next.deaf_for.is_zero() {
+            // The announcement of work stays up, so that committing writers have nothing to wake meanwhile.
+            self.not_before = Some(Instant::now() + next.deaf_for);
+            activity::idle(&format!("next try in {:.0?}", next.due_in.unwrap_or_default()));
+        }
         let waits = next.idle || next.due_in.is_some();
         if !waits || self.seat.is_wanted() || process::reload_pending() {
             return Continue(());
@@ -152,6 +156,7 @@ impl Worker {
         self.sender = None; // its connection and what it remembers may be in any state
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + backoff(self.failures));
+        activity::idle(&format!("after an error, next try in {:.0?}", backoff(self.failures)));
         if self.complaint.as_ref() != Some(&error.message) {
             self.complaint = Some(error.message.clone());
             error.log();
