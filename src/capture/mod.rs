@@ -11,6 +11,7 @@ pub mod install;
 mod options;
 mod plan;
 mod reorder;
+mod writer;
 
 use crate::error::{Error, SqlState};
 use crate::pg::heap::{Columns, VarlenaBuffer};
@@ -19,6 +20,7 @@ use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
 use std::cell::RefCell;
+pub use writer::Writer;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
 pub const REASON_MIN_CHARS: usize = 5;

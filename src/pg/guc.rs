@@ -66,16 +66,6 @@ pub fn pin(name: &str, value: &str) {
     }
 }
 
-/// The value of a setting as `SHOW` prints it, empty if it is unknown.
-pub fn show(name: &str) -> String {
-    let name = CString::new(name).unwrap_or_default();
-    // SAFETY: missing_ok, and the returned string is read before anything can change the setting.
-    unsafe {
-        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        if value.is_null() { String::new() } else { std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned() }
-    }
-}
-
 /// Reads the configuration files again after SIGHUP.
 pub fn reload() {
     // SAFETY: called between transactions from a worker's main loop, as postgres.c does.

@@ -1,7 +1,7 @@
 //! Transactions: what kind we are in, and short ones of our own.
 
 use super::externs;
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 
@@ -95,6 +95,32 @@ pub fn on_end(f: fn(End)) {
     }
     // SAFETY: the callback lives as long as the library, which is never unloaded.
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
+}
+
+/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
+pub fn forbid_prepare() {
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+    static REGISTERED: Once = Once::new();
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
+        match event {
+            pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if FORBIDDEN.load(Relaxed) => Error::new(
+                SqlState::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has called sync_outbox_flush()",
+            )
+            .hint("Call sync_outbox_flush() in a transaction of its own.")
+            .raise(),
+            pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_ABORT => {
+                FORBIDDEN.store(false, Relaxed)
+            }
+            _ => {}
+        }
+    }
+    FORBIDDEN.store(true, Relaxed);
+    // SAFETY: the callback lives as long as the library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.

@@ -40,6 +40,8 @@ struct Worker {
     was_idle: bool,
     idle_since: Instant,
     retry: Retry,
+    /// While the target's breaker is open: nothing can change before.
+    deaf_until: Option<Instant>,
     /// The last error, so that one that repeats is logged once.
     complaint: Option<String>,
 }
@@ -60,6 +62,7 @@ impl Worker {
             was_idle: false,
             idle_since: Instant::now(),
             retry: Retry::default(),
+            deaf_until: None,
             complaint: None,
         }
     }
@@ -81,15 +84,14 @@ impl Worker {
         if process::reload_requested() {
             guc::reload();
             self.retry.try_now();
+            self.deaf_until = None;
         }
         if !settings::enabled() {
             self.finish();
             return Break(Leave::NotNeeded);
         }
-        if let Some(left) =
-            self.retry.not_before().map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
-        {
-            activity::idle(&format!("after an error, next try in {left:.0?}"));
+        let deaf = self.retry.not_before().max(self.deaf_until).map(|t| t.saturating_duration_since(Instant::now()));
+        if let Some(left) = deaf.filter(|left| !left.is_zero()) {
             latch::wait(None, left);
             return Continue(());
         }
@@ -115,8 +117,15 @@ impl Worker {
 
     /// Sleeps, or leaves.
     fn rest(&mut self, next: Next) -> ControlFlow<Leave> {
-        let waits = next.idle || next.due_in.is_some();
-        if !waits || self.seat.is_wanted() || process::reload_pending() {
+        if !next.idle && next.due_in.is_none() {
+            return Continue(());
+        }
+        self.deaf_until = (!next.deaf_for.is_zero()).then(|| Instant::now() + next.deaf_for);
+        if self.seat.is_wanted() || process::reload_pending() {
+            // While deaf the announcement of work stays up, so that committing writers have nobody to wake.
+            if self.deaf_until.is_some() {
+                show(&next);
+            }
             return Continue(());
         }
         if next.idle && !self.was_idle {
@@ -129,10 +138,7 @@ impl Worker {
             self.finish();
             return Break(Leave::Idle { due });
         }
-        activity::idle(&match next.due_in {
-            Some(due_in) => format!("next try in {due_in:.0?}"),
-            None => "nothing to send".to_owned(),
-        });
+        show(&next);
         let longest = stay.min(settings::interval());
         latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
         Continue(())
@@ -147,7 +153,8 @@ impl Worker {
 
     fn failed(&mut self, error: Error) {
         self.sender = None; // its connection and what it remembers may be in any state
-        self.retry.failed(Instant::now());
+        let left = self.retry.failed(Instant::now()).saturating_duration_since(Instant::now());
+        activity::idle(&format!("after an error, next try in {left:.0?}"));
         if self.complaint.as_ref() != Some(&error.message) {
             self.complaint = Some(error.message.clone());
             error.log();
@@ -158,4 +165,11 @@ impl Worker {
         self.retry.succeeded();
         self.complaint = None;
     }
+}
+
+fn show(next: &Next) {
+    activity::idle(&match next.due_in {
+        Some(due_in) => format!("next try in {due_in:.0?}"),
+        None => "nothing to send".to_owned(),
+    });
 }
