@@ -19,8 +19,8 @@ use crate::pg::trigger::{Event, Fired};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
-pub use writer::Writer;
 use std::cell::RefCell;
+pub use writer::Writer;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
 pub const REASON_MIN_CHARS: usize = 5;
