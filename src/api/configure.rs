@@ -46,7 +46,7 @@ fn sync_outbox_configure(config: Option<&str>, prune: Option<bool>) -> String {
 }
 
 fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
-    let config = Config::parse(&argument::required(config, "config")?)?;
+    let config = Config::parse(argument::required(config, "config")?)?;
     // Names mean what they mean to the caller, so they are looked up before search_path is pinned.
     let tables = config.tables.map(resolve).transpose()?;
     let caller = role::current_user();
