@@ -6,8 +6,7 @@
 use super::eligible;
 use super::options::Options;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::guc::Nest;
-use crate::pg::relation::{self as pg_relation, LockMode};
+use crate::pg::relation::LockMode;
 use crate::pg::{Oid, spi, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
@@ -17,7 +16,6 @@ use crate::store::{Schema, quote_ident, quote_literal, target};
 const ROW_TRIGGER: &str = "!sync_outbox_row";
 const TRUNCATE_TRIGGER: &str = "!sync_outbox_truncate";
 const TRUNCATE: &str = "TRUNCATE";
-const LOCK_WAIT_MS: i32 = 5_000;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +36,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     }
     let mode =
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
-    with_lock(oid, mode, || {
+    relation::with_lock(oid, mode, || {
         let table = eligible::check(schema, caller, oid, options)?;
         let before = Installed::read(capture, oid);
         if before.is(options) {
@@ -68,7 +66,7 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
             None => error.hint("SELECT relation FROM sync_outbox_attached; lists the attached tables."),
         });
     }
-    with_lock(oid, LockMode::AccessExclusive, || {
+    relation::with_lock(oid, LockMode::AccessExclusive, || {
         let table = relation::find(schema, oid)?;
         table.require_owner(caller)?;
         attached::triggers(capture, oid).iter().for_each(|trigger| drop_trigger(&table, &trigger.name));
@@ -161,23 +159,4 @@ fn check_lane(schema: &Schema, table: &Relation, target_id: i16, options: &Optio
     )
     .detail("Later changes of a row would overtake them.")
     .hint("CALL sync_outbox_drain(); and attach it again when they are delivered, or attach it as it was."))
-}
-
-/// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
-fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
-    let nest = Nest::new();
-    nest.limit_lock_wait(LOCK_WAIT_MS);
-    xact::subtransaction(|| {
-        pg_relation::lock(oid, mode);
-        f()
-    })
-    .map_err(|caught| {
-        let timed_out = caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE;
-        let error = Error::from(caught);
-        if timed_out {
-            error.hint("A transaction is writing to the table; try again when it has ended: see pg_locks and pg_stat_activity.")
-        } else {
-            error
-        }
-    })?
 }

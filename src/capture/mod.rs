@@ -11,14 +11,16 @@ pub mod install;
 mod options;
 mod plan;
 mod reorder;
+mod writer;
 
 use crate::error::{Error, SqlState};
 use crate::pg::heap::{Columns, VarlenaBuffer};
 use crate::pg::trigger::{Event, Fired};
 use crate::settings;
-pub use options::{Options, Priority};
+pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
 use std::cell::RefCell;
+pub use writer::Writer;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
 pub const REASON_MIN_CHARS: usize = 5;

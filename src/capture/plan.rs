@@ -8,7 +8,7 @@ use crate::error::{Error, SqlState};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
-use crate::pg::relation;
+use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
 use crate::pg::trigger::Fired;
 use crate::store::attached;
@@ -81,7 +81,6 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
 impl Plan {
     fn make(fired: &Fired<'_>) -> Self {
         let _owner = ActAs::owner();
-        let written = fired.relation();
         let Some(options) = fired.argument().and_then(|text| serde_json::from_slice::<Options>(text).ok()) else {
             Error::new(
                 SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
@@ -90,7 +89,14 @@ impl Plan {
             .hint("Drop the trigger and call sync_outbox_attach() on the table.")
             .raise()
         };
+        let written = fired.relation();
         let root = attached::root_of(fired.oid()).unwrap_or_else(|| written.oid());
+        Self::new(root, &written, &options)
+    }
+
+    /// The plan of what is written to `written`, which is the attached table `root` or a partition of it. Runs as the
+    /// extension's owner.
+    pub fn new(root: Oid, written: &Borrowed<'_>, options: &Options) -> Self {
         let name = attached::name(root);
         let key_names = attached::key_of(root, options.key_columns.as_deref()).unwrap_or_else(|error| error.raise());
         let stored = written.columns();

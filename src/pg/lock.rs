@@ -3,7 +3,12 @@
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
 //! advisory locks, which any role can take (`hard-facts` 15).
 
+use super::latch;
 use pgrx::pg_sys;
+use std::time::{Duration, Instant};
+
+/// How often a busy lock is looked at.
+const POLL: Duration = Duration::from_millis(20);
 
 /// How long a lock lives.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,6 +27,18 @@ pub struct SenderLock {
 }
 
 impl SenderLock {
+    /// Takes the lock, waiting at most `patience` for it.
+    pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: Scope, patience: Duration) -> Option<Self> {
+        let until = Instant::now() + patience;
+        loop {
+            let lock = Self::try_acquire(outbox, target, scope);
+            if lock.is_some() || Instant::now() >= until {
+                return lock;
+            }
+            latch::wait(None, POLL);
+        }
+    }
+
     /// Takes the lock if it is free.
     pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: Scope) -> Option<Self> {
         let tag = tag(outbox, target);

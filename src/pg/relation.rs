@@ -176,6 +176,10 @@ impl Drop for Open {
 /// How strongly a relation is locked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
+    /// Nobody alters it: the lock of SELECT.
+    AccessShare,
+    /// Nobody writes, and neither do we: the lock of CREATE INDEX.
+    Share,
     /// Nobody writes: the lock of CREATE TRIGGER.
     ShareRowExclusive,
     /// Nobody reads either: the lock of DROP TRIGGER. Taken at once, because raising a lock step by step deadlocks with
@@ -186,6 +190,8 @@ pub enum LockMode {
 /// Locks a relation to the end of the transaction. It may be gone when this returns.
 pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
     let mode = match mode {
+        LockMode::AccessShare => pg_sys::AccessShareLock,
+        LockMode::Share => pg_sys::ShareLock,
         LockMode::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
         LockMode::AccessExclusive => pg_sys::AccessExclusiveLock,
     };

@@ -6,6 +6,7 @@ use super::session::{Bounds, Link, Session};
 use super::transactions::{Own, Transactions};
 use crate::error::Error;
 use crate::pg::lock::{Scope as LockScope, SenderLock};
+use crate::pg::role;
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
 use crate::store::{Schema, queue, target};
@@ -13,17 +14,27 @@ use std::time::{Duration, Instant};
 
 /// How soon to look again when another sender holds the lock.
 const BUSY: Duration = Duration::from_millis(500);
+/// How often the breaker is looked at while it is open: requeue and resume close it.
+const BREAKER_LOOK: Duration = Duration::from_millis(500);
 /// A session in the history ends after so long without anything to do, and is brought up to date so often.
 const SESSION_IDLE: Duration = Duration::from_secs(10);
 const SESSION_UPDATE: Duration = Duration::from_secs(10);
 
 /// When to look again.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Next {
     /// A retry is due then, whether or not anything new is committed.
     pub due_in: Option<Duration>,
     /// Nothing deliverable is left.
     pub idle: bool,
+    /// Nothing can change before, whatever is committed: writers may go on without waking anybody.
+    pub deaf_for: Duration,
+}
+
+impl Next {
+    fn idle() -> Self {
+        Next { due_in: None, idle: true, deaf_for: Duration::ZERO }
+    }
 }
 
 /// The sender of one database's worker. Lives as long as the worker, so that its connection is kept.
@@ -58,37 +69,42 @@ impl Background {
     /// come out as unwinds; the caller aborts what is open.
     pub fn run(&mut self) -> Next {
         if !settings::enabled() {
-            return Next { due_in: None, idle: true };
+            return Next::idle();
         }
         let Ok((schema, names)) = Own.step(|| {
             let schema = Schema::installed()?;
             let names = target::names(&schema);
             Ok::<_, Error>((schema, names))
         }) else {
-            return Next { due_in: None, idle: true };
+            return Next::idle();
         };
-        let mut next = Next { due_in: None, idle: true };
+        let mut next = Next { deaf_for: Duration::MAX, ..Next::idle() };
         for name in names {
             let one = self.run_target(&schema, &name);
             next.idle &= one.idle;
             next.due_in = [next.due_in, one.due_in].into_iter().flatten().min();
+            next.deaf_for = next.deaf_for.min(one.deaf_for);
+        }
+        if next.deaf_for == Duration::MAX {
+            next.deaf_for = Duration::ZERO; // no target yet
         }
         next
     }
 
     fn run_target(&mut self, schema: &Schema, name: &str) -> Next {
-        let wake_in = |due_in| Next { due_in: Some(due_in), idle: false };
+        let wake_in = |due_in| Next { due_in: Some(due_in), idle: false, deaf_for: Duration::ZERO };
         let Some(target) = Own.step(|| target::look_up(schema, name)).filter(|t| !t.paused) else {
-            return Next { due_in: None, idle: true };
+            return Next::idle();
         };
         let id = target.id;
         let (state, waiting) = Own.step(|| (target::state(schema, id), queue::any_left(schema, id, None, i64::MAX)));
         if !waiting {
             self.close_session(schema);
-            return Next { due_in: None, idle: true };
+            return Next::idle();
         }
         if let Some(ms) = state.wait_ms {
-            return wake_in(Duration::from_millis(ms as u64));
+            let due_in = Duration::from_millis(ms as u64);
+            return Next { deaf_for: due_in.min(BREAKER_LOOK), ..wake_in(due_in) };
         }
         let Some(_lock) = Own.step(|| SenderLock::try_acquire(schema.outbox(), id, LockScope::Session)) else {
             return wake_in(BUSY);
@@ -107,7 +123,8 @@ impl Background {
             },
         };
         self.told = None;
-        let who = crate::pg::role::name(crate::pg::role::current_user());
+        let user = role::current_user();
+        let who = Own.step(|| role::name(user));
         let started = Instant::now();
         let mut tell = |report: &Report| {
             let left = (report.pending - report.acked).max(0);
@@ -126,7 +143,7 @@ impl Background {
             (Ok(()), Some(Stop::Down { retry_in, .. })) => wake_in(*retry_in),
             (Ok(()), _) => {
                 let due = Own.step(|| queue::due_in_ms(schema, id)).map(|ms| Duration::from_millis(ms.max(1) as u64));
-                Next { due_in: due, idle: due.is_none() }
+                Next { due_in: due, idle: due.is_none(), deaf_for: Duration::ZERO }
             }
         }
     }
@@ -137,7 +154,7 @@ impl Background {
             pgrx::log!("sync_outbox sends nothing: {why}");
             self.told = Some(why);
         }
-        Next { due_in: None, idle: true }
+        Next::idle()
     }
 
     /// One row per stretch of work: it is written when the stretch begins, and brought up to date now and then.

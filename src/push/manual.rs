@@ -7,16 +7,14 @@ use super::report::{Report, Stop};
 use super::session::{Bounds, Destination, Link, Session};
 use super::transactions::{Callers, Procedures, Transactions};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::lock::SenderLock;
-use crate::pg::{heap, latch, role, xact};
+use crate::pg::lock::{Scope as LockScope, SenderLock};
+use crate::pg::{heap, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
 use crate::store::{Schema, queue, target};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How often a busy lock is looked at.
-const LOCK_POLL: Duration = Duration::from_millis(20);
 /// How often a drain says how far it is.
 const NOTICE_EVERY: Duration = Duration::from_secs(2);
 
@@ -182,15 +180,10 @@ fn unsent<T: Transactions>(
 
 /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender.
 fn acquire<T: Transactions>(schema: &Schema, target_id: i16) -> Option<SenderLock> {
-    let outbox = schema.outbox();
-    let until = Instant::now() + settings::lock_wait();
-    loop {
-        let lock = SenderLock::try_acquire(outbox, target_id, T::LOCK);
-        if lock.is_some() || Instant::now() >= until {
-            return lock;
-        }
-        latch::wait(None, LOCK_POLL);
+    if T::LOCK == LockScope::Transaction {
+        xact::forbid_prepare();
     }
+    SenderLock::acquire(schema.outbox(), target_id, T::LOCK, settings::lock_wait())
 }
 
 /// Refuses, before anything is sent, a transaction in which a flush cannot be right (`hard-facts` 8).

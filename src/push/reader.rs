@@ -62,7 +62,9 @@ impl Reader {
 
     /// Parks the keys of what has been tried.
     pub fn park_tried(&self, parked: &mut Parked) {
-        self.tried.values().for_each(|touched| drop(parked.park(touched)));
+        for touched in self.tried.values() {
+            parked.park(touched);
+        }
     }
 
     /// The next batch: HIGH before NORMAL before LOW, each in order of ids; empty at the end of the pass. What it holds is

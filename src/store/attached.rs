@@ -116,7 +116,6 @@ pub struct Trigger {
     pub name: String,
     /// As they stand in its argument; `None` if they cannot be read.
     pub options: Option<Options>,
-    pub for_row: bool,
     /// `O` for origin, `A` for always, `D` for disabled, `R` for replica.
     pub enabled: String,
 }
@@ -125,16 +124,15 @@ pub struct Trigger {
 pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
     let mut found = Vec::new();
     spi::query(
-        "SELECT tgname::text, tgargs, (tgtype & 1) = 1, tgenabled::text FROM pg_catalog.pg_trigger
-          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY 3 DESC, 1",
+        "SELECT tgname::text, tgargs, tgenabled::text FROM pg_catalog.pg_trigger
+          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY tgtype & 1 DESC, 1",
         &[relation.into(), capture.into()],
         |row| {
             let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
             found.push(Trigger {
                 name: row.text(1),
                 options: argument.and_then(|json| serde_json::from_slice(json).ok()),
-                for_row: row.get(3).unwrap_or_default(),
-                enabled: row.text(4),
+                enabled: row.text(3),
             })
         },
     );
@@ -144,6 +142,17 @@ pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
 /// The options that a relation was attached with.
 pub fn options(capture: Oid, relation: Oid) -> Option<Options> {
     triggers(capture, relation).into_iter().find_map(|t| t.options)
+}
+
+/// The options of the attached relation of that schema and name.
+pub fn options_by_name(capture: Oid, schema_name: &[u8], table_name: &[u8]) -> Option<Options> {
+    let relation = spi::first(
+        "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+          WHERE n.nspname = $1 AND c.relname = $2",
+        &[Arg::text_bytes(schema_name), Arg::text_bytes(table_name)],
+        |row| row.get::<Oid>(1),
+    );
+    options(capture, relation.flatten()?)
 }
 
 /// Every attached relation with its quoted name.

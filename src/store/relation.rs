@@ -2,8 +2,12 @@
 
 use super::Schema;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::Oid;
-use crate::pg::{role, spi};
+use crate::pg::guc::Nest;
+use crate::pg::relation::{self as pg_relation, LockMode};
+use crate::pg::{Oid, role, spi, xact};
+
+/// Longest wait for the lock of a table that others are using.
+const LOCK_WAIT_MS: i32 = 5_000;
 
 /// A relation as the catalogs describe it right now.
 #[derive(Clone, Debug)]
@@ -80,6 +84,25 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
         Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, format!("relation with OID {} does not exist", oid.to_u32()))
             .hint("SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p'); lists the tables.")
     })
+}
+
+/// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
+pub fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
+    let nest = Nest::new();
+    nest.limit_lock_wait(LOCK_WAIT_MS);
+    xact::subtransaction(|| {
+        pg_relation::lock(oid, mode);
+        f()
+    })
+    .map_err(|caught| {
+        let timed_out = caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE;
+        let error = Error::from(caught);
+        if timed_out {
+            error.hint("A transaction is writing to the table; try again when it has ended: see pg_locks and pg_stat_activity.")
+        } else {
+            error
+        }
+    })?
 }
 
 impl Relation {

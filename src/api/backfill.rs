@@ -1,0 +1,93 @@
+//! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
+
+use super::argument;
+use crate::capture::{Options, Priority, Writer};
+use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::relation::{self as pg_relation, LockMode, Open};
+use crate::pg::role::{self, ActAs};
+use crate::pg::{Oid, interrupt, spi};
+use crate::store::relation::{self, Kind, Relation};
+use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
+use crate::wake;
+use std::ops::ControlFlow;
+
+/// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
+/// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
+///
+/// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does not
+/// own the table, 55000 if it is not attached, 22023 for an unknown priority.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_backfill(relation: Option<Oid>, condition: Option<&str>, priority: Option<&str>) -> i64 {
+    or_raise((|| {
+        let relation = argument::required(relation, "relation")?;
+        let priority = priority.map_or(Ok(Priority::Low), argument::priority)?;
+        backfill(relation, argument::text(condition), priority)
+    })())
+}
+
+/// An attached table, and the key its rows are read by.
+struct Source {
+    table: Relation,
+    options: Options,
+    target_id: i16,
+    key: Vec<String>,
+}
+
+fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i64> {
+    let caller = role::current_user();
+    let schema = Schema::installed()?;
+    let source = Source::find(&schema, caller, oid)?;
+    let options = Options { priority, ..source.options.clone() };
+    let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
+    let (mut count, mut ids) = (0, None);
+    spi::scan_once(&source.select(condition.as_deref()), &[], |row| {
+        interrupt::check();
+        if let Some(id) = writer.insert(row, 1) {
+            count += 1;
+            ids = Some(ids.map_or((id, id), |(first, _)| (first, id)));
+        }
+        ControlFlow::Continue(())
+    });
+    if let Some(ids) = ids {
+        let _owner = ActAs::owner();
+        if priority != source.options.priority {
+            lane::record(&schema, &attached::name(oid), source.target_id, priority, ids);
+        }
+        wake::at_commit();
+    }
+    Ok(count)
+}
+
+impl Source {
+    fn find(schema: &Schema, caller: Oid, oid: Oid) -> Result<Self> {
+        let _owner = ActAs::owner();
+        relation::find(schema, oid)?.require_owner(caller)?;
+        pg_relation::lock(oid, LockMode::AccessShare); // what is looked up from here on stays as it is
+        let table = relation::find(schema, oid)?;
+        table.require_owner(caller)?;
+        let Some(options) = attached::options(schema.capture(), oid) else { return Err(not_attached(schema, &table)) };
+        let target_id = target::find(schema, &options.target)?.id;
+        let key = attached::key_of(oid, options.key_columns.as_deref())?;
+        Ok(Source { table, options, target_id, key })
+    }
+
+    /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with their
+    /// parent either. `coalesce` keeps a row in one piece even where a column has the table's name.
+    fn select(&self, condition: Option<&str>) -> String {
+        let name = &self.table.sql_name;
+        let only = if self.table.kind == Kind::Table { "ONLY" } else { "" };
+        let key: Vec<String> = self.key.iter().map(|column| format!("{name}.{}", quote_ident(column))).collect();
+        // On lines of its own: a comment at the end of the condition ends there.
+        let condition = condition.map(|c| format!("WHERE (\n{c}\n)")).unwrap_or_default();
+        format!("SELECT coalesce({name}.*) FROM {only} {name} {condition} ORDER BY {} FOR SHARE", key.join(", "))
+    }
+}
+
+fn not_attached(schema: &Schema, table: &Relation) -> Error {
+    let error =
+        Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("{} is not attached", table.name));
+    match attached::attached_ancestor(schema.capture(), table.oid) {
+        Some(root) => error.hint(format!("It is a partition: SELECT sync_outbox_backfill({});", quote_literal(&root))),
+        None => error.hint(format!("SELECT sync_outbox_attach({}); first.", quote_literal(&table.name))),
+    }
+}

@@ -1,0 +1,270 @@
+//! `sync_outbox_import()`: takes over what an outbox made by scripts has not delivered.
+//!
+//! The old changes are older than everything captured since, so they get the ids before it. The old table is read as the
+//! caller, because reading it may run casts of its owner; the rows are written as the extension's owner.
+
+use super::argument;
+use crate::capture::{OPERATIONS, Options};
+use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::lock::{Scope, SenderLock};
+use crate::pg::memory::Scratch;
+use crate::pg::relation::LockMode;
+use crate::pg::role::{self, ActAs};
+use crate::pg::spi::{self, Row};
+use crate::pg::{Oid, interrupt, xact};
+use crate::store::import::{self, Imported};
+use crate::store::relation::{self, Kind, Relation};
+use crate::store::{Schema, attached, quote_literal, target};
+use crate::{settings, wake};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::ControlFlow;
+use uuid::Uuid;
+
+const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
+
+/// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that are
+/// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
+/// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
+///
+/// All or nothing: 42501 if the caller does not own the table, 42809 or 42703 if it is no such table, 22023 for a row that
+/// cannot be sent, 25001 in REPEATABLE READ, 55P03 if the table or the sender is busy.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
+    or_raise((|| import(argument::required(old_table, "old_table")?))())
+}
+
+fn import(oid: Oid) -> Result<i64> {
+    let caller = role::current_user();
+    let schema = Schema::installed()?;
+    let old = lock(&schema, caller, oid)?;
+    let (tables, rows) = tables(&old);
+    let (lanes, mut next_id, before) = {
+        let _owner = ActAs::owner();
+        let lanes = lanes(&schema, tables)?;
+        keep_senders_out(&schema, &lanes)?;
+        (lanes, import::last_id(&schema) - rows + 1, import::keys(&schema))
+    };
+    let mut keys = Keys { before, now: HashSet::new() };
+    let (mut imported, mut skipped) = (0, 0);
+    let memory = Scratch::new();
+    let mut outcome = Ok(());
+    spi::scan_once(&select(&old), &[], |row| {
+        interrupt::check();
+        match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
+            Ok(true) => {
+                imported += 1;
+                next_id += 1;
+            }
+            Ok(false) => skipped += 1,
+            Err(error) => outcome = Err(error),
+        }
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    outcome?;
+    if skipped > 0 {
+        pgrx::notice!("{skipped} of {rows} changes were imported before and still wait: skipped");
+    }
+    wake::at_commit();
+    Ok(imported)
+}
+
+/// Checks the old table and keeps its writers out: what would be written from now on would be lost with it.
+fn lock(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
+    let _owner = ActAs::owner();
+    if xact::uses_one_snapshot() {
+        return Err(Error::new(
+            SqlState::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "cannot import in a REPEATABLE READ transaction",
+        )
+        .hint("Call it in a READ COMMITTED transaction: this one might not see the latest rows."));
+    }
+    check(schema, caller, oid)?;
+    relation::with_lock(oid, LockMode::Share, || check(schema, caller, oid))
+}
+
+fn check(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
+    let old = relation::find(schema, oid)?;
+    old.require_owner(caller)?;
+    let hint = "Name the table that the scripts made, which you have renamed: columns id, schema_name, table_name, op, pk, data, dedup_key, created_at.";
+    if old.ours || !matches!(old.kind, Kind::Table | Kind::Partitioned) {
+        return Err(Error::new(
+            SqlState::ERRCODE_WRONG_OBJECT_TYPE,
+            format!("{} is not an outbox table made by scripts", old.name),
+        )
+        .hint(hint));
+    }
+    match REQUIRED.iter().find(|column| !has(&old, column)) {
+        Some(column) => {
+            Err(Error::new(SqlState::ERRCODE_UNDEFINED_COLUMN, format!("{} has no column \"{column}\"", old.name))
+                .hint(hint))
+        }
+        None => Ok(old),
+    }
+}
+
+fn has(table: &Relation, column: &str) -> bool {
+    table.columns.iter().any(|c| c == column)
+}
+
+/// Schema and name of a table, as bytes in the server encoding.
+type Name = (Vec<u8>, Vec<u8>);
+
+/// The tables that the old changes are of, and how many changes there are.
+fn tables(old: &Relation) -> (Vec<Name>, i64) {
+    let (mut tables, mut rows) = (Vec::new(), 0);
+    let count =
+        format!("SELECT schema_name::text, table_name::text, pg_catalog.count(*) FROM {} GROUP BY 1, 2", old.sql_name);
+    spi::once(&count, &[], |row| {
+        tables.push((row.bytes(1).unwrap_or_default().to_vec(), row.bytes(2).unwrap_or_default().to_vec()));
+        rows += row.int(3);
+    });
+    (tables, rows)
+}
+
+/// Where the changes of a table go.
+struct Lane {
+    target_id: i16,
+    options: Options,
+}
+
+fn lanes(schema: &Schema, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
+    let capture = schema.capture();
+    tables
+        .into_iter()
+        .map(|name| {
+            let options = attached::options_by_name(capture, &name.0, &name.1).unwrap_or_default();
+            Ok((name, Lane { target_id: target::find(schema, &options.target)?.id, options }))
+        })
+        .collect()
+}
+
+/// A session that is under way does not look in front of where it is: it would send a later change of a key first. So
+/// nobody sends until the imported changes are committed.
+fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> {
+    let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
+    let outbox = schema.outbox();
+    xact::forbid_prepare();
+    for target in targets {
+        if SenderLock::acquire(outbox, target, Scope::Transaction, settings::lock_wait()).is_none() {
+            return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "changes are being sent right now")
+                .hint("SELECT sync_outbox_pause(); import, commit, and SELECT sync_outbox_resume();"));
+        }
+    }
+    Ok(())
+}
+
+fn select(old: &Relation) -> String {
+    let optional = |column: &str| if has(old, column) { column.to_owned() } else { "NULL".to_owned() };
+    format!(
+        "SELECT id::bigint, schema_name::text, table_name::text, op::text, pk::text, data::text, {}::text,
+                {}::timestamptz FROM {} ORDER BY id",
+        optional("dedup_key"),
+        optional("created_at"),
+        old.sql_name
+    )
+}
+
+/// Imports one row; `false` if an earlier import has brought it.
+fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, row: &Row) -> Result<bool> {
+    let old_id = row.int(1);
+    let bad = |what: &str| {
+        Error::argument(format!("the old change with id {old_id} {what}"))
+            .hint(format!("Correct or delete it in the old table; nothing has been imported: ... WHERE id = {old_id};"))
+    };
+    let (Some(schema_name), Some(table_name)) = (row.bytes(2), row.bytes(3)) else {
+        return Err(bad("has no schema_name or table_name"));
+    };
+    let word = row.utf8(4).unwrap_or_default();
+    let Some(op) = OPERATIONS.into_iter().find(|op| op.eq_ignore_ascii_case(word.trim())) else {
+        return Err(bad(&format!("has the unknown op {}", quote_literal(&word))));
+    };
+    if row.bytes(5).is_none() && op != "TRUNCATE" {
+        return Err(bad("has no pk"));
+    }
+    let Some(dedup_key) = keys.of(row.utf8(7).as_deref(), old_id) else { return Ok(false) };
+    let Some(lane) = lanes.get(&(schema_name.to_vec(), table_name.to_vec())) else {
+        return Err(bad("is of a table that was not there before"));
+    };
+    let _owner = ActAs::owner();
+    Imported {
+        id,
+        dedup_key,
+        created_at: Some(row.raw(8)).filter(|(_, null)| !null).map(|(datum, _)| datum),
+        target_id: lane.target_id,
+        priority: lane.options.priority,
+        schema_name,
+        table_name,
+        op,
+        pk: row.bytes(5),
+        data: row.bytes(6),
+        branch_column: lane.options.branch_column.as_deref(),
+    }
+    .insert(schema);
+    Ok(true)
+}
+
+/// The keys of an import, so that none of them stands for two changes and none is brought twice.
+struct Keys {
+    /// Brought by earlier imports.
+    before: HashSet<Uuid>,
+    now: HashSet<Uuid>,
+}
+
+impl Keys {
+    /// The key of the next change, or `None` if an earlier import has brought it.
+    ///
+    /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows from
+    /// it and the row's id, so that an import that is repeated finds it again.
+    fn of(&mut self, text: Option<&str>, old_id: i64) -> Option<Uuid> {
+        let text = text.unwrap_or_default().trim();
+        let mut key = match Uuid::parse_str(text) {
+            Ok(key) => key,
+            Err(_) if text.is_empty() => digest(&format!("id {old_id}")),
+            Err(_) => digest(text),
+        };
+        if self.now.contains(&key) {
+            key = digest(&format!("{text} id {old_id}"));
+        }
+        self.now.insert(key);
+        (!self.before.contains(&key)).then_some(key)
+    }
+}
+
+/// A key made of a text that is none.
+fn digest(text: &str) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&Sha256::digest(text.as_bytes())[..16]);
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
+
+    fn keys(before: &[Uuid]) -> Keys {
+        Keys { before: before.iter().copied().collect(), now: HashSet::new() }
+    }
+
+    #[test]
+    fn hex_and_uuids_stay_what_they_are() {
+        let mut keys = keys(&[]);
+        assert_eq!(keys.of(Some(MD5), 1).unwrap().simple().to_string(), MD5);
+        let text = "0192d0e5-7b1c-7c3e-8a2f-1b2c3d4e5f60";
+        assert_eq!(keys.of(Some(text), 2).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn no_key_stands_for_two_changes() {
+        let mut all = keys(&[]);
+        let texts = [Some(MD5), Some(MD5), Some(MD5), Some("sales:7"), Some("sales:7"), Some(""), None];
+        let found: Vec<Uuid> = texts.iter().zip(1..).map(|(text, id)| all.of(*text, id).unwrap()).collect();
+        assert_eq!(found.iter().collect::<HashSet<_>>().len(), texts.len());
+
+        // Repeated, every one of them is found again.
+        let mut again = keys(&found);
+        assert!(texts.iter().zip(1..).all(|(text, id)| again.of(*text, id).is_none()));
+    }
+}

@@ -1,0 +1,67 @@
+//! Capturing rows that are there already, as if they were inserted now: what backfill does.
+//!
+//! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one. Rows are
+//! encoded as the caller, who may read them; the caller has locked the row, which is what makes its id come before that of
+//! any later change of it.
+
+use super::append::{self, Change, Outbox};
+use super::options::Options;
+use super::plan::Plan;
+use crate::pg::heap::{Columns, VarlenaBuffer};
+use crate::pg::memory::Scratch;
+use crate::pg::relation::Open;
+use crate::pg::role::ActAs;
+use crate::pg::spi::Row;
+use crate::settings;
+use crate::store::Schema;
+use std::rc::Rc;
+
+pub struct Writer {
+    table: Open,
+    plan: Plan,
+    outbox: Rc<Outbox>,
+    reason: Option<Vec<u8>>,
+    memory: Scratch,
+    row: Columns,
+    pk: VarlenaBuffer,
+    data: VarlenaBuffer,
+}
+
+impl Writer {
+    /// For the rows of an attached table; `options` say which lane they go into.
+    pub fn new(schema: &Schema, table: Open, options: &Options) -> Self {
+        let _owner = ActAs::owner();
+        Writer {
+            plan: Plan::new(table.borrow().oid(), &table.borrow(), options),
+            outbox: append::outbox(schema.capture()),
+            table,
+            reason: settings::reason(),
+            memory: Scratch::new(),
+            row: Columns::default(),
+            pk: VarlenaBuffer::default(),
+            data: VarlenaBuffer::default(),
+        }
+    }
+
+    /// Writes the row that stands whole in column `n` of a result; returns its id.
+    pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
+        let Writer { table, plan, outbox, reason, memory, row, pk, data } = self;
+        memory.run(|| {
+            let _settings = plan.neutral_settings();
+            if !result.whole_row(n, &table.borrow(), row) {
+                return None;
+            }
+            plan.write_key(row, pk.clear());
+            plan.write_all(row, data.clear());
+            let change = Change {
+                op: "INSERT",
+                pk: Some(pk.datum()),
+                data: Some(data.datum()),
+                old: None,
+                branch: plan.branch(row),
+                reason: reason.clone(),
+            };
+            Some(outbox.append(plan, &change))
+        })
+    }
+}

@@ -1,0 +1,77 @@
+//! Rows of the scripts' outbox in ours: in front of everything that was captured, with ids of their own.
+
+use super::Schema;
+use crate::capture::Priority;
+use crate::pg::spi::{self, Arg};
+use pgrx::pg_sys;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// Ids that capture draws begin with 1; those below are of imports.
+const FIRST_CAPTURED_ID: i64 = 1;
+
+/// The id that the last of the imported rows gets: the one before everything that is there.
+pub fn last_id(schema: &Schema) -> i64 {
+    spi::first(&schema.sql("SELECT least(min(id), $1) - 1 FROM @.sync_outbox"), &[FIRST_CAPTURED_ID.into()], |row| {
+        row.int(1)
+    })
+    .unwrap_or_default()
+}
+
+/// The keys of imported changes that are still there.
+pub fn keys(schema: &Schema) -> HashSet<Uuid> {
+    let mut keys = HashSet::new();
+    spi::query(&schema.sql("SELECT dedup_key FROM @.sync_outbox WHERE id < $1"), &[FIRST_CAPTURED_ID.into()], |row| {
+        keys.insert(row.uuid(1));
+    });
+    keys
+}
+
+/// An imported change.
+pub struct Imported<'a> {
+    pub id: i64,
+    pub dedup_key: Uuid,
+    /// A timestamptz datum.
+    pub created_at: Option<pg_sys::Datum>,
+    pub target_id: i16,
+    pub priority: Priority,
+    pub schema_name: &'a [u8],
+    pub table_name: &'a [u8],
+    pub op: &'static str,
+    /// JSON as text.
+    pub pk: Option<&'a [u8]>,
+    pub data: Option<&'a [u8]>,
+    pub branch_column: Option<&'a str>,
+}
+
+impl Imported<'_> {
+    /// `txid` is this transaction's: the old one may be of another server, and of a time that is still to come on this.
+    pub fn insert(&self, schema: &Schema) {
+        let text = |bytes: Option<&[u8]>| bytes.map_or_else(|| Arg::null(pg_sys::TEXTOID), Arg::text_bytes);
+        spi::run(
+            &schema.sql(
+                "INSERT INTO @.sync_outbox (id, txid, dedup_key, created_at, target_id, priority, schema_name, table_name,
+                    op, pk, data, branch)
+                 VALUES ($1, pg_catalog.pg_current_xact_id(), $2, coalesce($3, pg_catalog.now()), $4,
+                    $5::@.sync_outbox_priority, $6, $7, $8, $9::json, $10::json,
+                    coalesce($10::json ->> $11, $9::json ->> $11))",
+            ),
+            &[
+                self.id.into(),
+                pgrx::Uuid::from_bytes(*self.dedup_key.as_bytes()).into(),
+                self.created_at.map_or_else(
+                    || Arg::null(pg_sys::TIMESTAMPTZOID),
+                    |datum| Arg::datum(pg_sys::TIMESTAMPTZOID, datum),
+                ),
+                self.target_id.into(),
+                self.priority.name().into(),
+                Arg::text_bytes(self.schema_name),
+                Arg::text_bytes(self.table_name),
+                self.op.into(),
+                text(self.pk),
+                text(self.data),
+                self.branch_column.map_or_else(|| Arg::null(pg_sys::TEXTOID), Arg::text_utf8),
+            ],
+        );
+    }
+}
