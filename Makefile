@@ -47,7 +47,7 @@ test: ## everything: unit tests, then end-to-end tests against private servers
 	$(MAKE) e2e
 
 unit: ## tests of the modules that do not touch PostgreSQL
-	$(CARGO) test --lib $(FEATURES)
+	$(CARGO) test --release --lib $(FEATURES)
 
 # JOBS servers of each kind run side by side. One test: make e2e T='tests/test_smoke.py -k flush -n 0'
 JOBS ?= 2

@@ -40,6 +40,11 @@ impl Error {
         self
     }
 
+    /// Writes it to the server log as a `WARNING`: for background workers, which go on.
+    pub fn log(self) {
+        ErrorReport::from(self).report(pgrx::PgLogLevel::WARNING);
+    }
+
     /// Raises it as a PostgreSQL `ERROR`.
     pub fn raise(self) -> ! {
         ErrorReport::from(self).report(pgrx::PgLogLevel::ERROR);

@@ -16,6 +16,7 @@ mod push;
 mod settings;
 mod store;
 mod wake;
+mod worker;
 
 ::pgrx::pg_module_magic!();
 
@@ -24,4 +25,5 @@ mod wake;
 pub extern "C-unwind" fn _PG_init() {
     settings::init();
     capture::init();
+    worker::init();
 }

@@ -91,7 +91,7 @@ def test_an_operator_may_not(db):
 def test_what_may_be_in_flight_is_refused_after_lock_wait(db):
     first, second = put(db), put(db, key=2)
     dead = put(db, key=3, status="DEAD")
-    db.server.configure({"sync_outbox.lock_wait": "200ms"})
+    db.server.set(sync_outbox__lock_wait="200ms")
     sender = db.session(autocommit=False)
     sender.execute("SELECT sync_outbox_discard(%s, %s)", [[first], WHY])
 

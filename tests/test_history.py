@@ -65,18 +65,6 @@ def test_a_flush_of_many_requests_is_one_row(three):
     assert three.value("SELECT count(*) FROM sync_outbox_history") == 1
 
 
-def test_discard_moves_the_change_and_says_who_and_why(three, receiver):
-    receiver.behaviour = behaviours.conflict(lambda change: change["pk"]["id"] == 2)
-    three.flush()
-    (change,) = three.outbox()
-
-    assert three.value("SELECT sync_outbox_discard(%s, 'written off by the manager')", [[change.id]]) == 1
-    assert three.outbox() == []
-    gone = three.row("SELECT * FROM sync_outbox_discarded")
-    assert (gone.dedup_key, gone.discarded_by, gone.discard_reason) == (change.dedup_key, "postgres", "written off by the manager")
-    assert (last(three).action, last(three).reason) == ("DISCARD", "written off by the manager")
-
-
 def test_discarding_frees_the_key(three, receiver):
     receiver.script(behaviours.conflict(lambda change: change["pk"]["id"] == 2))
     three.flush()

@@ -24,7 +24,7 @@ def test_a_second_pause_replaces_the_reason(db):
     assert (target(db).paused, target(db).paused_reason) == (True, None)
 
 
-def test_only_the_named_target(db):
+def test_only_the_named_target_even_if_it_was_made_first(db):
     db.run("INSERT INTO sync_outbox_target (name) VALUES ('second')")
     db.run("SELECT sync_outbox_pause(); SELECT sync_outbox_pause('second'); SELECT sync_outbox_resume('default')")
 

@@ -52,7 +52,7 @@ def test_only_the_table_that_is_named(db):
 
 
 def test_only_the_target_that_is_named(db):
-    db.run("INSERT INTO sync_outbox_target (id, name) VALUES (2, 'second')")
+    db.run("INSERT INTO sync_outbox_target (name) VALUES ('second')")
     put(db, status="DEAD")
     put(db, status="DEAD", target_id=2)
 

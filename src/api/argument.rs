@@ -1,6 +1,6 @@
 //! Arguments that several functions take.
 
-use crate::capture::Priority;
+use crate::capture::{OPERATIONS, Priority};
 use crate::error::{Error, Result, SqlState};
 use crate::store::target;
 
@@ -51,11 +51,22 @@ pub fn list(given: Texts, argument: &str) -> Result<Option<Vec<String>>> {
 }
 
 /// 22023 if a name stands in the list twice.
-pub fn no_duplicates(list: &[String], argument: &str) -> Result<()> {
+fn no_duplicates(list: &[String], argument: &str) -> Result<()> {
     match list.iter().enumerate().find(|(i, name)| list[..*i].contains(name)) {
         Some((_, name)) => {
             Err(Error::argument(format!("\"{name}\" is named twice in {argument}")).hint("Name it once."))
         }
         None => Ok(()),
+    }
+}
+
+/// Operations in any case, in the order of a trigger's events.
+pub fn operations(given: Vec<String>) -> Result<Vec<String>> {
+    let given: Vec<String> = given.iter().map(|op| op.trim().to_ascii_uppercase()).collect();
+    no_duplicates(&given, "operations")?;
+    match given.iter().find(|op| !OPERATIONS.contains(&op.as_str())) {
+        Some(unknown) => Err(Error::argument(format!("unknown operation \"{unknown}\""))
+            .hint("Use any of 'INSERT', 'UPDATE', 'DELETE' and 'TRUNCATE'.")),
+        None => Ok(OPERATIONS.iter().filter(|op| given.iter().any(|g| g == *op)).map(|&op| op.to_owned()).collect()),
     }
 }

@@ -1,14 +1,12 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
 use super::argument::{self, Texts};
-use crate::capture::{Options, Priority, install};
-use crate::error::{Error, Result, or_raise};
+use crate::capture::{Options, install};
+use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, text};
 use crate::store::Schema;
 use std::ffi::CStr;
-
-const OPERATIONS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// A `name[]` as SQL gives it.
 type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
@@ -35,9 +33,10 @@ fn sync_outbox_attach(
 ) {
     or_raise((|| {
         let relation = argument::required(relation, "relation")?;
+        let defaults = Options::default();
         let options = Options {
             target: argument::target(target).to_owned(),
-            priority: priority.map_or(Ok(Priority::Normal), argument::priority)?,
+            priority: priority.map_or(Ok(defaults.priority), argument::priority)?,
             columns: argument::list(columns, "columns")?,
             exclude: argument::list(exclude, "exclude")?,
             branch_column: branch_column.map(text::name),
@@ -45,10 +44,11 @@ fn sync_outbox_attach(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),
                 "key_columns",
             )?,
-            operations: parse_operations(argument::list(operations, "operations")?)?,
-            include_old: include_old.unwrap_or(false),
-            require_reason: require_reason.unwrap_or(false),
-            always: always.unwrap_or(false),
+            operations: argument::list(operations, "operations")?
+                .map_or(Ok(defaults.operations), argument::operations)?,
+            include_old: include_old.unwrap_or(defaults.include_old),
+            require_reason: require_reason.unwrap_or(defaults.require_reason),
+            always: always.unwrap_or(defaults.always),
         };
         let caller = role::current_user();
         let _owner = ActAs::owner();
@@ -66,18 +66,4 @@ fn sync_outbox_detach(relation: Option<Oid>) {
         let _owner = ActAs::owner();
         install::remove(&Schema::installed()?, caller, relation)
     })())
-}
-
-/// Operations in any case and order, as the trigger needs them. Absent: all but TRUNCATE.
-pub(super) fn parse_operations(given: Option<Vec<String>>) -> Result<Vec<String>> {
-    let given: Vec<String> = match given {
-        None => return Ok(OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect()),
-        Some(given) => given.iter().map(|op| op.trim().to_ascii_uppercase()).collect(),
-    };
-    argument::no_duplicates(&given, "operations")?;
-    match given.iter().find(|op| !OPERATIONS.contains(&op.as_str())) {
-        Some(unknown) => Err(Error::argument(format!("unknown operation \"{unknown}\""))
-            .hint("Use any of 'INSERT', 'UPDATE', 'DELETE' and 'TRUNCATE'.")),
-        None => Ok(OPERATIONS.iter().filter(|op| given.iter().any(|g| g == *op)).map(|&op| op.to_owned()).collect()),
-    }
 }

@@ -3,7 +3,7 @@
 //! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
 
 use crate::delivery::endpoint::Endpoint;
-use crate::error::Error;
+use crate::error::Result;
 use crate::pg::Oid;
 use crate::push::credentials::{self, Source, Token};
 use crate::settings::{self, Delivery};
@@ -54,8 +54,8 @@ impl Settings {
             }
         }
         let endpoint = credentials::endpoint(target, &self.delivery);
-        report.insert("upload_token".to_owned(), token(target, endpoint.as_ref().ok().and_then(Option::as_ref)));
-        report.insert("url".to_owned(), url(endpoint));
+        report.insert("base_url".to_owned(), base_url(target, &endpoint));
+        report.insert("upload_token".to_owned(), token(target, endpoint.ok().flatten()));
         Value::Object(report)
     }
 
@@ -72,30 +72,26 @@ impl Settings {
     }
 }
 
-/// The whole URL that is posted to. The text of one that cannot be used stays out: it may hold a password.
-fn url(endpoint: Result<Option<(Endpoint, Source)>, Error>) -> Value {
+/// The URL as it was given. One that cannot be used is not shown: it may hold a password.
+fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> Value {
+    let Some((url, source)) = credentials::base_url(target) else { return json!({ "source": "missing" }) };
     match endpoint {
-        Ok(Some((endpoint, source))) => json!({ "value": endpoint.url, "source": source.name() }),
-        Ok(None) => json!({ "source": "missing" }),
-        Err(error) => trouble(error),
+        Ok(_) => json!({ "value": url, "source": source.name() }),
+        Err(error) => json!({ "source": source.name(), "error": error.message, "hint": error.hint }),
     }
 }
 
 /// Where the token comes from.
-fn token(target: &Target, endpoint: Option<&(Endpoint, Source)>) -> Value {
+fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
     let Some((endpoint, source)) = endpoint else {
-        return json!({ "source": "missing", "error": "without a URL no token is looked for" });
+        return json!({ "source": "missing", "error": "without a usable URL no token is looked for" });
     };
-    match credentials::token(target, endpoint, *source, false) {
+    match credentials::token(target, &endpoint, source, false) {
         Ok(Token::Found { source, .. }) => json!({ "source": source }),
         Ok(Token::Missing { why: None }) => json!({ "source": "missing" }),
         Ok(Token::Missing { why: Some(why) }) => json!({ "source": "missing", "error": why }),
-        Err(error) => trouble(error),
+        Err(error) => json!({ "error": error.message, "hint": error.hint }),
     }
-}
-
-fn trouble(error: Error) -> Value {
-    json!({ "error": error.message, "detail": error.detail, "hint": error.hint })
 }
 
 /// A proxy's URL can hold a user and a password.

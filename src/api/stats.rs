@@ -102,8 +102,7 @@ fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane,
         let mut left = among;
         changes.followed_by(schema, branch, |change| {
             let Place { schema_name, table_name, priority, .. } = change.place;
-            let data = change.data.as_deref().filter(|_| change.op == "UPDATE");
-            let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), data);
+            let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), change.data.as_deref());
             if change.parked || parked.blocks(&touched) {
                 parked.park(&touched);
                 if !change.parked && change.in_branch {

@@ -16,7 +16,7 @@ use crate::error::{Error, SqlState};
 use crate::pg::heap::{Columns, VarlenaBuffer};
 use crate::pg::trigger::{Event, Fired};
 use crate::settings;
-pub use options::{Options, Priority};
+pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
 use std::cell::RefCell;
 

@@ -30,6 +30,9 @@ impl Priority {
     }
 }
 
+/// What can be captured, in the order of a trigger's events.
+pub const OPERATIONS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+
 /// The options of one attached table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
@@ -52,4 +55,21 @@ pub struct Options {
     pub require_reason: bool,
     #[serde(default)]
     pub always: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            target: crate::store::target::DEFAULT.to_owned(),
+            priority: Priority::Normal,
+            columns: None,
+            exclude: None,
+            branch_column: None,
+            key_columns: None,
+            operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),
+            include_old: false,
+            require_reason: false,
+            always: false,
+        }
+    }
 }

@@ -151,11 +151,6 @@ impl Batch {
         Touched::new(schema, table, pk.as_ref().map(text), data.as_ref().map(text))
     }
 
-    /// The table that a change belongs to.
-    pub fn table(change: &Change) -> (&str, &str) {
-        (&change.key.table.0, &change.key.table.1)
-    }
-
     /// The body of a request with the changes at `picked`, which are in sending order.
     pub fn body(&self, picked: &[usize]) -> Vec<u8> {
         let bytes: usize = picked.iter().map(|i| self.changes[*i].json.len() + 1).sum();

@@ -1,17 +1,23 @@
-//! What this process says of itself in `pg_stat_activity`.
+//! What `pg_stat_activity` and the cumulative statistics say about this process.
 
 use pgrx::pg_sys;
 use std::ffi::CString;
 
 /// Shows `text` as the running query.
 pub fn report(text: &str) {
-    let text = CString::new(text).unwrap_or_default();
-    // SAFETY: the text is copied into shared memory, truncated to track_activity_query_size.
-    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_RUNNING, text.as_ptr()) }
+    show(pg_sys::BackendState::STATE_RUNNING, text);
 }
 
-/// Shows the process as idle.
-pub fn idle() {
-    // SAFETY: as above; no text.
-    unsafe { pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, core::ptr::null()) }
+/// Shows the process as idle, with `text` as the reason, and hands over the statistics of what it did before: a process
+/// that sleeps on them keeps autovacuum from learning of its writes. Outside a transaction.
+pub fn idle(text: &str) {
+    show(pg_sys::BackendState::STATE_IDLE, text);
+    // SAFETY: outside a transaction by contract.
+    unsafe { pg_sys::pgstat_report_stat(true) };
+}
+
+fn show(state: pg_sys::BackendState::Type, text: &str) {
+    let text = CString::new(text).unwrap_or_default();
+    // SAFETY: the text is copied into shared memory, truncated to track_activity_query_size.
+    unsafe { pg_sys::pgstat_report_activity(state, text.as_ptr()) }
 }

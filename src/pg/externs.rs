@@ -1,8 +1,8 @@
 //! C functions of the server that pgrx does not bind. Signatures are those of the server headers, equal in 15 to 18.
 
-use core::ffi::c_int;
+use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
-use pgrx::pg_sys::{Datum, Oid};
+use pgrx::pg_sys::{self, Datum, Oid};
 
 mod raw {
     use super::*;
@@ -13,10 +13,31 @@ mod raw {
         pub fn nextval_internal(relid: Oid, check_permissions: bool) -> i64;
         /// `utils/bytea.h`
         pub static bytea_output: c_int;
+        /// `utils/timeout.h`
+        pub fn disable_all_timeouts(keep_indicators: bool);
+        /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
+        pub fn die(signal: c_int);
+        /// `postmaster/interrupt.h`; as above
+        pub fn SignalHandlerForConfigReload(signal: c_int);
+        /// `tcop/utility.h`; unguarded, for a caller that an ERROR may jump over
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
     }
 }
 
-pub use raw::bytea_output;
+// Cannot raise errors, so they need no guard.
+pub use raw::{SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts};
+
+// The caller's business.
+pub use raw::standard_ProcessUtility;
 
 /// # Safety
 /// Both datums have the type that `typ_by_val` and `typ_len` describe.

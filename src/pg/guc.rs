@@ -51,13 +51,18 @@ impl Drop for Nest {
     }
 }
 
-/// The value of a setting as `SHOW` prints it, empty if it is unknown.
-pub fn show(name: &str) -> String {
+/// Sets `name` for the rest of this process, above what the database or role says: for background workers.
+pub fn pin(name: &str, value: &str) {
     let name = CString::new(name).unwrap_or_default();
-    // SAFETY: missing_ok, and the returned string is read before anything can change the setting.
+    let value = CString::new(value).unwrap_or_default();
+    // SAFETY: both strings are NUL-terminated and copied by guc.c.
     unsafe {
-        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        if value.is_null() { String::new() } else { std::ffi::CStr::from_ptr(value).to_string_lossy().into_owned() }
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        )
     }
 }
 

@@ -5,6 +5,8 @@
 //! (sub)transaction does it.
 
 pub mod activity;
+pub mod bgworker;
+pub mod database;
 pub mod datum;
 pub mod entry;
 pub mod externs;
@@ -15,12 +17,15 @@ pub mod interrupt;
 pub mod latch;
 pub mod lock;
 pub mod memory;
+pub mod process;
 pub mod relation;
 pub mod role;
 pub mod secret;
+pub mod shmem;
 pub mod spi;
 pub mod text;
 pub mod trigger;
+pub mod utility;
 pub mod wal;
 pub mod xact;
 

@@ -9,7 +9,7 @@ use super::relation::Borrowed;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::ops::ControlFlow;
 
 /// One argument: its type and value.
@@ -183,16 +183,6 @@ impl Row {
         // SAFETY: tuple and descriptor are those of the current SPI result.
         let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.desc, n as i32, &mut null) };
         (datum, null)
-    }
-}
-
-/// The text of a type's output function, in the server encoding.
-pub fn output(oid: pg_sys::Oid, datum: pg_sys::Datum) -> String {
-    let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
-    // SAFETY: catalog look-up, then the type's own output function on a datum of that type.
-    unsafe {
-        pg_sys::getTypeOutputInfo(oid, &mut function, &mut varlena);
-        CStr::from_ptr(pg_sys::OidOutputFunctionCall(function, datum)).to_string_lossy().into_owned()
     }
 }
 

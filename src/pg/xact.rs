@@ -1,6 +1,9 @@
 //! Transactions: what kind we are in, and short ones of our own.
 
+use super::externs;
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
 
 pub fn is_read_only() -> bool {
     // SAFETY: plain global of xact.c.
@@ -39,6 +42,85 @@ pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
         pg_sys::pgstat_report_stat(false);
         result
     }
+}
+
+/// Runs `f`, outside or between transactions, and survives what it raises: whatever is open is aborted, as the main loop
+/// of a backend does after an `ERROR`. For background workers.
+pub fn survive<R>(f: impl FnOnce() -> R) -> Result<R, Error> {
+    let f = std::panic::AssertUnwindSafe(f);
+    pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
+        let f = f;
+        Ok((f.0)())
+    }))
+    .catch_others(|error| Err(recover(error)))
+    .catch_rust_panic(|error| Err(recover(error)))
+    .execute()
+}
+
+fn recover(error: CaughtError) -> Error {
+    // SAFETY: the main loop of a background worker, with no frame below that expects its transaction to live; the order
+    // is that of postgres.c. The error itself was taken over by pgrx.
+    unsafe {
+        externs::disable_all_timeouts(false);
+        pg_sys::QueryCancelPending = 0;
+        pg_sys::AbortOutOfAnyTransaction();
+        pg_sys::LWLockReleaseAll();
+        pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+    }
+    Error::from(error)
+}
+
+/// How a transaction ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Committed, and visible to others.
+    Commit,
+    Abort,
+    Prepare,
+}
+
+/// Registers `f` to be told of the end of every transaction. It must not raise an `ERROR`: after a commit that would be a
+/// PANIC.
+pub fn on_end(f: fn(End)) {
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, arg: *mut core::ffi::c_void) {
+        // SAFETY: the argument was made from a function pointer of this type below.
+        let f = unsafe { std::mem::transmute::<*mut core::ffi::c_void, fn(End)>(arg) };
+        match event {
+            pg_sys::XactEvent::XACT_EVENT_COMMIT => f(End::Commit),
+            pg_sys::XactEvent::XACT_EVENT_ABORT => f(End::Abort),
+            pg_sys::XactEvent::XACT_EVENT_PREPARE => f(End::Prepare),
+            _ => {}
+        }
+    }
+    // SAFETY: the callback lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
+}
+
+/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
+pub fn forbid_prepare() {
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+    static REGISTERED: Once = Once::new();
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
+        match event {
+            pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if FORBIDDEN.load(Relaxed) => Error::new(
+                SqlState::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has called sync_outbox_flush()",
+            )
+            .hint("Call sync_outbox_flush() in a transaction of its own.")
+            .raise(),
+            pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_ABORT => {
+                FORBIDDEN.store(false, Relaxed)
+            }
+            _ => {}
+        }
+    }
+    FORBIDDEN.store(true, Relaxed);
+    // SAFETY: the callback lives as long as the library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.
@@ -94,9 +176,9 @@ impl From<Caught> for crate::error::Error {
     }
 }
 
-impl From<pgrx::pg_sys::panic::CaughtError> for Caught {
-    fn from(error: pgrx::pg_sys::panic::CaughtError) -> Self {
-        use pgrx::pg_sys::panic::CaughtError::*;
+impl From<CaughtError> for Caught {
+    fn from(error: CaughtError) -> Self {
+        use CaughtError::*;
         match &error {
             PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. } => Caught {
                 sqlstate: report.sql_error_code(),
@@ -105,5 +187,16 @@ impl From<pgrx::pg_sys::panic::CaughtError> for Caught {
                 hint: report.hint().map(str::to_owned),
             },
         }
+    }
+}
+
+impl From<CaughtError> for Error {
+    fn from(error: CaughtError) -> Self {
+        use CaughtError::*;
+        let (PostgresError(report) | ErrorReport(report) | RustPanic { ereport: report, .. }) = &error;
+        let mut caught = Error::new(report.sql_error_code(), report.message());
+        caught.detail = report.detail().map(str::to_owned);
+        caught.hint = report.hint().map(str::to_owned);
+        caught
     }
 }

@@ -6,6 +6,7 @@ use super::session::{Bounds, Link, Session};
 use super::transactions::{Own, Transactions};
 use crate::error::Error;
 use crate::pg::lock::{Scope as LockScope, SenderLock};
+use crate::pg::role;
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
 use crate::store::{Schema, queue, target};
@@ -107,7 +108,8 @@ impl Background {
             },
         };
         self.told = None;
-        let who = crate::pg::role::name(crate::pg::role::current_user());
+        let user = role::current_user();
+        let who = Own.step(|| role::name(user));
         let started = Instant::now();
         let mut tell = |report: &Report| {
             let left = (report.pending - report.acked).max(0);

@@ -34,16 +34,20 @@ impl Source {
     }
 }
 
-/// A target's URL and where it comes from; `None` if nobody gave one.
-pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
-    let given = [
+/// The base URL of a target as it was given, unchecked, and where it comes from; `None` if nobody gave one.
+pub fn base_url(target: &Target) -> Option<(String, Source)> {
+    [
         (target.base_url.clone(), Source::Target),
         (settings::base_url(), Source::Setting),
         (variable(URL_VARIABLE), Source::Environment),
     ]
     .into_iter()
-    .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)));
-    let Some((url, source)) = given else { return Ok(None) };
+    .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)))
+}
+
+/// A target's URL, checked, and where it comes from; `None` if nobody gave one.
+pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
+    let Some((url, source)) = base_url(target) else { return Ok(None) };
     parse(target, &url, delivery)
         .map(|endpoint| Some((endpoint, source)))
         .map_err(|error| error.detail(format!("The URL comes from {}.", source.name())))
@@ -70,11 +74,7 @@ const ENVIRONMENT: &str = "environment SYNC_UPLOAD_TOKEN";
 /// The token for `endpoint`. With `persist`, one that is found only in the environment is kept in our own file.
 pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool) -> Result<Token> {
     let own = own_file(target)?;
-    let kept = own.read().map_err(|error| {
-        file_error("the token file written by sync_outbox_set_token()", error)
-            .hint("Call sync_outbox_set_token() again; it writes the file anew.")
-    })?;
-    let elsewhere = match kept {
+    let elsewhere = match read(&own)? {
         Some(kept) if kept.origin == endpoint.origin => return Ok(Token::Found { value: kept.token, source: KEPT }),
         Some(kept) => {
             let why = format!("the token was set for {} and is not sent to {}", kept.origin, endpoint.origin);
@@ -94,6 +94,11 @@ pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool
         }
         None => Ok(Token::Missing { why: elsewhere }),
     }
+}
+
+/// The origin that the token kept for a target was set for.
+pub fn kept_for(target: &Target) -> Result<Option<String>> {
+    Ok(read(&own_file(target)?)?.map(|kept| kept.origin))
 }
 
 /// Keeps a token for the origin of `endpoint`: replaces what was kept for the target. The token has been checked.
@@ -138,6 +143,13 @@ fn persist_quietly(own: &TokenFile, origin: &str, token: &str) {
     if let Err(error) = own.write(&kept) {
         pgrx::warning!("could not keep the token of {ENVIRONMENT}: {error}");
     }
+}
+
+fn read(own: &TokenFile) -> Result<Option<Kept>> {
+    own.read().map_err(|error| {
+        file_error("the token file written by sync_outbox_set_token()", error)
+            .hint("Call sync_outbox_set_token() again; it writes the file anew.")
+    })
 }
 
 fn own_file(target: &Target) -> Result<TokenFile> {

@@ -7,7 +7,7 @@ use super::report::{Report, Stop};
 use super::session::{Bounds, Destination, Link, Session};
 use super::transactions::{Callers, Procedures, Transactions};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::lock::SenderLock;
+use crate::pg::lock::{Scope as LockScope, SenderLock};
 use crate::pg::{heap, latch, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
@@ -184,6 +184,9 @@ fn unsent<T: Transactions>(
 fn acquire<T: Transactions>(schema: &Schema, target_id: i16) -> Option<SenderLock> {
     let outbox = schema.outbox();
     let until = Instant::now() + settings::lock_wait();
+    if T::LOCK == LockScope::Transaction {
+        xact::forbid_prepare();
+    }
     loop {
         let lock = SenderLock::try_acquire(outbox, target_id, T::LOCK);
         if lock.is_some() || Instant::now() >= until {

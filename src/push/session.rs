@@ -15,9 +15,10 @@ use crate::delivery::http::{Http, Reply, Request};
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::Result;
 use crate::pg::latch::{self, Bell};
-use crate::settings::Delivery;
+use crate::pg::lock::Scope as LockScope;
+use crate::settings::{self, Delivery};
 use crate::store::target::Target;
-use crate::store::{Schema, queue, target};
+use crate::store::{Schema, queue, reclaim, target};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -289,6 +290,9 @@ impl<'a, T: Transactions> Session<'a, T> {
             let left = queue::any_left(schema, id, branch, *last_id);
             if !left && branch.is_none() {
                 target::end_drain(schema, id);
+                if T::LOCK == LockScope::Session && settings::truncate_when_empty() {
+                    reclaim::truncate_if_empty(schema);
+                }
             }
             left
         });

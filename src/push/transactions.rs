@@ -9,8 +9,6 @@ use crate::pg::xact;
 pub trait Transactions {
     /// How long the sender's lock has to live.
     const LOCK: Scope;
-    /// Whether the steps belong to a transaction with changes of its own, which must not leave before it commits.
-    const IN_CALLERS: bool;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R;
 }
@@ -27,7 +25,6 @@ pub struct Own;
 
 impl Transactions for Callers {
     const LOCK: Scope = Scope::Transaction;
-    const IN_CALLERS: bool = true;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         as_owner(f)
@@ -36,7 +33,6 @@ impl Transactions for Callers {
 
 impl Transactions for Procedures {
     const LOCK: Scope = Scope::Session;
-    const IN_CALLERS: bool = false;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let result = as_owner(f);
@@ -47,7 +43,6 @@ impl Transactions for Procedures {
 
 impl Transactions for Own {
     const LOCK: Scope = Scope::Session;
-    const IN_CALLERS: bool = false;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         xact::transaction(|| as_owner(f))

@@ -9,6 +9,7 @@ pub mod attached;
 pub mod history;
 pub mod overview;
 pub mod queue;
+pub mod reclaim;
 pub mod relation;
 pub mod stats;
 pub mod steer;

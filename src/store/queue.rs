@@ -74,7 +74,7 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
 
 /// What may go out now: everything that is PENDING, and FAILED changes whose time has come (those of a request that did
 /// not get through have none).
-const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
+pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
     AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
 
 /// A run of deliverable changes of one lane.

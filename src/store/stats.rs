@@ -1,6 +1,7 @@
 //! Counting the outbox, and reading it in the order of ids behind the first parked change.
 
 use super::Schema;
+use super::queue::DELIVERABLE;
 use crate::capture::Priority;
 use crate::pg::spi::{self, Arg, Row};
 use pgrx::datum::TimestampWithTimeZone;
@@ -97,8 +98,8 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
         |row| {
             let place = Place {
                 target_id: row.get(1).unwrap_or_default(),
-                schema_name: row.text(2),
-                table_name: row.text(3),
+                schema_name: row.utf8(2).unwrap_or_default(),
+                table_name: row.utf8(3).unwrap_or_default(),
                 priority: priority(row, 4),
             };
             figures.push((
@@ -151,18 +152,13 @@ pub struct ParkedChanges {
     table_names: Vec<String>,
 }
 
-/// What parks its key: what a person must look at, and what backs off by itself. A request that did not get through
-/// leaves FAILED changes without `next_attempt_at`, which park nothing.
-const PARKED: &str = "(status IN ('CONFLICT', 'DEAD')
-    OR status = 'FAILED' AND next_attempt_at IS NOT NULL AND next_attempt_at > pg_catalog.clock_timestamp())";
-
 /// One for each target that has parked changes.
 pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let mut parked = Vec::new();
     spi::query(
         &schema.sql(&format!(
             "SELECT target_id, min(id), pg_catalog.array_agg(DISTINCT table_name) FROM @.sync_outbox
-              WHERE status <> 'PENDING' AND {PARKED} GROUP BY target_id"
+              WHERE status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY target_id"
         )),
         &[],
         |row| {
@@ -179,7 +175,6 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
 /// A change as far as its key and its state go.
 pub struct Queued {
     pub place: Place,
-    pub op: String,
     pub pk: Option<String>,
     /// Of an UPDATE.
     pub data: Option<String>,
@@ -201,8 +196,8 @@ impl ParkedChanges {
         });
         spi::scan(
             &schema.sql(&format!(
-                "SELECT schema_name, table_name, priority::text, op, pk::text, CASE WHEN op = 'UPDATE' THEN data::text END,
-                        {PARKED}, $4 IS NULL OR branch = $4
+                "SELECT schema_name, table_name, priority::text, pk::text, CASE WHEN op = 'UPDATE' THEN data::text END,
+                        NOT {DELIVERABLE}, $4 IS NULL OR branch = $4
                    FROM ({}) o WHERE table_name = ANY ($3) ORDER BY id",
                 lanes.join(" UNION ALL ")
             )),
@@ -211,15 +206,14 @@ impl ParkedChanges {
                 each(Queued {
                     place: Place {
                         target_id: self.target_id,
-                        schema_name: row.text(1),
-                        table_name: row.text(2),
+                        schema_name: row.utf8(1).unwrap_or_default(),
+                        table_name: row.utf8(2).unwrap_or_default(),
                         priority: priority(row, 3),
                     },
-                    op: row.text(4),
-                    pk: row.get(5),
-                    data: row.get(6),
-                    parked: row.get(7).unwrap_or_default(),
-                    in_branch: row.get(8).unwrap_or_default(),
+                    pk: row.utf8(4),
+                    data: row.utf8(5),
+                    parked: row.get(6).unwrap_or_default(),
+                    in_branch: row.get(7).unwrap_or_default(),
                 })
             },
         );

@@ -22,11 +22,11 @@ def put(db, key=1, data=None, **columns):
 
 
 def put_many(db, count, table="sales", **columns):
-    """As many PENDING changes of different rows."""
-    values = {**DEFAULTS, "table_name": table, **columns}
+    """As many PENDING changes of different rows; for speed with one dedup_key."""
+    values = {**DEFAULTS, "table_name": table, "txid": "1", "dedup_key": str(uuid.uuid4()), **columns}
     names = ", ".join(values)
-    db.run(f"INSERT INTO sync_outbox (txid, dedup_key, pk, {names})"
-           f" SELECT '1', gen_random_uuid(), json_build_object('id', n), {', '.join(['%s'] * len(values))}"
+    db.run(f"INSERT INTO sync_outbox (pk, {names})"
+           f" SELECT json_build_object('id', n), {', '.join(['%s'] * len(values))}"
            f"   FROM generate_series(1, {count}) n", list(values.values()))
 
 

@@ -41,12 +41,12 @@ class Server:
 
     # Life
 
-    def start(self):
+    def start(self, *options):
         # Where it listens stands on the command line: a copy of the data directory must not carry it.
         place = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.sockets}"]
         with open(self.log.path, "ab") as log:
             self.process = subprocess.Popen(
-                self.run.command("postgres", "-D", self.data, *place), env={**environment(), **self.env}, cwd="/",
+                self.run.command("postgres", "-D", self.data, *place, *options), env={**environment(), **self.env}, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.wait_until_ready()
         return self

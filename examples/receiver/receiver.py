@@ -1,0 +1,307 @@
+#!/usr/bin/python3
+"""The hub's HTTP server: takes bodies of changes and hands them to sync_outbox_apply().
+
+Everything that matters happens in the database; this is the door. It checks the token, bounds sizes, runs one transaction
+per request, and answers what the database answered. An answer is sent only after COMMIT. Needs Python 3.11 and psycopg 3
+(Debian: python3-psycopg); see README.md beside it.
+"""
+
+import argparse
+import contextlib
+import hmac
+import json
+import logging
+import os
+import pathlib
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psycopg
+
+log = logging.getLogger("receiver")
+
+MIB = 1024 * 1024
+# Errors of the database that say "not now": the sender tries again by itself. Classes and single codes of SQLSTATE.
+NOT_NOW = ("08", "40", "53", "57", "25006", "55P03")
+
+
+class Refused(Exception):
+    """A request that ends here: its status and what the sender reads in {"error": ..}."""
+
+    def __init__(self, status, error, **headers):
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Hub:
+    """A few database connections, opened when needed and reused."""
+
+    def __init__(self, dsn, connections):
+        self.dsn = dsn
+        self.idle = queue.LifoQueue()
+        self.free = threading.BoundedSemaphore(connections)
+
+    def apply(self, body):
+        """The answer to a body, as JSON text."""
+        if not self.free.acquire(timeout=10):
+            raise Refused(503, "all database connections are busy", Retry_After="1")
+        try:
+            return self._apply(body)
+        except psycopg.Error as error:
+            raise refusal(error) from error
+        finally:
+            self.free.release()
+
+    def _apply(self, body):
+        with contextlib.suppress(queue.Empty):
+            connection = self.idle.get_nowait()
+            try:
+                return self._run(connection, body)
+            except psycopg.OperationalError:
+                if not connection.closed:
+                    raise
+                # It had been lost while it lay idle. Once more: what was applied is acked and not applied again.
+        return self._run(psycopg.connect(self.dsn, autocommit=True, application_name="sync_outbox receiver"), body)
+
+    def _run(self, connection, body):
+        try:
+            # One statement is one transaction, and its result is not taken before it has committed.
+            (answer,) = connection.execute("SELECT sync_outbox_apply(%s::json)::text", [body]).fetchone()
+            return answer
+        finally:
+            if not connection.closed:
+                self.idle.put(connection)
+
+    def close(self):
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.idle.get_nowait().close()
+
+
+def refusal(error):
+    """What a sender is told of a database error."""
+    state = error.sqlstate or "08000"  # no code: the connection is gone, or never was
+    message = error.diag.message_primary or "the database does not answer"
+    if state.startswith(NOT_NOW):
+        return Refused(503, message, Retry_After="1")
+    if state.startswith("22"):
+        return Refused(400, ": ".join(filter(None, [message, error.diag.message_detail])))
+    if state == "54000":
+        return Refused(413, message)
+    log.error("the database says %s: %s", state, message)
+    return Refused(500, "the database refused the request; see the receiver's log")
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "sync_outbox-receiver"
+    sys_version = ""
+    disable_nagle_algorithm = True
+    timeout = 60  # for one read or write, and for the next request of an idle connection
+
+    unread = True  # a body that may still be on its way
+
+    def do_POST(self):
+        began = time.monotonic()
+        self.unread = True
+        try:
+            answer = self.server.hub.apply(self.body(self.admitted_length()))
+            self.answer(200, answer)
+            counts = json.loads(answer)
+            log.info("%s: %d acked, %d errors, %d conflicts, %.0f ms", self.client_address[0], len(counts["acked"]),
+                     len(counts["errors"]), len(counts["conflicts"]), 1000 * (time.monotonic() - began))
+        except Refused as refused:
+            self.refuse(refused)
+
+    def do_GET(self):
+        self.refuse(Refused(405 if self.path == self.server.upload_path else 404, "changes are posted", Allow="POST"))
+
+    do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_GET
+
+    def handle_expect_100(self):
+        """Before a large body comes: say no at once, or let it come."""
+        try:
+            self.admitted_length()
+        except Refused as refused:
+            self.refuse(refused)
+            return False
+        return super().handle_expect_100()
+
+    # The request
+
+    def admitted_length(self):
+        """Checks everything that the headers tell; returns the body's length."""
+        self.check_token()
+        if self.path != self.server.upload_path:
+            raise Refused(404, "nothing is here")
+        if self.headers.get_content_type() != "application/json":
+            raise Refused(415, "Content-Type must be application/json", Accept="application/json")
+        if self.headers.get("Content-Encoding", "identity").lower() not in ("identity", "gzip"):
+            raise Refused(415, "Content-Encoding must be gzip or identity", Accept_Encoding="gzip, identity")
+        length = self.headers.get("Content-Length")
+        if length is None:
+            raise Refused(411, "Content-Length is missing")
+        if not (length.isascii() and length.isdigit()):
+            raise Refused(400, "Content-Length is not a number")
+        if int(length) > self.server.max_body:
+            raise self.too_large()
+        return int(length)
+
+    def check_token(self):
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            token = self.headers.get("X-Upload-Token", "")
+        # Takes as long for a wrong first byte as for a wrong last one.
+        if not hmac.compare_digest(token.strip().encode("utf-8", "replace"), self.server.token):
+            raise Refused(401, "the token is missing or wrong", WWW_Authenticate="Bearer")
+
+    def body(self, length):
+        data = self.rfile.read(length)
+        if len(data) < length:
+            raise Refused(400, "the body ended early")
+        self.unread = False
+        if self.headers.get("Content-Encoding", "").lower() == "gzip":
+            data = self.unpacked(data)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Refused(400, "the body is not UTF-8") from None
+
+    def unpacked(self, data):
+        """Never more than the limit, however small the compressed body is."""
+        gzip = zlib.decompressobj(wbits=31)
+        try:
+            plain = gzip.decompress(data, self.server.max_body + 1)
+        except zlib.error:
+            raise Refused(400, "the body is not gzip") from None
+        if len(plain) > self.server.max_body:
+            raise self.too_large()
+        if not gzip.eof or gzip.unused_data:
+            raise Refused(400, "the body is not one gzip stream")
+        return plain
+
+    def too_large(self):
+        return Refused(413, f"the body is larger than {self.server.max_body} bytes")
+
+    # The answer
+
+    def answer(self, status, body, headers=None):
+        data = body.encode("utf-8")
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        # One write, one packet.
+        self._headers_buffer.append(b"\r\n" + (b"" if self.command == "HEAD" else data))
+        self.flush_headers()
+
+    def refuse(self, refused):
+        log.warning("%s: %d %s", self.client_address[0], refused.status, refused.error)
+        self.close_connection |= self.unread  # what is left of the body is not the next request
+        self.answer(refused.status, json.dumps({"error": refused.error}), refused.headers)
+        if self.unread:
+            self.linger()
+
+    def linger(self):
+        """Reads on for a moment: a close with unread data would reset the connection, and the answer would be lost."""
+        self.connection.settimeout(1)
+        until = time.monotonic() + 5
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while time.monotonic() < until and self.connection.recv(64 * 1024):
+                pass
+
+    def log_message(self, format, *arguments):
+        """The request line is not logged: do_POST says more."""
+
+    def log_error(self, format, *arguments):
+        log.info("%s: %s", self.client_address[0], format % arguments)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = False  # server_close() waits for requests that are being applied
+    request_queue_size = 64
+    allow_reuse_address = True
+
+    def __init__(self, address, hub, token, upload_path, max_body):
+        super().__init__(address, Handler)
+        self.hub = hub
+        self.token = token
+        self.upload_path = upload_path
+        self.max_body = max_body
+        self.open = set()
+
+    def process_request(self, request, client_address):
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request, client_address):
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            log.info("%s: %s", client_address[0], error)  # the sender went away
+        else:
+            log.exception("%s", client_address[0])
+
+    def finish(self):
+        """Ends idle connections and waits for requests at work, which still get their answer."""
+        for request in list(self.open):
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RD)
+        self.server_close()
+        self.hub.close()
+
+
+def read_token(path):
+    token = pathlib.Path(path).read_text("utf-8").strip() if path else os.environ.get("SYNC_UPLOAD_TOKEN", "")
+    if not token:
+        sys.exit("no token: name a file with --token-file, or set SYNC_UPLOAD_TOKEN")
+    return token.encode()
+
+
+def listen_address(text):
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Receives changes over HTTP and applies them with sync_outbox_apply().")
+    parser.add_argument("--listen", type=listen_address, default=("127.0.0.1", 8080), metavar="HOST:PORT",
+                        help="default 127.0.0.1:8080; put a TLS proxy in front of anything else; port 0 takes a free one")
+    parser.add_argument("--dsn", default="", help="the hub's database; default: libpq's PG* environment variables")
+    parser.add_argument("--token-file", help="file with the token that senders show; default: SYNC_UPLOAD_TOKEN")
+    parser.add_argument("--path", default="/api/sync/upload_outbox", help="default %(default)s")
+    parser.add_argument("--connections", type=int, default=4, help="most database connections, default %(default)s")
+    parser.add_argument("--max-body", type=int, default=32 * MIB, metavar="BYTES",
+                        help="largest body, also after gzip, default %(default)s")
+    arguments = parser.parse_args()
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    hub = Hub(arguments.dsn, arguments.connections)
+    server = Server(arguments.listen, hub, read_token(arguments.token_file), arguments.path, arguments.max_body)
+
+    def stop(*_):
+        # From another thread: shutdown() waits for the loop that runs in this one.
+        threading.Thread(target=server.shutdown).start()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    log.info("listening on http://%s:%d%s", *server.server_address[:2], arguments.path)
+    server.serve_forever(poll_interval=0.1)
+    server.finish()
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+//! Utility statements: a hook around the few that the background processes must know of.
+//!
+//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
+//! psql shows, and nobody's DDL may look different because this library is loaded.
+
+use super::externs;
+use crate::worker::hooks;
+use pgrx::pg_sys;
+use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
+use std::ffi::{CStr, c_char};
+
+static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
+
+/// Installs the hook. Called from `_PG_init` while preloading.
+pub fn init() {
+    // SAFETY: single-threaded postmaster; the hook found here is called by ours.
+    unsafe {
+        NEXT = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+/// The arguments of one call.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Call {
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+}
+
+impl Call {
+    /// Runs the statement. An `ERROR` jumps over the caller, which must have nothing to drop.
+    unsafe fn next(self) {
+        let Call { statement, query, read_only_tree, context, params, environment, dest, completion } = self;
+        // SAFETY: the arguments as PostgreSQL gave them.
+        unsafe {
+            match NEXT {
+                Some(hook) => hook(statement, query, read_only_tree, context, params, environment, dest, completion),
+                None => externs::standard_ProcessUtility(
+                    statement,
+                    query,
+                    read_only_tree,
+                    context,
+                    params,
+                    environment,
+                    dest,
+                    completion,
+                ),
+            }
+        }
+    }
+}
+
+/// What a statement means to us.
+#[derive(Clone, Copy)]
+#[repr(C)]
+enum Kind {
+    Other,
+    /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.
+    Extension,
+    CommitPrepared,
+    /// A database named in it must have no connection but that of the user.
+    EmptiesDatabase,
+}
+
+fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
+    use pg_sys::{NodeTag::*, ObjectType, TransactionStmtKind};
+    // SAFETY: a utility statement's node is of the struct that its tag names.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        match (*node).type_ {
+            T_TransactionStmt => {
+                let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
+                if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED { Kind::CommitPrepared } else { Kind::Other }
+            }
+            T_CreateExtensionStmt | T_AlterExtensionStmt => Kind::Extension,
+            T_DropStmt if (*node.cast::<pg_sys::DropStmt>()).removeType == ObjectType::OBJECT_EXTENSION => {
+                Kind::Extension
+            }
+            T_RenameStmt if (*node.cast::<pg_sys::RenameStmt>()).renameType == ObjectType::OBJECT_DATABASE => {
+                Kind::EmptiesDatabase
+            }
+            T_DropdbStmt | T_CreatedbStmt | T_AlterDatabaseStmt => Kind::EmptiesDatabase,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// Not guarded, and without anything to drop, so that an `ERROR` of the statement jumps over it as over a C function.
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    let call = Call { statement, query, read_only_tree, context, params, environment, dest, completion };
+    // SAFETY: called by PostgreSQL with the arguments of ProcessUtility.
+    unsafe {
+        match kind(statement) {
+            Kind::Other => call.next(),
+            kind @ (Kind::Extension | Kind::CommitPrepared) => {
+                before(kind);
+                call.next();
+            }
+            Kind::EmptiesDatabase => around(call),
+        }
+    }
+}
+
+/// Turns a Rust unwind into an `ERROR` before it reaches the unguarded caller.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn before(kind: Kind) {
+    match kind {
+        Kind::CommitPrepared => hooks::before_commit_prepared(),
+        _ => hooks::before_extension_change(),
+    }
+}
+
+/// Runs the statement while the worker of the database stays away.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn around(call: Call) {
+    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so that
+    // the guard in `without_worker` is dropped.
+    unsafe {
+        let name = database_named(call.statement).map(|name| CStr::from_ptr(name));
+        hooks::without_worker(name, || pg_guard_ffi_boundary(|| call.next()));
+    }
+}
+
+/// The database that must be empty: the one dropped, renamed, moved, or copied.
+unsafe fn database_named(statement: *mut pg_sys::PlannedStmt) -> Option<*const c_char> {
+    use pg_sys::NodeTag::*;
+    // SAFETY: by contract, as in `kind`.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        let name = match (*node).type_ {
+            T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname,
+            T_RenameStmt => (*node.cast::<pg_sys::RenameStmt>()).subname,
+            T_CreatedbStmt => option((*node.cast::<pg_sys::CreatedbStmt>()).options, c"template")?,
+            T_AlterDatabaseStmt => {
+                let statement = node.cast::<pg_sys::AlterDatabaseStmt>();
+                option((*statement).options, c"tablespace")?;
+                (*statement).dbname
+            }
+            _ => return None,
+        };
+        (!name.is_null()).then_some(name.cast_const())
+    }
+}
+
+/// The text of an option, if it is given a value.
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut c_char> {
+    // SAFETY: the options of a statement are a list of DefElem.
+    unsafe {
+        (0..pg_sys::list_length(options))
+            .map(|i| pg_sys::list_nth(options, i).cast::<pg_sys::DefElem>())
+            .find(|&option| CStr::from_ptr((*option).defname) == name && !(*option).arg.is_null())
+            .map(|option| pg_sys::defGetString(option))
+    }
+}

@@ -1,0 +1,166 @@
+//! The worker of one database: pushes, sleeps until there is a reason to push again, and leaves when it has been idle for a
+//! while.
+//!
+//! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also in
+//! a lock wait.
+
+use super::backoff;
+use super::shared::Seat;
+use crate::error::Error;
+use crate::pg::spi::{self, Extension};
+use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
+use crate::push::{Background, Next};
+use crate::settings;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::time::{Duration, Instant};
+
+/// What `ALTER DATABASE .. SET` may have changed and our own transactions depend on.
+const SETTINGS: [(&str, &str); 4] = [
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
+    ("search_path", "pg_catalog, pg_temp"),
+];
+
+/// Returns, with the exit status of success, when the worker has left; the launcher starts another when it is needed.
+pub fn main(database: Oid) {
+    process::handle_signals();
+    let Some(seat) = Seat::take(database) else { return };
+    bgworker::connect(Some(database));
+    for (name, value) in SETTINGS {
+        guc::pin(name, value);
+    }
+    Worker::new(seat).run();
+}
+
+struct Worker {
+    seat: Seat,
+    /// The installed extension and the sender made for it.
+    sender: Option<(Extension, Background)>,
+    was_idle: bool,
+    idle_since: Instant,
+    failures: u32,
+    /// After a failure: not to be tried before.
+    not_before: Option<Instant>,
+    /// The last error, so that one that repeats is logged once.
+    complaint: Option<String>,
+}
+
+/// Why a worker leaves.
+enum Leave {
+    /// Nothing to do for a while, or until then.
+    Idle { due: Option<Instant> },
+    /// The extension is not installed, or sending is switched off.
+    NotNeeded,
+}
+
+impl Worker {
+    fn new(seat: Seat) -> Self {
+        Worker {
+            seat,
+            sender: None,
+            was_idle: false,
+            idle_since: Instant::now(),
+            failures: 0,
+            not_before: None,
+            complaint: None,
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            match xact::survive(|| self.turn()) {
+                Ok(Continue(())) => {}
+                Ok(Break(Leave::NotNeeded)) => return self.seat.leave_anyway(),
+                Ok(Break(Leave::Idle { due })) if self.seat.leave(due) => return,
+                Ok(Break(Leave::Idle { .. })) => {}
+                Err(error) => self.failed(error),
+            }
+        }
+    }
+
+    /// Pushes once and sleeps until there is a reason for the next turn.
+    fn turn(&mut self) -> ControlFlow<Leave> {
+        if process::reload_requested() {
+            guc::reload();
+            self.not_before = None;
+        }
+        if !settings::enabled() {
+            self.finish();
+            return Break(Leave::NotNeeded);
+        }
+        if let Some(left) =
+            self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
+        {
+            activity::idle(&format!("after an error, next try in {left:.0?}"));
+            latch::wait(None, left);
+            return Continue(());
+        }
+        if self.seat.take_wanted() {
+            self.idle_since = Instant::now();
+        }
+        let Some(next) = self.push() else { return Break(Leave::NotNeeded) };
+        self.recovered();
+        self.rest(next)
+    }
+
+    /// One push session; `None` without the extension.
+    fn push(&mut self) -> Option<Next> {
+        let installed = xact::transaction(spi::extension)?;
+        self.seat.serve();
+        let sender = match self.sender.take().filter(|(of, _)| *of == installed) {
+            Some(sender) => sender,
+            None => (installed, Background::new()),
+        };
+        let (_, background) = self.sender.insert(sender);
+        Some(background.run())
+    }
+
+    /// Sleeps, or leaves.
+    fn rest(&mut self, next: Next) -> ControlFlow<Leave> {
+        let waits = next.idle || next.due_in.is_some();
+        if !waits || self.seat.is_wanted() || process::reload_pending() {
+            return Continue(());
+        }
+        if next.idle && !self.was_idle {
+            self.idle_since = Instant::now();
+        }
+        self.was_idle = next.idle;
+        let due = next.due_in.map(|due_in| Instant::now() + due_in);
+        let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
+        if stay.is_zero() || self.seat.is_crowded() {
+            self.finish();
+            return Break(Leave::Idle { due });
+        }
+        activity::idle(&match next.due_in {
+            Some(due_in) => format!("next try in {due_in:.0?}"),
+            None => "nothing to send".to_owned(),
+        });
+        let longest = stay.min(settings::interval());
+        latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
+        Continue(())
+    }
+
+    /// Has the sender write down what it did, before the worker leaves.
+    fn finish(&mut self) {
+        if let Some((_, background)) = &mut self.sender {
+            background.finish();
+        }
+    }
+
+    fn failed(&mut self, error: Error) {
+        self.sender = None; // its connection and what it remembers may be in any state
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + backoff(self.failures));
+        if self.complaint.as_ref() != Some(&error.message) {
+            self.complaint = Some(error.message.clone());
+            error.log();
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.failures = 0;
+        self.not_before = None;
+        self.complaint = None;
+    }
+}

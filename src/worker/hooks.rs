@@ -1,0 +1,25 @@
+//! What the background processes do around other people's statements.
+
+use super::shared::Barrier;
+use crate::pg::{database, spi};
+use crate::wake;
+use std::ffi::CStr;
+
+/// CREATE and ALTER EXTENSION give the worker something to do, DROP EXTENSION makes it leave.
+pub fn before_extension_change() {
+    wake::at_commit();
+}
+
+/// No callback of a prepared transaction runs when it commits, and nobody remembers whether it had captured anything.
+pub fn before_commit_prepared() {
+    if spi::extension().is_some() {
+        wake::at_commit();
+    }
+}
+
+/// Runs `statement`, which needs `name` to be a database without connections, while the worker of that database is kept
+/// away. Only for its owner: others may not run such a statement, and shall not disturb the worker by trying.
+pub fn without_worker(name: Option<&CStr>, statement: impl FnOnce()) {
+    let _barrier = name.and_then(database::by_name).filter(|&oid| database::is_owned(oid)).map(Barrier::new);
+    statement();
+}

@@ -1,0 +1,322 @@
+"""The receiver that is shipped as an example, over real sockets and a real hub."""
+
+import gzip
+import http.client
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+
+import pytest
+
+from support.wait import wait_for
+
+PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "examples/receiver/receiver.py"
+PATH = "/api/sync/upload_outbox"
+TOKEN = "s3cret-t0ken"
+
+
+class Example:
+    """The running program, in front of a hub database whose table `sales` is accepted."""
+
+    def __init__(self, db, where, *options):
+        self.db = db
+        self.login = db.role("door")
+        db.run(f"GRANT EXECUTE ON FUNCTION sync_outbox_apply(json) TO {self.login}")
+        db.run("CREATE TABLE IF NOT EXISTS sales (id int PRIMARY KEY, qty int)")
+        db.run("SELECT sync_outbox_accept('sales')")
+        self.log = where / "receiver.log"
+        token_file = where / "token"
+        token_file.write_text(TOKEN + "\n")
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                ["/usr/bin/python3", PROGRAM, "--listen", "127.0.0.1:0", "--dsn", db.server.dsn(db.name, self.login),
+                 "--token-file", token_file, *options], stderr=log, stdin=subprocess.DEVNULL)
+        found = wait_for(lambda: re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.said()), what="listening")
+        self.port = int(found[1])
+
+    def said(self):
+        return self.log.read_text()
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+
+    def post(self, body, connection=None, path=PATH, **headers):
+        """(status, answer, headers) of one request; a header of None is left out."""
+        own = connection or self.connect()
+        data = body if isinstance(body, (bytes, str)) else json.dumps(body)
+        given = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        own.request("POST", path, data, {name: value for name, value in given.items() if value is not None})
+        response = own.getresponse()
+        answer = json.loads(response.read())
+        if connection is None:
+            own.close()
+        return response.status, answer, response.headers
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def new_example(db, tmp_path):
+    examples = []
+
+    def make(*options):
+        examples.append(Example(db, tmp_path, *options))
+        return examples[-1]
+    yield make
+    for example in examples:
+        example.process.kill()
+        example.process.wait()
+
+
+@pytest.fixture
+def example(new_example):
+    return new_example()
+
+
+def insert(row, **data):
+    return {"schema": "public", "table": "sales", "op": "INSERT", "pk": {"id": row}, "data": {"id": row, **data},
+            "dedup_key": str(uuid.uuid4())}
+
+
+def body(*changes):
+    return {"changes": changes}
+
+
+def test_a_body_is_applied_and_answered(example):
+    good, bad = insert(1, qty=5), insert(2, qty="x")
+    status, answer, headers = example.post(body(good, bad))
+
+    assert status == 200 and headers["Content-Type"] == "application/json"
+    assert answer == {"acked": [good["dedup_key"]], "conflicts": [], "errors": [
+        {"dedup_key": bad["dedup_key"], "error": 'invalid input syntax for type integer: "x"'}]}
+    assert example.db.rows("SELECT * FROM sales") == [(1, 5)]
+    wait_for(lambda: "1 acked, 1 errors, 0 conflicts" in example.said())
+
+
+def test_many_requests_on_one_connection(example):
+    connection = example.connect()
+    began = time.monotonic()
+    for row in range(100):
+        assert example.post(body(insert(row)), connection)[0] == 200
+    # Nagle and delayed acks would make it 40 ms each.
+    assert time.monotonic() - began < 3
+    assert example.post(body({}), connection)[0] == 400
+    assert example.post(body(insert(1000)), connection)[0] == 200, "an error keeps the connection"
+
+
+def test_requests_side_by_side(example):
+    statuses = []
+
+    def send(sender):
+        for row in range(10):
+            statuses.append(example.post(body(insert(sender * 100 + row)))[0])
+    senders = [threading.Thread(target=send, args=[sender]) for sender in range(12)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert statuses == [200] * 120
+    assert example.db.value("SELECT count(*) FROM sales") == 120
+    assert example.db.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sync_outbox receiver'") <= 4
+
+
+def test_a_repeated_body_is_acked_again(example):
+    once = body(insert(1, qty=1))
+    assert example.post(once) [:2] == example.post(once)[:2]
+
+
+@pytest.mark.parametrize("headers", [
+    {"Authorization": None}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"},
+    {"Authorization": "Bearer"}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": None, "X_Upload_Token": "wrong"},
+    {"Authorization": "Bearer \xe9"}, {"Authorization": "Bearer wrong", "X_Upload_Token": TOKEN}])
+def test_a_wrong_token_is_401(example, headers):
+    status, answer, answered = example.post(body(insert(1)), **headers)
+    assert (status, answer) == (401, {"error": "the token is missing or wrong"})
+    assert answered["WWW-Authenticate"] == "Bearer"
+    assert example.db.rows("SELECT * FROM sales") == []
+    assert TOKEN not in example.said()
+
+
+@pytest.mark.parametrize("headers", [{"Authorization": f"bearer {TOKEN}"}, {"Authorization": None, "X_Upload_Token": TOKEN}])
+def test_both_places_of_the_token(example, headers):
+    assert example.post(body(insert(1)), **headers)[0] == 200
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", b"[]", b"{}", b'{"changes": [{}]}', b'{"changes": "\xff"}', b'"\xed\xa0\x80"'])
+def test_what_is_no_body_of_changes_is_400(example, data):
+    status, answer, _ = example.post(data)
+    assert status == 400 and answer["error"]
+
+
+def test_another_path_or_method_is_404_and_405(example):
+    assert example.post(body(), path="/other")[0] == 404
+    connection = example.connect()
+    connection.request("GET", PATH)
+    response = connection.getresponse()
+    assert response.status == 405 and response.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize("headers", [{"Content_Type": "text/plain"}, {"Content_Type": None}, {"Content_Encoding": "br"}])
+def test_another_kind_of_body_is_415(example, headers):
+    assert example.post(body(insert(1)), **headers)[0] == 415
+
+
+def test_content_type_may_name_the_charset(example):
+    assert example.post(body(insert(1)), Content_Type="application/json; charset=utf-8")[0] == 200
+
+
+@pytest.mark.parametrize("length, status", [(None, 411), ("x", 400), ("-1", 400), ("+1", 400), ("1_0", 400)])
+def test_a_length_is_needed(example, length, status):
+    connection = example.connect()
+    connection.putrequest("POST", PATH)
+    connection.putheader("Authorization", f"Bearer {TOKEN}")
+    connection.putheader("Content-Type", "application/json")
+    if length is not None:
+        connection.putheader("Content-Length", length)
+    connection.endheaders()
+    assert connection.getresponse().status == status
+
+
+def test_too_large_is_413_before_the_body_is_read(new_example):
+    example = new_example("--max-body", "100000")
+    status, answer, _ = example.post(b" " * 20_000_000)
+    assert status == 413 and "100000" in answer["error"]
+    assert example.post(b" " * 100_001)[0] == 413
+    assert example.post(json.dumps(body(insert(1))).encode() + b" " * 90_000)[0] == 200
+
+
+def test_gzip(example):
+    packed = gzip.compress(json.dumps(body(insert(1, qty=3))).encode())
+    assert example.post(packed, Content_Encoding="gzip")[0] == 200
+    assert example.db.rows("SELECT * FROM sales") == [(1, 3)]
+    for broken in [packed[:-3], packed + b"x", b"plain", b""]:
+        assert example.post(broken, Content_Encoding="gzip")[0] == 400
+
+
+def test_a_gzip_bomb_is_413_and_costs_little_memory(new_example):
+    example = new_example("--max-body", "1000000")
+    bomb = gzip.compress(b" " * 400_000_000)
+    assert example.post(bomb, Content_Encoding="gzip")[0] == 413
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path(f"/proc/{example.process.pid}/status").read_text())[1])
+    assert peak < 150_000
+
+
+def raw(example, head, data=b""):
+    """Sends bytes, returns the socket."""
+    connection = socket.create_connection(("127.0.0.1", example.port), timeout=10)
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def test_expect_100_continue(example):
+    data = json.dumps(body(insert(1))).encode()
+    head = (f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+            f"Content-Length: {len(data)}\r\nAuthorization: Bearer %s\r\n\r\n")
+    with raw(example, head % TOKEN) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(data)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+    with raw(example, head % "wrong") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 401 ")
+    with raw(example, head.replace(str(len(data)), "999999999") % TOKEN) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_ends_early_applies_nothing(example):
+    data = json.dumps(body(insert(1))).encode()
+    with raw(example, f"POST {PATH} HTTP/1.1\r\nContent-Type: application/json\r\nAuthorization: Bearer {TOKEN}\r\n"
+             f"Content-Length: {len(data) + 1}\r\n\r\n", data) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert example.db.rows("SELECT * FROM sales") == []
+
+
+def test_a_database_that_goes_away_is_503_and_is_found_again(example):
+    assert example.post(body(insert(1)))[0] == 200
+    example.db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sync_outbox receiver'")
+    time.sleep(0.2)
+    assert example.post(body(insert(2)))[0] == 200, "a lost idle connection is not the sender's business"
+
+    example.db.run(f"ALTER ROLE {example.login} NOLOGIN")
+    example.db.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'sync_outbox receiver'")
+    time.sleep(0.2)
+    status, _, headers = example.post(body(insert(3)))
+    assert status == 503 and headers["Retry-After"] == "1"
+    example.db.run(f"ALTER ROLE {example.login} LOGIN")
+    assert example.post(body(insert(3)))[0] == 200
+
+
+def test_errors_that_pass_are_503(example):
+    example.db.run("INSERT INTO sales VALUES (1, 1)")
+    example.db.run(f"ALTER ROLE {example.login} SET lock_timeout = '100ms'")
+    with example.db.session(autocommit=False) as holder:
+        holder.execute("UPDATE sales SET qty = 2")
+        assert example.post(body(insert(1, qty=3)))[0] == 503
+    assert example.post(body(insert(1, qty=3)))[0] == 200
+
+
+def test_a_missing_grant_is_500_and_says_so_in_the_log_only(example):
+    example.db.run(f"REVOKE EXECUTE ON FUNCTION sync_outbox_apply(json) FROM {example.login}")
+    status, answer, _ = example.post(body(insert(1)))
+    assert status == 500 and "sync_outbox_apply" not in answer["error"]
+    assert "permission denied for function sync_outbox_apply" in example.said()
+
+
+def test_sigterm_lets_a_request_finish(example):
+    idle = example.connect()
+    assert example.post(body(insert(9)), idle)[0] == 200
+    example.db.run("INSERT INTO sales VALUES (1, 1)")
+    holder = example.db.session(autocommit=False)
+    holder.execute("UPDATE sales SET qty = 2")
+    answers = []
+    request = threading.Thread(target=lambda: answers.append(example.post(body(insert(1, qty=3)))))
+    request.start()
+    wait_for(lambda: example.db.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+    example.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert example.process.poll() is None
+    holder.commit()
+    request.join()
+    assert answers[0][0] == 200
+    assert example.process.wait(5) == 0
+    assert "stopped" in example.said()
+
+
+def test_sigterm_when_idle(example):
+    connection = example.connect()
+    assert example.post(body(insert(1)), connection)[0] == 200
+    began = time.monotonic()
+    assert example.stop() == 0
+    assert time.monotonic() - began < 2
+
+
+def test_it_does_not_start_without_a_token(db, tmp_path):
+    empty = tmp_path / "empty"
+    empty.write_text("\n")
+    for arguments in [[], ["--token-file", empty]]:
+        done = subprocess.run(["/usr/bin/python3", PROGRAM, *arguments], capture_output=True, text=True, env={}, timeout=20)
+        assert done.returncode != 0 and "no token" in done.stderr
+
+
+def test_the_stores_own_changes_arrive(db, new_example, new_server):
+    """From capture to the hub's table, with nothing in between but what is shipped."""
+    example = new_example()
+    store = new_server().create_database()
+    store.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox")
+    store.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    store.configure(webapp_base_url=f"http://127.0.0.1:{example.port}", sync_upload_token=TOKEN)
+    store.attach("sales")
+    store.run("INSERT INTO sales SELECT n, n FROM generate_series(1, 2500) n")
+    store.run("UPDATE sales SET id = id + 10000 WHERE id % 3 = 0; DELETE FROM sales WHERE id % 5 = 0")
+    assert store.flushed()["ok"]
+    assert db.rows("SELECT * FROM sales ORDER BY id") == store.rows("SELECT * FROM sales ORDER BY id")
+    store.close()
