@@ -162,7 +162,8 @@ impl Plan {
             .set("IntervalStyle", "postgres")
             .set("TimeZone", "UTC")
             .set("extra_float_digits", "1")
-            .set("bytea_output", "hex");
+            .set("bytea_output", "hex")
+            .set("quote_all_identifiers", "off");
         Some(nest)
     }
 
