@@ -5,6 +5,7 @@
 use super::body::Change;
 use super::shape::{Column, Shape};
 use crate::pg::Oid;
+use crate::pg::guc::Nest;
 use crate::pg::relation::Open;
 use crate::pg::xact::{self, Caught};
 use crate::store::{Schema, accepted, quote_ident};
@@ -40,6 +41,10 @@ impl<'a> Tables<'a> {
 }
 
 fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, String> {
+    // Entering and leaving the replica role throws all plans away, so these are made once in every call: the joins are
+    // written in the order that is wanted, and searching for a better one takes longer than all the rest.
+    let plans = Nest::new();
+    plans.set("join_collapse_limit", "1");
     let name = format!("{}.{}", quote_ident(schema_name), quote_ident(table_name));
     let find = || accepted::find(schema, schema_name, table_name);
     let not_accepted = || format!("table {name} is not accepted here; its owner can call sync_outbox_accept()");
