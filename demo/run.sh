@@ -26,7 +26,7 @@ cleanup() {
     stop_receiver
     if [[ -n $where ]]; then
         for server in store hub; do
-            [[ -f $where/$server/postmaster.pid ]] && as_server "$bin/pg_ctl" -D "$where/$server" -m immediate -s stop
+            [[ -f $where/$server/postmaster.pid ]] && "${as_server[@]}" "$bin/pg_ctl" -D "$where/$server" -m immediate -s stop
             if [[ $status -ne 0 && -f $where/$server.log ]]; then
                 echo "the last lines of the $server's log:" >&2
                 tail -n 15 "$where/$server.log" >&2
@@ -38,23 +38,21 @@ cleanup() {
     exit "$status"
 }
 
-# PostgreSQL refuses to run as root. The environment is not inherited: PG* variables and RUST_BACKTRACE would change it.
-as_server() {
-    local switch=()
-    [[ $EUID -eq 0 ]] && switch=(setpriv --reuid=postgres --regid=postgres --init-groups)
-    (cd / && exec "${switch[@]}" env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ "$@")
-}
+# PostgreSQL refuses to run as root. Nothing is inherited: PG* variables and RUST_BACKTRACE would change what is seen. All of
+# it replaces itself, so that the pid of what is started in the background is its own.
+as_server=(env -i -C / PATH="$PATH" LC_ALL=C.UTF-8 HOME=/)
+[[ $EUID -eq 0 ]] && as_server=(setpriv --reuid=postgres --regid=postgres --init-groups "${as_server[@]}")
 
 own() { [[ $EUID -eq 0 ]] && chown postgres: "$@"; return 0; }
 
 start_server() {
-    as_server "$bin/pg_ctl" -D "$where/$1" -l "$where/$1.log" -s -w start
+    "${as_server[@]}" "$bin/pg_ctl" -D "$where/$1" -l "$where/$1.log" -s -w start
 }
 
 make_server() { # name, number, further lines of its configuration
-    as_server "$bin/initdb" -D "$where/$1" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >/dev/null
+    "${as_server[@]}" "$bin/initdb" -D "$where/$1" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync >/dev/null
     # Nobody else can reach them: no TCP, and sockets in a private directory. fsync is off because they do not outlive this.
-    as_server tee -a "$where/$1/postgresql.conf" >/dev/null <<CONF
+    "${as_server[@]}" tee -a "$where/$1/postgresql.conf" >/dev/null <<CONF
 listen_addresses = ''
 unix_socket_directories = '$where/sockets'
 port = $2
@@ -87,14 +85,17 @@ show() { # server, statement
 wait_for() { # seconds, what, statement at the store that answers t
     local until=$((SECONDS + $1))
     until [[ $(store -At -c "$3") == t ]]; do
-        ((SECONDS < until)) || fail "$2: not within $1 s"
+        if ((SECONDS >= until)); then
+            store -c 'SELECT table_name, op, status, error_message, count(*) FROM sync_outbox_queue GROUP BY 1, 2, 3, 4' >&2
+            fail "$2: not within $1 s"
+        fi
         sleep 0.1
     done
 }
 
 start_receiver() { # port, 0 for any that is free
     : >"$where/receiver.log" && own "$where/receiver.log"
-    as_server /usr/bin/python3 "$PWD/examples/receiver/receiver.py" --listen "127.0.0.1:$1" --token-file "$where/token" \
+    "${as_server[@]}" /usr/bin/python3 "$PWD/examples/receiver/receiver.py" --listen "127.0.0.1:$1" --token-file "$where/token" \
         --dsn "host=$where/sockets port=${port[hub]} dbname=hub user=receiver" 2>>"$where/receiver.log" &
     receiver_pid=$!
     for _ in {1..100}; do
@@ -205,7 +206,7 @@ show store 'SELECT target, clean, total, breaker, success_rate, rows_per_minute 
 
 act 'Act 3: the hub goes away, and the store does not notice'
 stop_receiver
-as_server "$bin/pg_ctl" -D "$where/hub" -m fast -s stop
+"${as_server[@]}" "$bin/pg_ctl" -D "$where/hub" -m fast -s stop
 say 'The receiver and the hub are down. The branches work on:'
 workload offline
 wait_for 30 'changes turn FAILED' "SELECT EXISTS (SELECT FROM sync_outbox WHERE status = 'FAILED')"
@@ -214,7 +215,7 @@ printf '%sstore=# %s%s\n' "$dim" 'SELECT sync_outbox_flush();' "$plain"
 answer=$(store -At -c 'SELECT sync_outbox_flush()')
 echo "$answer"
 [[ $answer == '{"ok": false, '*'"error": "offline"'* ]] || fail 'an unreachable hub is not called offline'
-show store 'SELECT target, clean, total, pending, failed, breaker, consecutive_failures, next_try_at, last_error FROM sync_outbox_overview() \gx'
+show store 'SELECT target, clean, total, pending, failed, breaker, consecutive_failures, next_try_at, last_error FROM sync_outbox_overview()'
 
 act 'Act 4: the hub comes back'
 backlog=$(store -At -c 'SELECT count(*) FROM sync_outbox')

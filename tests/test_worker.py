@@ -203,6 +203,25 @@ def test_a_terminated_worker_leaves_no_lock_behind(shop, receiver):
     assert shop.flush() == '{"ok": true, "pending": 1, "sent": 1, "acked": 1}'
 
 
+def test_a_worker_that_waits_for_a_lock_can_be_terminated(shop, receiver, clock):
+    settled(shop)
+    with shop.session(autocommit=False) as other:
+        other.execute("LOCK TABLE sync_outbox_target IN ACCESS EXCLUSIVE MODE")
+        shop.run("INSERT INTO sales VALUES (1, 0)")
+        (pid,) = wait_for(lambda: [row.pid for row in shop.rows(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker' AND wait_event_type = 'Lock'")])
+        with clock(0.5):
+            shop.run("SELECT pg_terminate_backend(%s)", [pid])
+            wait_for(lambda: pid not in workers(shop))
+    receiver.wait_for_requests(1)
+
+
+def test_statistics_know_what_the_worker_deleted(shop):
+    shop.run("INSERT INTO sales SELECT n, 0 FROM generate_series(1, 500) n")
+
+    wait_for(lambda: shop.value("SELECT n_tup_del FROM pg_stat_user_tables WHERE relname = 'sync_outbox'") == 500)
+
+
 def test_a_terminated_launcher_comes_back_and_leaves_the_workers_alone(shop, receiver):
     pid = settled(shop)
     launcher = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox launcher'"

@@ -113,6 +113,7 @@ pub fn output_settings_are_default() -> bool {
             && pg_sys::IntervalStyle == pg_sys::INTSTYLE_POSTGRES as i32
             && pg_sys::extra_float_digits == 1
             && externs::bytea_output == BYTEA_OUTPUT_HEX
+            && !pg_sys::quote_all_identifiers
             && CStr::from_ptr(pg_sys::pg_get_timezone_name(pg_sys::session_timezone)) == c"UTC"
     }
 }

@@ -137,6 +137,15 @@ impl Row {
         Some(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
 
+    /// The elements of column `n`, a text[], as UTF-8; none for NULL.
+    pub fn texts(&self, n: usize) -> Vec<String> {
+        let (datum, null) = self.raw(n);
+        // SAFETY: the column is a text[] by contract, and its elements are read as the bytes that they are.
+        let array = unsafe { pgrx::Array::<&[u8]>::from_polymorphic_datum(datum, null, pg_sys::TEXTARRAYOID) };
+        let elements = array.iter().flat_map(|array| array.iter().flatten());
+        elements.map(|bytes| super::text::to_utf8(bytes).into_owned()).collect()
+    }
+
     /// Column `n`, a timestamptz, as ISO 8601 in UTC; empty for NULL.
     pub fn iso_time(&self, n: usize) -> String {
         let (datum, null) = self.raw(n);

@@ -108,9 +108,9 @@ pub fn forbid_prepare() {
         match event {
             pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if FORBIDDEN.load(Relaxed) => Error::new(
                 SqlState::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "cannot PREPARE a transaction that has called sync_outbox_flush()",
+                "cannot PREPARE a transaction that holds the sender's lock",
             )
-            .hint("Call sync_outbox_flush() in a transaction of its own.")
+            .hint("Call sync_outbox_flush() and sync_outbox_import() in transactions of their own.")
             .raise(),
             pg_sys::XactEvent::XACT_EVENT_COMMIT | pg_sys::XactEvent::XACT_EVENT_ABORT => {
                 FORBIDDEN.store(false, Relaxed)

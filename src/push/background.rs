@@ -148,13 +148,14 @@ impl Background {
         }
     }
 
-    /// Says once why nothing is sent; a reload, a new setting or the safety-net poll brings us back.
+    /// Says once why nothing is sent. A reload, a new setting or any commit brings us back, and so does time: a file may
+    /// have been put in place by hand.
     fn cannot_send(&mut self, why: String) -> Next {
         if self.told.as_deref() != Some(&why) {
             pgrx::log!("sync_outbox sends nothing: {why}");
             self.told = Some(why);
         }
-        Next::idle()
+        Next { due_in: Some(settings::delivery().retry_max_interval), ..Next::idle() }
     }
 
     /// One row per stretch of work: it is written when the stretch begins, and brought up to date now and then.

@@ -117,7 +117,10 @@ fn push<T: Transactions>(
         history.branch = branch;
         history.target = Some(target.name);
         fill(&mut history, &report);
-        transactions().step(|| history::insert(&schema, &history));
+        transactions().step(|| {
+            history::prune(&schema, settings::history_retention());
+            history::insert(&schema, &history)
+        });
     }
     Ok(report)
 }

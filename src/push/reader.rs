@@ -1,7 +1,9 @@
 //! Reading batches in order: forward from a cursor, so that what lies dead behind it costs nothing, and again from the
 //! head, because a change can become visible, due or free behind the cursor.
 //!
-//! A *pass* goes from somewhere to the end of every lane. A session is over when a pass from the head has found nothing to
+//! A *pass* goes from somewhere to the end of every lane, over what was committed when it began. What is committed later
+//! waits for the next pass: an earlier change of its key may have become visible behind the cursor just before, and only a
+//! pass that began after both sees them in order. A session is over when a pass from the head has found nothing to
 //! send: only then may it say "empty".
 
 use super::crossing::Crossing;
@@ -25,6 +27,8 @@ pub struct Reader {
     scope: Scope,
     cursors: [i64; 3],
     from_head: bool,
+    /// What was committed when the pass began.
+    committed: String,
     /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
     /// their keys waits, also when their time has come meanwhile.
     tried: HashMap<i64, Touched>,
@@ -38,6 +42,7 @@ impl Reader {
             scope,
             cursors: [i64::MIN; 3],
             from_head: true,
+            committed: String::new(),
             tried: HashMap::new(),
             crossing: Crossing::default(),
         }
@@ -52,6 +57,7 @@ impl Reader {
     pub fn rewind(&mut self, schema: &Schema) {
         self.cursors = [i64::MIN; 3];
         self.from_head = true;
+        self.committed = queue::snapshot();
         self.crossing = Crossing::load(schema, self.target_id);
     }
 
@@ -76,6 +82,7 @@ impl Reader {
                 target_id: self.target_id,
                 priority,
                 after: self.cursors[lane],
+                committed: &self.committed,
                 rows,
                 bytes,
                 own_txid: self.scope.own_txid,

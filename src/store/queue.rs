@@ -77,19 +77,26 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
 pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
     AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
 
+/// What is committed now.
+pub fn snapshot() -> String {
+    spi::first("SELECT pg_catalog.pg_current_snapshot()::text", &[], |row| row.text(1)).unwrap_or_default()
+}
+
 /// A run of deliverable changes of one lane.
-pub struct Run {
+pub struct Run<'a> {
     pub target_id: i16,
     pub priority: Priority,
     /// Only ids above this one.
     pub after: i64,
+    /// Only changes that this [`snapshot`] sees.
+    pub committed: &'a str,
     pub rows: usize,
     pub bytes: usize,
     /// The reader's own transaction, whose changes must not leave before it commits.
     pub own_txid: Option<u64>,
 }
 
-impl Run {
+impl Run<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
     /// `bytes` still goes, alone). `wanted` can leave a change out. Returns the last id looked at, and whether there may
     /// be more.
@@ -101,9 +108,12 @@ impl Run {
                         attempt_count, refusals, status = 'FAILED' AND next_attempt_at IS NULL
                    FROM @.sync_outbox
                   WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 AND {DELIVERABLE}
+                    AND (pg_catalog.pg_visible_in_snapshot(txid, $4::text::pg_snapshot)
+                         -- The number of another cluster's transaction, from a dump.
+                         OR txid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))
                   ORDER BY id"
             )),
-            &[self.target_id.into(), self.priority.name().into(), self.after.into()],
+            &[self.target_id.into(), self.priority.name().into(), self.after.into(), self.committed.into()],
             |row| {
                 let size: usize = [8, 9, 10].iter().map(|n| row.bytes(*n).map_or(0, <[u8]>::len)).sum();
                 if batch.len() >= self.rows || (!batch.is_empty() && batch.bytes() + size > self.bytes) {

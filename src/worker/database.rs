@@ -4,7 +4,7 @@
 //! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also in
 //! a lock wait.
 
-use super::backoff;
+use super::retry::Retry;
 use super::shared::Seat;
 use crate::error::Error;
 use crate::pg::spi::{self, Extension};
@@ -39,9 +39,9 @@ struct Worker {
     sender: Option<(Extension, Background)>,
     was_idle: bool,
     idle_since: Instant,
-    failures: u32,
-    /// After a failure, or while the target's breaker is open: not to be tried before.
-    not_before: Option<Instant>,
+    retry: Retry,
+    /// While the target's breaker is open: nothing can change before.
+    deaf_until: Option<Instant>,
     /// The last error, so that one that repeats is logged once.
     complaint: Option<String>,
 }
@@ -61,8 +61,8 @@ impl Worker {
             sender: None,
             was_idle: false,
             idle_since: Instant::now(),
-            failures: 0,
-            not_before: None,
+            retry: Retry::default(),
+            deaf_until: None,
             complaint: None,
         }
     }
@@ -83,15 +83,15 @@ impl Worker {
     fn turn(&mut self) -> ControlFlow<Leave> {
         if process::reload_requested() {
             guc::reload();
-            self.not_before = None;
+            self.retry.try_now();
+            self.deaf_until = None;
         }
         if !settings::enabled() {
             self.finish();
             return Break(Leave::NotNeeded);
         }
-        if let Some(left) =
-            self.not_before.map(|t| t.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero())
-        {
+        let deaf = self.retry.not_before().max(self.deaf_until).map(|t| t.saturating_duration_since(Instant::now()));
+        if let Some(left) = deaf.filter(|left| !left.is_zero()) {
             latch::wait(None, left);
             return Continue(());
         }
@@ -117,13 +117,15 @@ impl Worker {
 
     /// Sleeps, or leaves.
     fn rest(&mut self, next: Next) -> ControlFlow<Leave> {
-        if !next.deaf_for.is_zero() {
-            // The announcement of work stays up, so that committing writers have nothing to wake meanwhile.
-            self.not_before = Some(Instant::now() + next.deaf_for);
-            activity::idle(&format!("next try in {:.0?}", next.due_in.unwrap_or_default()));
+        if !next.idle && next.due_in.is_none() {
+            return Continue(());
         }
-        let waits = next.idle || next.due_in.is_some();
-        if !waits || self.seat.is_wanted() || process::reload_pending() {
+        self.deaf_until = (!next.deaf_for.is_zero()).then(|| Instant::now() + next.deaf_for);
+        if self.seat.is_wanted() || process::reload_pending() {
+            // While deaf the announcement of work stays up, so that committing writers have nobody to wake.
+            if self.deaf_until.is_some() {
+                show(&next);
+            }
             return Continue(());
         }
         if next.idle && !self.was_idle {
@@ -136,10 +138,7 @@ impl Worker {
             self.finish();
             return Break(Leave::Idle { due });
         }
-        activity::idle(&match next.due_in {
-            Some(due_in) => format!("next try in {due_in:.0?}"),
-            None => "nothing to send".to_owned(),
-        });
+        show(&next);
         let longest = stay.min(settings::interval());
         latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
         Continue(())
@@ -154,9 +153,8 @@ impl Worker {
 
     fn failed(&mut self, error: Error) {
         self.sender = None; // its connection and what it remembers may be in any state
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = Some(Instant::now() + backoff(self.failures));
-        activity::idle(&format!("after an error, next try in {:.0?}", backoff(self.failures)));
+        let left = self.retry.failed(Instant::now()).saturating_duration_since(Instant::now());
+        activity::idle(&format!("after an error, next try in {left:.0?}"));
         if self.complaint.as_ref() != Some(&error.message) {
             self.complaint = Some(error.message.clone());
             error.log();
@@ -164,8 +162,14 @@ impl Worker {
     }
 
     fn recovered(&mut self) {
-        self.failures = 0;
-        self.not_before = None;
+        self.retry.succeeded();
         self.complaint = None;
     }
+}
+
+fn show(next: &Next) {
+    activity::idle(&match next.due_in {
+        Some(due_in) => format!("next try in {due_in:.0?}"),
+        None => "nothing to send".to_owned(),
+    });
 }

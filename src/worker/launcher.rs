@@ -5,7 +5,7 @@
 //! own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the other
 //! look into every database.
 
-use super::backoff;
+use super::retry::Retry;
 use super::shared::{self, View};
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
@@ -19,7 +19,9 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 const PROBE: Duration = Duration::from_secs(5);
 /// After so long a run, a worker that ended without a farewell is started again as if it had never failed.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// At most one complaint about missing worker slots in this time.
+/// How long those wait that found the shared table full.
+const OVERFLOWED: Duration = Duration::from_secs(60);
+/// At most one complaint of a kind in this time.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Never returns: it ends by SIGTERM or an `ERROR`, in both cases with the status that has it restarted.
@@ -52,33 +54,33 @@ struct Launcher {
     /// Databases to look into, and the one that is being looked into, with the time to go on at.
     unprobed: VecDeque<Oid>,
     probing: Option<(Oid, Instant)>,
+    /// The shared table was full: when to look for those that did not fit.
+    probe_again: Option<Instant>,
+    /// The database that got the last worker: when slots are few, the next is another's turn.
+    last: Oid,
     slots: Slots,
+    table_full: Complaint,
 }
 
 /// What the launcher knows of the worker of a database.
 struct Worker {
     handle: Option<Handle>,
     started: Instant,
-    failures: u32,
-    not_before: Instant,
+    retry: Retry,
 }
 
 /// Whether there are free background worker slots.
 #[derive(Default)]
 struct Slots {
-    failures: u32,
-    not_before: Option<Instant>,
-    complained: Option<Instant>,
+    retry: Retry,
+    exhausted: Complaint,
 }
 
 impl Launcher {
     /// If it is a worker that takes the server down, it must not do so as fast as the server can recover. What the
     /// launcher before knew about failures is lost with shared memory.
     fn slow_down_after_crashes(&mut self) {
-        let crashes = shmem::crashes();
-        if crashes > 0 {
-            self.slots.not_before = Some(Instant::now() + backoff(crashes));
-        }
+        self.slots.retry = Retry::after(shmem::crashes(), Instant::now());
     }
 
     fn probe_all(&mut self) {
@@ -88,25 +90,27 @@ impl Launcher {
 
     /// Starts what is missing; returns when to look again at the latest.
     fn reconcile(&mut self) -> Option<Instant> {
-        if shared::overflowed() {
-            pgrx::warning!(
-                "sync_outbox cannot serve so many databases at once: some wait until others have nothing to send"
-            );
-            self.probe_all();
-        }
         self.notice_ends();
         self.probe();
         let now = Instant::now();
-        let mut next = self.probing.map(|(_, until)| until);
-        for entry in shared::all() {
-            let Some(at) = self.start_at(&entry, now) else { continue };
-            if at > now {
-                next = next.into_iter().chain([at]).min();
-            } else if let Some(retry) = self.start(entry.database, now) {
-                next = next.into_iter().chain([retry]).min();
+        let mut next: Vec<Instant> = self.probing.map(|(_, until)| until).into_iter().chain(self.probe_again).collect();
+        for entry in self.in_turn() {
+            match self.start_at(&entry, now) {
+                Some(at) if at > now => next.push(at),
+                Some(_) => next.extend(self.start(entry.database, now)),
+                None => {}
             }
         }
-        next
+        next.into_iter().min()
+    }
+
+    /// What the table asks for, beginning behind the database that was served last.
+    fn in_turn(&self) -> Vec<View> {
+        let mut entries = shared::all();
+        entries.sort_unstable_by_key(|entry| entry.database.to_u32());
+        let first = entries.partition_point(|entry| entry.database.to_u32() <= self.last.to_u32());
+        entries.rotate_left(first);
+        entries
     }
 
     /// Takes note of workers that have ended.
@@ -115,7 +119,7 @@ impl Launcher {
         for (database, worker) in &mut self.workers {
             if worker.handle.take_if(|handle| handle.has_ended()).is_some() {
                 ended.push(*database);
-                self.slots.not_before = None; // there is one free now
+                self.slots.retry.try_now(); // there is one free now
             }
         }
         // Looked at afterwards: a worker says farewell before it ends.
@@ -134,13 +138,26 @@ impl Launcher {
 
     /// Has the next database looked into when the one before is done with.
     fn probe(&mut self) {
+        let now = Instant::now();
+        if shared::overflowed() && self.probe_again.is_none() {
+            self.probe_again = Some(now + OVERFLOWED);
+            self.table_full.say(now, || {
+                pgrx::warning!(
+                    "too many databases have something to send with sync_outbox: some wait for others to be done"
+                )
+            });
+        }
+        if self.probe_again.is_some_and(|at| at <= now) {
+            self.probe_again = None;
+            self.probe_all();
+        }
         if let Some((database, until)) = self.probing {
             let open = shared::all().iter().any(|entry| entry.database == database && !entry.serving);
-            if open && Instant::now() < until {
+            if open && now < until {
                 return;
             }
         }
-        self.probing = self.unprobed.pop_front().map(|database| (database, Instant::now() + PROBE));
+        self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
             shared::want(database);
         }
@@ -153,7 +170,8 @@ impl Launcher {
             return None;
         }
         let due = if entry.wanted { now } else { entry.due? };
-        Some([Some(due), worker.map(|worker| worker.not_before), self.slots.not_before].into_iter().flatten().max()?)
+        let retry = worker.and_then(|worker| worker.retry.not_before());
+        [Some(due), retry, self.slots.retry.not_before()].into_iter().flatten().max()
     }
 
     /// Starts a worker; returns when to try again if that was not possible.
@@ -165,6 +183,7 @@ impl Launcher {
         shared::starting(database);
         let Some(handle) = Handle::start(database) else { return Some(self.slots.exhausted(now)) };
         self.slots.found();
+        self.last = database;
         let worker = self.workers.entry(database).or_insert_with(|| Worker::new(now));
         worker.handle = Some(handle);
         worker.started = now;
@@ -174,69 +193,49 @@ impl Launcher {
 
 impl Worker {
     fn new(now: Instant) -> Self {
-        Worker { handle: None, started: now, failures: 0, not_before: now }
+        Worker { handle: None, started: now, retry: Retry::default() }
     }
 
     fn ended(&mut self, failed: bool, now: Instant) {
         if !failed || now.duration_since(self.started) > HEALTHY {
-            self.failures = 0;
+            self.retry.succeeded();
         }
         if failed {
-            self.failures = self.failures.saturating_add(1);
-            self.not_before = now + backoff(self.failures);
+            self.retry.failed(now);
         }
     }
 }
 
 impl Slots {
     fn found(&mut self) {
-        self.failures = 0;
+        self.retry.succeeded();
         shared::set_crowded(false);
     }
 
     /// Says so, once in a while, and returns when to try again.
     fn exhausted(&mut self, now: Instant) -> Instant {
-        if self.complained.is_none_or(|at| now.duration_since(at) > COMPLAIN_AGAIN) {
-            self.complained = Some(now);
+        self.exhausted.say(now, || {
             pgrx::ereport!(
                 WARNING,
                 pgrx::PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 "no background worker slot is free for sync_outbox",
                 "Changes wait until one is. Raise \"max_worker_processes\" and restart the server."
-            );
-        }
+            )
+        });
         shared::set_crowded(true);
-        self.failures = self.failures.saturating_add(1);
-        let retry = now + backoff(self.failures);
-        self.not_before = Some(retry);
-        retry
+        self.retry.failed(now)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Something said in the log when it first happens, and now and then if it goes on.
+#[derive(Default)]
+struct Complaint(Option<Instant>);
 
-    #[test]
-    fn a_worker_that_keeps_failing_is_started_less_and_less_often() {
-        let now = Instant::now();
-        let mut worker = Worker::new(now);
-        for seconds in [1, 2, 4] {
-            worker.ended(true, now);
-            assert_eq!(worker.not_before, now + Duration::from_secs(seconds));
+impl Complaint {
+    fn say(&mut self, now: Instant, words: impl FnOnce()) {
+        if self.0.is_none_or(|last| now.duration_since(last) > COMPLAIN_AGAIN) {
+            self.0 = Some(now);
+            words();
         }
-        worker.ended(false, now);
-        worker.ended(true, now);
-        assert_eq!(worker.failures, 1);
-    }
-
-    #[test]
-    fn a_worker_that_ran_well_for_a_while_is_started_again_soon() {
-        let now = Instant::now();
-        let mut worker = Worker::new(now);
-        worker.failures = 5;
-        let later = now + HEALTHY * 2;
-        worker.ended(true, later);
-        assert_eq!(worker.not_before, later + Duration::from_secs(1));
     }
 }

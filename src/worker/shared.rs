@@ -16,7 +16,7 @@ const MOST_DATABASES: usize = 1024;
 /// How long a command waits for the worker of its database to leave: as long as PostgreSQL itself waits for others.
 const LEAVING: Duration = Duration::from_secs(5);
 
-static TABLE: Locked<Table> = Locked::new(c"sync_outbox", || Table::EMPTY);
+static TABLE: Locked<Table> = Locked::new(c"sync_outbox", Table::empty);
 
 /// The table in shared memory.
 pub struct Table {
@@ -60,13 +60,15 @@ pub struct View {
 }
 
 impl Table {
-    const EMPTY: Table = Table {
-        launcher: None,
-        crowded: AtomicBool::new(false),
-        overflowed: AtomicBool::new(false),
-        used: 0,
-        entries: [const { Entry::FREE }; MOST_DATABASES],
-    };
+    fn empty() -> Self {
+        Table {
+            launcher: None,
+            crowded: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
+            used: 0,
+            entries: std::array::from_fn(|_| Entry::of(Oid::INVALID)),
+        }
+    }
 
     fn entries(&self) -> &[Entry] {
         &self.entries[..self.used]
@@ -85,7 +87,7 @@ impl Table {
         let found = self.find(database).or_else(|| {
             let free = self.find(Oid::INVALID).or_else(|| (self.used < MOST_DATABASES).then_some(self.used))?;
             self.used = self.used.max(free + 1);
-            self.entries[free] = Entry { database, ..Entry::FREE };
+            self.entries[free] = Entry::of(database);
             Some(free)
         });
         if found.is_none() {
@@ -96,19 +98,21 @@ impl Table {
 }
 
 impl Entry {
-    const FREE: Entry = Entry {
-        database: Oid::INVALID,
-        worker: None,
-        serving: false,
-        in_order: true,
-        due: None,
-        barriers: 0,
-        wanted: AtomicBool::new(false),
-    };
+    fn of(database: Oid) -> Self {
+        Entry {
+            database,
+            worker: None,
+            serving: false,
+            in_order: true,
+            due: None,
+            barriers: 0,
+            wanted: AtomicBool::new(false),
+        }
+    }
 
     fn free_if_empty(&mut self) {
         if self.worker.is_none() && self.due.is_none() && self.barriers == 0 && !*self.wanted.get_mut() {
-            *self = Entry::FREE;
+            *self = Entry::of(Oid::INVALID);
         }
     }
 
@@ -157,7 +161,12 @@ pub fn want(database: Oid) {
             }
         }
     };
-    if let Some(process) = waker {
+    wake(waker);
+}
+
+/// Sets the latch of a process, if there is one; outside the lock, because it can be a system call.
+fn wake(process: Option<Process>) {
+    if let Some(process) = process {
         process.wake();
     }
 }
@@ -244,14 +253,16 @@ impl Seat {
 
     /// Says that the extension is here.
     pub fn serve(&self) {
+        if self.with(|entry| entry.serving) {
+            return;
+        }
         let mut table = TABLE.exclusive();
         let launcher = table.launcher;
-        if let Some(entry) = table.entry(self.database)
-            && !std::mem::replace(&mut entry.serving, true)
-        {
-            drop(table);
-            launcher.map(Process::wake).unwrap_or_default();
+        if let Some(entry) = table.entry(self.database) {
+            entry.serving = true;
         }
+        drop(table);
+        wake(launcher);
     }
 
     /// Whether work has been announced.
@@ -306,7 +317,7 @@ fn vacate() {
         entry.free_if_empty();
     }
     drop(table);
-    launcher.map(Process::wake).unwrap_or_default();
+    wake(launcher);
 }
 
 // The side of commands that need a database empty
@@ -346,7 +357,7 @@ fn lift(database: Oid) {
         entry.free_if_empty();
     }
     drop(table);
-    launcher.map(Process::wake).unwrap_or_default();
+    wake(launcher);
 }
 
 fn worker_of(database: Oid) -> Option<Process> {
@@ -357,4 +368,34 @@ fn worker_of(database: Oid) -> Option<Process> {
 /// Says that there may be work in this process's database.
 pub fn want_here() {
     want(database::current());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_keeps_its_entry_until_there_is_nothing_to_know() {
+        let mut table = Table::empty();
+        let (a, b) = (Oid::from(1), Oid::from(2));
+        assert_eq!((table.enter(a), table.enter(b), table.enter(a)), (Some(0), Some(1), Some(0)));
+        let entry = &mut table.entries[0];
+        entry.due = Some(Instant::now());
+        entry.free_if_empty();
+        assert_eq!(entry.database, a);
+        entry.due = None;
+        entry.free_if_empty();
+        assert_eq!((table.find(a), table.enter(Oid::from(3))), (None, Some(0)));
+    }
+
+    #[test]
+    fn a_full_table_says_so() {
+        let mut table = Table::empty();
+        for n in 1..=MOST_DATABASES {
+            assert!(table.enter(Oid::from(n as u32)).is_some());
+        }
+        assert!(!*table.overflowed.get_mut());
+        assert_eq!(table.enter(Oid::from(u32::MAX)), None);
+        assert!(*table.overflowed.get_mut());
+    }
 }

@@ -128,10 +128,10 @@ class Server:
         with self.connect(dbname) as session:
             return session.execute(query).fetchone()[0]
 
-    def create_database(self, options=""):
+    def create_database(self, options="", name=None):
         """A new empty database, wrapped."""
         self.databases += 1
-        name = f"{self.name}_{self.databases}"
+        name = name or f"{self.name}_{self.databases}"
         with self.connect() as admin:
             admin.execute(f"CREATE DATABASE {name} {options}")
         return Database(self, name)

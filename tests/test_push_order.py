@@ -1,0 +1,26 @@
+"""The order of a key holds when transactions commit in another order than they drew their ids."""
+
+
+def order_of(receiver, row):
+    return [change["op"] for change in receiver.changes if change["pk"] == {"id": row}]
+
+
+def test_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sales, receiver):
+    sales.server.set(sync_outbox__batch_rows=1)
+    late = sales.session(autocommit=False)
+    late.execute("INSERT INTO sales VALUES (1, 1)")  # draws the first id
+    sales.run("INSERT INTO sales SELECT n FROM generate_series(2, 6) n")
+    ack = receiver.behaviour
+
+    def meanwhile(request, wire):
+        if request.number == 2:  # the cursor stands behind the first id
+            late.commit()
+            late.execute("UPDATE sales SET qty = 2 WHERE id = 1")
+            late.commit()
+        ack(request, wire)
+    receiver.behaviour = meanwhile
+    sales.flush()
+    sales.flush()
+
+    assert order_of(receiver, 1) == ["INSERT", "UPDATE"]
+    assert sales.outbox() == []
