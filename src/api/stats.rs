@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 type Lane = (String, String, Priority);
 
 /// Above a million changes only so many are looked at for those that are blocked.
-const BLOCKED_AMONG: usize = 200_000;
+const BLOCKED_AMONG: usize = 100_000;
 
 /// A row for every attached table with the priority it has, zeros included, and for every other table and priority that
 /// has changes; with `branch`, only the changes of that branch count.
@@ -24,7 +24,7 @@ const BLOCKED_AMONG: usize = 200_000;
 /// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused and
 /// not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to a
 /// million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
-/// table, and `blocked` counts only those among the 200,000 changes that follow the first parked one.
+/// table, and `blocked` counts only those among the 100,000 changes that follow the first parked one.
 ///
 /// Reads only: works on a standby and in a read-only transaction.
 #[pgrx::pg_extern(sql = false)]

@@ -75,6 +75,7 @@ pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
     let sample = sample(share);
     if left_behind_bytes(schema) <= COUNTED_ONE_BY_ONE {
         read(schema, &format!("{sample} WHERE status = 'PENDING'"), branch, share, &mut figures);
+        let _plans = super::index_order();
         read(schema, "@.sync_outbox WHERE status <> 'PENDING'", branch, 1.0, &mut figures);
     } else {
         read(schema, &sample, branch, share, &mut figures);
@@ -155,6 +156,7 @@ pub struct ParkedChanges {
 /// One for each target that has parked changes.
 pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let mut parked = Vec::new();
+    let _plans = super::index_order();
     spi::query(
         &schema.sql(&format!(
             "SELECT target_id, min(id), pg_catalog.array_agg(DISTINCT table_name) FROM @.sync_outbox
@@ -187,33 +189,32 @@ impl ParkedChanges {
     /// The changes from the first parked one on, in the order of their ids, of tables that have the name of one with
     /// parked changes.
     pub fn followed_by(&self, schema: &Schema, branch: Option<&str>, mut each: impl FnMut(Queued) -> ControlFlow<()>) {
-        // One index scan a lane, merged by id.
+        // One index scan a lane, merged by id: each is ordered by itself, or PostgreSQL would sort them all.
+        let _plans = super::index_order();
         let lanes = Priority::ALL.map(|priority| {
             format!(
-                "SELECT * FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id >= $2",
+                "(SELECT id, schema_name, table_name, '{0}' AS priority, pk, CASE WHEN op = 'UPDATE' THEN data::text END,
+                         NOT {DELIVERABLE}, $4 IS NULL OR branch = $4
+                    FROM @.sync_outbox
+                   WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY ($3) ORDER BY id)",
                 priority.name()
             )
         });
         spi::scan(
-            &schema.sql(&format!(
-                "SELECT schema_name, table_name, priority::text, pk::text, CASE WHEN op = 'UPDATE' THEN data::text END,
-                        NOT {DELIVERABLE}, $4 IS NULL OR branch = $4
-                   FROM ({}) o WHERE table_name = ANY ($3) ORDER BY id",
-                lanes.join(" UNION ALL ")
-            )),
+            &schema.sql(&format!("{} ORDER BY id", lanes.join(" UNION ALL "))),
             &[self.target_id.into(), self.first_id.into(), self.table_names.clone().into(), Arg::opt(branch)],
             |row| {
                 each(Queued {
                     place: Place {
                         target_id: self.target_id,
-                        schema_name: row.utf8(1).unwrap_or_default(),
-                        table_name: row.utf8(2).unwrap_or_default(),
-                        priority: priority(row, 3),
+                        schema_name: row.utf8(2).unwrap_or_default(),
+                        table_name: row.utf8(3).unwrap_or_default(),
+                        priority: priority(row, 4),
                     },
-                    pk: row.utf8(4),
-                    data: row.utf8(5),
-                    parked: row.get(6).unwrap_or_default(),
-                    in_branch: row.get(7).unwrap_or_default(),
+                    pk: row.utf8(5),
+                    data: row.utf8(6),
+                    parked: row.get(7).unwrap_or_default(),
+                    in_branch: row.get(8).unwrap_or_default(),
                 })
             },
         );
@@ -226,7 +227,7 @@ pub fn attached(schema: &Schema) -> Vec<(String, String, Priority)> {
     spi::query(
         &schema.sql("SELECT schema_name::text, table_name::text, priority FROM @.sync_outbox_attached"),
         &[],
-        |row| tables.push((row.text(1), row.text(2), priority(row, 3))),
+        |row| tables.push((row.utf8(1).unwrap_or_default(), row.utf8(2).unwrap_or_default(), priority(row, 3))),
     );
     tables
 }
