@@ -379,7 +379,7 @@ pub fn extension() -> Option<Extension> {
             &mut key,
             pg_sys::Anum_pg_extension_oid as i16,
             pg_sys::BTEqualStrategyNumber as u16,
-            pgrx::pg_sys::Oid::from(pg_sys::F_OIDEQ).into(),
+            pg_sys::Oid::from(pg_sys::F_OIDEQ),
             oid.into(),
         );
         let scan = pg_sys::systable_beginscan(
