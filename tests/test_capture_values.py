@@ -105,12 +105,6 @@ def test_any_value_under_any_settings(wide, data):
     wide.update(row, draw())
 
 
-@pytest.mark.xfail(strict=True, reason="quote_all_identifiers is not among the settings that capture neutralises")
-def test_names_of_objects_under_quote_all_identifiers(wide):
-    wide.odd({"quote_all_identifiers": "on"})
-    wide.insert({COLUMNS[n]: "pg_class" for n, (kind, _, _) in enumerate(TYPES) if kind == "regclass"})
-
-
 def test_all_null(wide):
     wide.insert({})
 

@@ -172,6 +172,7 @@ ODD_SETTINGS = {
     "extra_float_digits": ["-15", "0", "1", "3"],
     "bytea_output": ["escape", "hex"],
     "standard_conforming_strings": ["off", "on"],
+    "quote_all_identifiers": ["on", "off"],
     "search_path": ["public", "pg_catalog, public", "public, pg_temp"],
     "xmloption": ["document", "content"],
 }
