@@ -9,6 +9,9 @@ use std::borrow::Cow;
 /// A text as SQL gives it: bytes, because the server encoding is not UTF-8 everywhere.
 pub type Text<'a> = Option<&'a [u8]>;
 
+/// A text or json as SQL takes it: see [`text::from_utf8`].
+pub type Answer = Vec<u8>;
+
 /// A `text[]` as SQL gives it.
 pub type Texts<'a> = Option<pgrx::Array<'a, &'a [u8]>>;
 
@@ -22,9 +25,9 @@ pub fn ids(ids: Vec<Option<i64>>) -> Vec<i64> {
     ids.into_iter().flatten().collect()
 }
 
-/// A text without white space around it; `None` if nothing is left.
-pub fn text(text: Option<&str>) -> Option<String> {
-    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+/// A text without white space around it, as UTF-8; `None` if nothing is left.
+pub fn trimmed(text: Text<'_>) -> Option<String> {
+    utf8(text).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// A text as UTF-8.

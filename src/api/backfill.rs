@@ -21,7 +21,7 @@ fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Te
     or_raise((|| {
         let relation = argument::required(relation, "relation")?;
         let priority = argument::utf8(priority).map_or(Ok(Priority::Low), |name| argument::priority(&name))?;
-        backfill(relation, argument::text(argument::utf8(condition).as_deref()), priority)
+        backfill(relation, argument::trimmed(condition), priority)
     })())
 }
 

@@ -4,7 +4,7 @@
 //! stays until the caller's transaction ends. What waits for a person (CONFLICT, DEAD) no sender touches, so that those
 //! can be discarded in the middle of a long drain.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::capture::REASON_MIN_CHARS;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::latch;
@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 /// Errors: 22023 without ids; 23514 if `reason` is shorter than five characters; 55P03 if a sender is at work on one of
 /// the targets for longer than `sync_outbox.lock_wait`.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> i64 {
+fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> i64 {
     or_raise(discard(ids, reason))
 }
 
-fn discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> Result<i64> {
+fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Discard, Mode::Manual, role::name(role::current_user()));
     let ids = argument::ids(ids.ok_or_else(|| {
         Error::argument("ids must not be null")
@@ -63,8 +63,8 @@ fn discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> Result<i64> {
     Ok(entry.pending)
 }
 
-fn checked(reason: Option<&str>) -> Result<String> {
-    argument::text(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
+fn checked(reason: Text<'_>) -> Result<String> {
+    argument::trimmed(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
         Error::new(
             SqlState::ERRCODE_CHECK_VIOLATION,
             format!("discarding changes needs a reason of at least {REASON_MIN_CHARS} characters"),

@@ -1,9 +1,11 @@
 //! `sync_outbox_stats()`: the queue, a row per attached table and priority.
 
+use super::argument::{self, Answer, Text};
 use crate::capture::Priority;
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
+use crate::pg::text;
 use crate::store::Schema;
 use crate::store::stats::{self, Figures, Place};
 use pgrx::datum::TimestampWithTimeZone;
@@ -30,12 +32,12 @@ const BLOCKED_AMONG: usize = 100_000;
 #[pgrx::pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn sync_outbox_stats(
-    branch: Option<&str>,
+    branch: Text<'_>,
 ) -> TableIterator<
     'static,
     (
-        name!(schema_name, String),
-        name!(table_name, String),
+        name!(schema_name, Answer),
+        name!(table_name, Answer),
         name!(priority, &'static str),
         name!(total, i64),
         name!(pending, i64),
@@ -49,11 +51,11 @@ fn sync_outbox_stats(
         name!(estimated, bool),
     ),
 > {
-    let stats = or_raise(Stats::read(branch));
+    let stats = or_raise(Stats::read(argument::utf8(branch).as_deref()));
     TableIterator::new(stats.lanes.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
         (
-            schema_name,
-            table_name,
+            text::from_utf8(&schema_name),
+            text::from_utf8(&table_name),
             priority.name(),
             f.total(),
             f.pending,

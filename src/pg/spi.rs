@@ -78,6 +78,11 @@ impl Arg {
         Arg::text_bytes(&super::text::from_utf8(text))
     }
 
+    /// As [`Arg::text_utf8`], or NULL.
+    pub fn opt_utf8(text: Option<&str>) -> Self {
+        text.map_or(Arg::null(pg_sys::TEXTOID), Arg::text_utf8)
+    }
+
     /// A json of UTF-8.
     pub fn json_utf8(text: &str) -> Self {
         Arg::datum(pg_sys::JSONOID, super::text::datum(&super::text::from_utf8(text)))

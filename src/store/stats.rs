@@ -95,7 +95,7 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
                FROM (SELECT * FROM {from}) o WHERE $1 IS NULL OR branch = $1
               GROUP BY target_id, schema_name, table_name, priority"
         )),
-        &[Arg::opt(branch)],
+        &[Arg::opt_utf8(branch)],
         |row| {
             let place = Place {
                 target_id: row.get(1).unwrap_or_default(),
@@ -150,7 +150,6 @@ fn left_behind_bytes(schema: &Schema) -> i64 {
 pub struct ParkedChanges {
     pub target_id: i16,
     first_id: i64,
-    table_names: Vec<String>,
 }
 
 /// One for each target that has parked changes.
@@ -159,17 +158,11 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let _plans = super::index_order();
     spi::query(
         &schema.sql(&format!(
-            "SELECT target_id, min(id), pg_catalog.array_agg(DISTINCT table_name) FROM @.sync_outbox
-              WHERE status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY target_id"
+            "SELECT target_id, min(id) FROM @.sync_outbox WHERE status <> 'PENDING' AND NOT {DELIVERABLE}
+              GROUP BY target_id"
         )),
         &[],
-        |row| {
-            parked.push(ParkedChanges {
-                target_id: row.get(1).unwrap_or_default(),
-                first_id: row.int(2),
-                table_names: row.get(3).unwrap_or_default(),
-            })
-        },
+        |row| parked.push(ParkedChanges { target_id: row.get(1).unwrap_or_default(), first_id: row.int(2) }),
     );
     parked
 }
@@ -194,15 +187,18 @@ impl ParkedChanges {
         let lanes = Priority::ALL.map(|priority| {
             format!(
                 "(SELECT id, schema_name, table_name, '{0}' AS priority, pk, CASE WHEN op = 'UPDATE' THEN data::text END,
-                         NOT {DELIVERABLE}, $4 IS NULL OR branch = $4
+                         NOT {DELIVERABLE}, $3 IS NULL OR branch = $3
                     FROM @.sync_outbox
-                   WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY ($3) ORDER BY id)",
+                   WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY (ARRAY(
+                         SELECT table_name FROM @.sync_outbox
+                          WHERE target_id = $1 AND status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY table_name))
+                   ORDER BY id)",
                 priority.name()
             )
         });
         spi::scan(
             &schema.sql(&format!("{} ORDER BY id", lanes.join(" UNION ALL "))),
-            &[self.target_id.into(), self.first_id.into(), self.table_names.clone().into(), Arg::opt(branch)],
+            &[self.target_id.into(), self.first_id.into(), Arg::opt_utf8(branch)],
             |row| {
                 each(Queued {
                     place: Place {

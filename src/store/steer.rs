@@ -15,7 +15,7 @@ pub struct Scope<'a> {
 
 /// Makes changes that are not PENDING look like new ones, but for the words of the last attempt; returns how many.
 pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
-    let name = |bytes: Option<&Vec<u8>>| bytes.map_or_else(|| Arg::opt(None::<&str>), |bytes| Arg::text_bytes(bytes));
+    let name = |bytes: Option<&Vec<u8>>| bytes.map_or(Arg::opt_utf8(None), |bytes| Arg::text_bytes(bytes));
     let _plans = super::index_order();
     spi::run(
         &schema.sql(
