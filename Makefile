@@ -58,7 +58,7 @@ e2e: ## end-to-end tests of the release build that is there
 lint: ## formatting, clippy and documentation, warnings denied
 	cargo fmt --check
 	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
 
 demo: ## the whole story on two throwaway servers
 	demo/run.sh

@@ -2,7 +2,8 @@
 //!
 //! A change's journey: a write to an attached table is captured ([`capture`]) into the outbox ([`store`]) in the writer's
 //! own transaction; a push session ([`push`]) reads it, sends it ([`delivery`]) and settles it by the target's answer.
-//! [`api`] holds the functions people call, [`worker`] calls them in the background, [`pg`] is the only unsafe.
+//! [`api`] holds the functions people call, [`worker`] pushes in the background, [`hub`] applies what another store has
+//! pushed, and [`pg`] is the only place with `unsafe`.
 
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 

@@ -77,6 +77,18 @@ def test_another_priority_while_changes_wait_keeps_the_order_of_a_row(sales, rec
     assert [change["op"] for change in receiver.changes] == ["INSERT", "UPDATE"]
 
 
+def test_a_target_made_before_the_default_one_is_another(db, receiver):
+    """The default target is made by the first call that needs it, whoever came before."""
+    db.run("INSERT INTO sync_outbox_target (name) VALUES ('second')")
+    db.aim(receiver)
+    db.run("CREATE TABLE t (id int PRIMARY KEY)")
+    db.attach("t")
+    db.run("INSERT INTO t VALUES (1)")
+
+    assert db.value("SELECT target FROM sync_outbox_queue") == "default"
+    assert db.flush() == '{"ok": true, "pending": 1, "sent": 1, "acked": 1}'
+
+
 def test_a_renamed_table_and_schema_are_followed(sales):
     sales.run("INSERT INTO sales VALUES (1)")
     sales.run("CREATE SCHEMA shop; ALTER TABLE sales SET SCHEMA shop; INSERT INTO shop.sales VALUES (2)")

@@ -322,3 +322,28 @@ def test_attach_is_undone_with_its_transaction(stock):
     session.execute("SELECT sync_outbox_attach('stock')")
     session.rollback()
     assert trigger_names(stock, "stock") == []
+
+
+# Other server encodings
+
+def test_names_and_arguments_in_latin1(quiet_server, watched, receiver):
+    db = watched(quiet_server).create_database("ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    try:
+        db.run("SET client_encoding = 'UTF8'; SET client_min_messages = warning; CREATE EXTENSION sync_outbox")
+        db.run("""CREATE TABLE "año" ("nº" int PRIMARY KEY, "tamaño" text, x text);
+                  INSERT INTO "año" VALUES (1, 'ñandú', 'x'), (2, 'é', 'x')""")
+        answer = db.configure(webapp_base_url=receiver.url, sync_upload_token="t", uploads_local_to_remote=["año"])
+        assert answer["attached"] == ['public."año"']
+        db.attach('"año"', columns=["tamaño"], branch_column="tamaño", key_columns=["nº"])
+        db.attach('"año"', columns=["tamaño"], branch_column="tamaño", key_columns=["nº"])
+        assert db.value("SELECT columns FROM sync_outbox_attached") == ["tamaño"]
+        assert db.value("""SELECT sync_outbox_backfill('"año"', '"tamaño" = ''ñandú''', 'NORMAL')""") == 1
+        assert db.flushed()["ok"]
+        (change,) = receiver.changes
+        assert (change["table"], change["data"]) == ("año", {"nº": 1, "tamaño": "ñandú"})
+        with pytest.raises(errors.InvalidParameterValue):
+            db.run("SELECT sync_outbox_set_token('señal')")
+        db.run("SELECT sync_outbox_detach('\"año\"')")
+    finally:
+        db.close()
+        quiet_server.drop_database(db.name)

@@ -5,6 +5,7 @@ import threading
 import pytest
 from psycopg import errors
 
+from support.behaviours import ack_all
 from support.values import ODD_SETTINGS
 
 
@@ -131,6 +132,41 @@ def test_another_lane_is_noted(stock):
     lane = stock.row("SELECT * FROM sync_outbox_lane")
     ids = [c.id for c in stock.outbox("op = 'INSERT'")]
     assert (lane.relation_name, lane.priority, lane.first_id, lane.last_id) == ("stock", "LOW", ids[0], ids[-1])
+
+
+def test_another_lane_keeps_the_order_of_a_row(stock, receiver):
+    backfill(stock, "stock")
+    stock.run("UPDATE stock SET qty = 99 WHERE id = 2; DELETE FROM stock WHERE id = 3")
+    backfill(stock, "stock", condition="id = 2")
+    stock.run("UPDATE stock SET qty = 100 WHERE id = 2; INSERT INTO stock VALUES (7)")
+    stock.aim(receiver)
+    assert stock.flushed()["ok"]
+    assert [c["data"]["qty"] for c in receiver.changes if c["pk"]["id"] == 2] == [20, 99, 99, 100]
+    assert [c["op"] for c in receiver.changes if c["pk"]["id"] == 3] == ["INSERT", "DELETE"]
+    assert len(receiver.changes) == 10 and stock.outbox() == []
+
+
+def test_a_backfill_in_the_middle_of_a_session(stock, receiver):
+    """The rows come between two requests of one flush; what changes them afterwards is read before they are."""
+    stock.aim(receiver)
+    stock.server.set(sync_outbox__batch_rows="2")
+    stock.run("INSERT INTO stock SELECT n FROM generate_series(100, 120) n")
+    began = []
+
+    def meanwhile(request, wire):
+        if not began:
+            began.append(True)
+            other = stock.server.connect(stock.name)
+            other.execute("SELECT sync_outbox_backfill('stock', 'id < 10')")
+            other.execute("UPDATE stock SET qty = -1 WHERE id < 10")
+            other.close()
+        ack_all(request, wire)
+    receiver.behaviour = meanwhile
+    stock.session().execute("SELECT sync_outbox_flush()")
+    stock.session().execute("SELECT sync_outbox_flush()")
+    for id in range(1, 6):
+        assert [c["op"] for c in receiver.changes if c["pk"]["id"] == id] == ["INSERT", "UPDATE"]
+    assert stock.outbox() == []
 
 
 def test_the_tables_own_lane_is_not_noted(stock):

@@ -71,9 +71,9 @@ def test_partitions_of_partitions(db):
 def test_inheritance_children_are_attached_one_by_one(db):
     db.run("CREATE TABLE base (id int PRIMARY KEY); CREATE TABLE kid (PRIMARY KEY (id)) INHERITS (base)")
     notices = []
-    db.conn.add_notice_handler(notices.append)
+    db.conn.add_notice_handler(lambda notice: notices.append(f"{notice.message_primary} {notice.message_detail}"))
     db.attach("base")
-    assert any("kid" in notice.message_primary + (notice.message_detail or "") for notice in notices)
+    assert any("kid" in notice for notice in notices), notices
 
     db.run("INSERT INTO kid VALUES (1); INSERT INTO base VALUES (2)")
     assert [(change.table_name, change.pk) for change in db.outbox()] == [("base", {"id": 2})]

@@ -104,11 +104,8 @@ def test_a_body_is_applied_and_answered(example):
 
 def test_many_requests_on_one_connection(example):
     connection = example.connect()
-    began = time.monotonic()
     for row in range(100):
         assert example.post(body(insert(row)), connection)[0] == 200
-    # Nagle and delayed acks would make it 40 ms each.
-    assert time.monotonic() - began < 3
     assert example.post(body({}), connection)[0] == 400
     assert example.post(body(insert(1000)), connection)[0] == 200, "an error keeps the connection"
 

@@ -471,7 +471,7 @@ def test_a_connection_that_idled_and_was_closed_is_tried_once_more(three, receiv
 
 
 def test_no_such_host(three, clock):
-    three.configure(webapp_base_url="http://localhost.invalid:1", sync_upload_token="t0ken")
+    three.configure(webapp_base_url="https://hub.invalid:1", sync_upload_token="t0ken")
     with clock(15):
         answer = three.flushed()
 

@@ -131,6 +131,6 @@ def test_the_source_of_each_setting(shop, receiver):
     settings = overview(shop).settings
 
     assert settings["batch_rows"]["value"] == "77"
-    assert settings["url"] == {"value": receiver.url + "/api/sync/upload_outbox", "source": "target"}
+    assert settings["base_url"] == {"value": receiver.url, "source": "sync_outbox_target.base_url"}
     assert settings["interval"]["source"] == "default"
     assert "t0ken" not in str(settings)

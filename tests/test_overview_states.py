@@ -201,3 +201,19 @@ def test_on_a_standby(new_server, run):
         assert session.execute("SELECT pending, dead, sender_pid FROM sync_outbox_overview()").fetchone() == (1, 1, None)
         assert session.execute("SELECT total, blocked FROM sync_outbox_stats()").fetchone() == (2, 1)
     db.close()
+
+
+def test_in_another_server_encoding(quiet_server, watched):
+    db = watched(quiet_server).create_database("TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'")
+    db.run("CREATE EXTENSION sync_outbox")
+    change = put(db, table_name="año", key={"niño": "é"}, status="DEAD", branch="Málaga")
+    put(db, table_name="año", key={"niño": "é"}, branch="Málaga")
+    db.run("SELECT sync_outbox_pause(reason => 'mañana')")
+
+    assert db.rows("SELECT table_name, total, blocked FROM sync_outbox_stats('Málaga')") == [("año", 2, 1)]
+    assert overview(db).paused_reason == "mañana"
+    db.run("SELECT sync_outbox_requeue(reason => 'otra vez, señor')")
+    db.run("SELECT sync_outbox_discard(%s, 'otra vez, señor')", [[change]])
+    assert {row.reason for row in db.rows("SELECT reason FROM sync_outbox_history")} == {"otra vez, señor"}
+    db.close()
+    quiet_server.drop_database(db.name)

@@ -11,7 +11,6 @@ from support.prefix import PROJECT
 from support.wait import wait_for
 
 README = Document("README.md")
-STATEMENT = re.compile(r"(SELECT|CALL|TABLE|SET|ALTER|GRANT|CREATE) .+")
 
 
 @pytest.fixture
@@ -58,10 +57,9 @@ def test_it_can_be_typed_from_top_to_bottom(typist):
         type_and_compare(typist, block)
 
     # What sentences and tables tell to type, in the store as the examples have left it.
-    spans = {span for span in re.findall(r"`([^`\n]+)`", README.text) if STATEMENT.fullmatch(span) and ".." not in span}
-    assert len(spans) > 10
-    for span in sorted(spans):
-        typist.sql(f"\\connect store\n{span};")
+    assert len(README.statements()) > 10
+    for statement in README.statements():
+        typist.sql(f"\\connect store\n{statement};")
 
 
 def test_every_sql_block_with_an_answer_shows_it():

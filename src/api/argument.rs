@@ -2,10 +2,18 @@
 
 use crate::capture::{OPERATIONS, Priority};
 use crate::error::{Error, Result, SqlState};
+use crate::pg::text;
 use crate::store::target;
+use std::borrow::Cow;
+
+/// A text as SQL gives it: bytes, because the server encoding is not UTF-8 everywhere.
+pub type Text<'a> = Option<&'a [u8]>;
+
+/// A text or json as SQL takes it: see [`text::from_utf8`].
+pub type Answer = Vec<u8>;
 
 /// A `text[]` as SQL gives it.
-pub type Texts = Option<Vec<Option<String>>>;
+pub type Texts<'a> = Option<pgrx::Array<'a, &'a [u8]>>;
 
 /// The target's name: `default` where none is given.
 pub fn target(name: Option<&str>) -> &str {
@@ -17,9 +25,19 @@ pub fn ids(ids: Vec<Option<i64>>) -> Vec<i64> {
     ids.into_iter().flatten().collect()
 }
 
-/// A text without white space around it; `None` if nothing is left.
-pub fn text(text: Option<&str>) -> Option<String> {
-    text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned)
+/// A text without white space around it, as UTF-8; `None` if nothing is left.
+pub fn trimmed(text: Text<'_>) -> Option<String> {
+    utf8(text).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// A text as UTF-8.
+pub fn utf8(text: Text<'_>) -> Option<Cow<'_, str>> {
+    text.map(text::to_utf8)
+}
+
+/// The elements of a `text[]` as UTF-8.
+pub fn texts(array: Texts<'_>) -> Option<Vec<Option<String>>> {
+    array.map(|array| array.iter().map(|element| element.map(|bytes| text::to_utf8(bytes).into_owned())).collect())
 }
 
 /// An argument that may not be NULL.
@@ -37,7 +55,7 @@ pub fn priority(name: &str) -> Result<Priority> {
 }
 
 /// A list without NULL, repeated or no elements. Absent: `None`.
-pub fn list(given: Texts, argument: &str) -> Result<Option<Vec<String>>> {
+pub fn list(given: Option<Vec<Option<String>>>, argument: &str) -> Result<Option<Vec<String>>> {
     let Some(given) = given else { return Ok(None) };
     let Some(list) = given.into_iter().collect::<Option<Vec<String>>>() else {
         return Err(Error::argument(format!("{argument} must not contain NULL")).hint("Take the NULL out of the list."));

@@ -1,6 +1,6 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
-use super::argument::{self, Texts};
+use super::argument::{self, Text, Texts};
 use crate::capture::{Options, install};
 use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
@@ -20,13 +20,13 @@ type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_attach(
     relation: Option<Oid>,
-    priority: Option<&str>,
-    columns: Texts,
-    exclude: Texts,
+    priority: Text<'_>,
+    columns: Texts<'_>,
+    exclude: Texts<'_>,
     branch_column: Option<&CStr>,
     key_columns: Names<'_>,
-    operations: Texts,
-    target: Option<&str>,
+    operations: Texts<'_>,
+    target: Text<'_>,
     include_old: Option<bool>,
     require_reason: Option<bool>,
     always: Option<bool>,
@@ -35,16 +35,16 @@ fn sync_outbox_attach(
         let relation = argument::required(relation, "relation")?;
         let defaults = Options::default();
         let options = Options {
-            target: argument::target(target).to_owned(),
-            priority: priority.map_or(Ok(defaults.priority), argument::priority)?,
-            columns: argument::list(columns, "columns")?,
-            exclude: argument::list(exclude, "exclude")?,
+            target: argument::target(argument::utf8(target).as_deref()).to_owned(),
+            priority: argument::utf8(priority).map_or(Ok(defaults.priority), |name| argument::priority(&name))?,
+            columns: argument::list(argument::texts(columns), "columns")?,
+            exclude: argument::list(argument::texts(exclude), "exclude")?,
             branch_column: branch_column.map(text::name),
             key_columns: argument::list(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),
                 "key_columns",
             )?,
-            operations: argument::list(operations, "operations")?
+            operations: argument::list(argument::texts(operations), "operations")?
                 .map_or(Ok(defaults.operations), argument::operations)?,
             include_old: include_old.unwrap_or(defaults.include_old),
             require_reason: require_reason.unwrap_or(defaults.require_reason),

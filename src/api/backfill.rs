@@ -1,6 +1,6 @@
 //! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::capture::{Options, Priority, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::relation::{self as pg_relation, LockMode, Open};
@@ -17,11 +17,11 @@ use std::ops::ControlFlow;
 /// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does not
 /// own the table, 55000 if it is not attached, 22023 for an unknown priority.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_backfill(relation: Option<Oid>, condition: Option<&str>, priority: Option<&str>) -> i64 {
+fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Text<'_>) -> i64 {
     or_raise((|| {
         let relation = argument::required(relation, "relation")?;
-        let priority = priority.map_or(Ok(Priority::Low), argument::priority)?;
-        backfill(relation, argument::text(condition), priority)
+        let priority = argument::utf8(priority).map_or(Ok(Priority::Low), |name| argument::priority(&name))?;
+        backfill(relation, argument::trimmed(condition), priority)
     })())
 }
 

@@ -3,13 +3,15 @@
 //! Takes the configuration files of the scripts as they are. All or nothing: everything is checked and written inside the
 //! caller's transaction, and the token's file, which no rollback takes back, comes last.
 
-use super::{argument, token};
+use super::argument::{self, Text};
+use super::token;
 use crate::capture::install::{self, Outcome};
 use crate::capture::{Options, Priority};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
-use crate::pg::{Oid, spi, xact};
+use crate::pg::spi::{self, Arg};
+use crate::pg::{Oid, text, xact};
 use crate::push::credentials;
 use crate::store::{Schema, attached, relation, target};
 use crate::{settings, wake};
@@ -38,11 +40,11 @@ struct Answer {
 /// so do the options of a table that its entry does not name. With `prune`, tables that are not listed are detached.
 ///
 /// 22023 for a wrong shape, 42P01 for an unknown table, and what `sync_outbox_attach()` and `sync_outbox_set_token()` raise.
-#[pgrx::pg_extern(sql = false)] // json is a text with another name
-fn sync_outbox_configure(config: Option<&str>, prune: Option<bool>) -> String {
+#[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
+fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     let _hidden = HiddenStatement::new();
-    let answer = or_raise(configure(config, prune.unwrap_or(false)));
-    serde_json::to_string(&answer).unwrap_or_default()
+    let answer = or_raise(configure(argument::utf8(config).as_deref(), prune.unwrap_or(false)));
+    text::from_utf8(&serde_json::to_string(&answer).unwrap_or_default())
 }
 
 fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
@@ -113,8 +115,8 @@ impl Config {
         let Ok(Value::Object(mut members)) = serde_json::from_str(json) else {
             return Err(wrong("config is not a JSON object"));
         };
-        let url = text(&mut members, URL, "")?;
-        let token = text(&mut members, TOKEN, "")?;
+        let url = string(&mut members, URL, "")?;
+        let token = string(&mut members, TOKEN, "")?;
         token.as_deref().map_or(Ok(()), token::check)?;
         let mut ignored = Vec::new();
         let tables = match members.remove(TABLES) {
@@ -139,17 +141,17 @@ impl Entry {
             _ => return Err(wrong(format!("{at} is neither the name of a table nor an object"))),
         };
         let at = format!("{at}.");
-        let Some(table) = text(&mut members, "table", &at)? else {
+        let Some(table) = string(&mut members, "table", &at)? else {
             return Err(wrong(format!("{at}table is missing")));
         };
         let given = Given {
-            target: text(&mut members, "target", &at)?,
-            priority: text(&mut members, "priority", &at)?.as_deref().map(argument::priority).transpose()?,
-            columns: texts(&mut members, "columns", &at)?,
-            exclude: texts(&mut members, "exclude", &at)?,
-            branch_column: text(&mut members, "branch_column", &at)?,
-            key_columns: texts(&mut members, "key_columns", &at)?,
-            operations: texts(&mut members, "operations", &at)?.map(argument::operations).transpose()?,
+            target: string(&mut members, "target", &at)?,
+            priority: string(&mut members, "priority", &at)?.as_deref().map(argument::priority).transpose()?,
+            columns: strings(&mut members, "columns", &at)?,
+            exclude: strings(&mut members, "exclude", &at)?,
+            branch_column: string(&mut members, "branch_column", &at)?,
+            key_columns: strings(&mut members, "key_columns", &at)?,
+            operations: strings(&mut members, "operations", &at)?.map(argument::operations).transpose()?,
             include_old: flag(&mut members, "include_old", &at)?,
             require_reason: flag(&mut members, "require_reason", &at)?,
             always: flag(&mut members, "always", &at)?,
@@ -182,7 +184,7 @@ fn wrong(message: impl Into<String>) -> Error {
     Error::argument(message).hint(SHAPE)
 }
 
-fn text(members: &mut Map<String, Value>, name: &str, at: &str) -> Result<Option<String>> {
+fn string(members: &mut Map<String, Value>, name: &str, at: &str) -> Result<Option<String>> {
     match members.remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if !text.trim().is_empty() => Ok(Some(text)),
@@ -199,7 +201,7 @@ fn flag(members: &mut Map<String, Value>, name: &str, at: &str) -> Result<Option
     }
 }
 
-fn texts(members: &mut Map<String, Value>, name: &str, at: &str) -> Result<Option<Vec<String>>> {
+fn strings(members: &mut Map<String, Value>, name: &str, at: &str) -> Result<Option<Vec<String>>> {
     let list = match members.remove(name) {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Array(list)) => list,
@@ -243,7 +245,9 @@ fn look_up(name: &str) -> Option<Oid> {
 fn regclass(name: &str) -> Option<Oid> {
     // What is no name at all raises an error up to PostgreSQL 15.
     let found = xact::subtransaction(|| {
-        spi::first("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", &[name.into()], |row| row.get::<Oid>(1))
+        spi::first("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", &[Arg::text_utf8(name)], |row| {
+            row.get::<Oid>(1)
+        })
     });
     found.ok().flatten().flatten()
 }

@@ -4,7 +4,7 @@
 //! stays until the caller's transaction ends. What waits for a person (CONFLICT, DEAD) no sender touches, so that those
 //! can be discarded in the middle of a long drain.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::capture::REASON_MIN_CHARS;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::latch;
@@ -12,8 +12,9 @@ use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::role::{self, ActAs};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
-use crate::store::{Schema, steer};
+use crate::store::{Schema, overview, steer};
 use crate::wake;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Moves changes to `sync_outbox_discarded`, whatever their status; returns how many. Ids that are gone are no error;
@@ -22,11 +23,11 @@ use std::time::{Duration, Instant};
 /// Errors: 22023 without ids; 23514 if `reason` is shorter than five characters; 55P03 if a sender is at work on one of
 /// the targets for longer than `sync_outbox.lock_wait`.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> i64 {
+fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> i64 {
     or_raise(discard(ids, reason))
 }
 
-fn discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> Result<i64> {
+fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Discard, Mode::Manual, role::name(role::current_user()));
     let ids = argument::ids(ids.ok_or_else(|| {
         Error::argument("ids must not be null")
@@ -35,23 +36,35 @@ fn discard(ids: Option<Vec<Option<i64>>>, reason: Option<&str>) -> Result<i64> {
     let reason = checked(reason)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let mut locks = Vec::new();
-    let targets = steer::targets_in_reach(&schema, &ids);
-    for target in &targets {
-        locks.push(lock(&schema, *target)?);
+    let lanes = steer::lanes(&schema);
+    let mut senders: BTreeMap<i16, SenderLock> = BTreeMap::new();
+    for lane in &lanes {
+        if !senders.contains_key(&lane.target_id) && lane.reaches(&schema, &ids) {
+            senders.insert(lane.target_id, keep_out(&schema, lane.target_id)?);
+        }
     }
-    let discarded = steer::discard(&schema, &ids, &targets, &entry.who, &reason);
-    entry.target = discarded.target;
+    let mut concerned = BTreeSet::new();
+    for lane in &lanes {
+        let all = senders.contains_key(&lane.target_id);
+        let changes = lane.discard(&schema, &ids, all, &entry.who, &reason) as i64;
+        if changes > 0 {
+            concerned.insert(lane.target_id);
+        }
+        entry.pending += changes;
+    }
+    if concerned.len() == 1 {
+        let target = overview::targets(&schema).into_iter().find(|target| concerned.contains(&target.id));
+        entry.target = target.map(|target| target.name);
+    }
     entry.reason = Some(reason);
-    entry.pending = discarded.changes;
     entry.finish();
     history::insert(&schema, &entry);
     wake::at_commit(); // later changes of the same keys may go out now
-    Ok(discarded.changes)
+    Ok(entry.pending)
 }
 
-fn checked(reason: Option<&str>) -> Result<String> {
-    argument::text(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
+fn checked(reason: Text<'_>) -> Result<String> {
+    argument::trimmed(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
         Error::new(
             SqlState::ERRCODE_CHECK_VIOLATION,
             format!("discarding changes needs a reason of at least {REASON_MIN_CHARS} characters"),
@@ -61,7 +74,7 @@ fn checked(reason: Option<&str>) -> Result<String> {
 }
 
 /// Keeps the sender of a target out until the transaction ends.
-fn lock(schema: &Schema, target: i16) -> Result<SenderLock> {
+fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
     const POLL: Duration = Duration::from_millis(20);
     let give_up = Instant::now() + settings::lock_wait();
     loop {

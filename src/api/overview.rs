@@ -1,16 +1,17 @@
 //! `sync_outbox_overview()`: is the queue clean, is the target up, how fast does it go.
 
+use super::argument::Answer;
 use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
-use crate::pg::{Oid, lock};
+use crate::pg::{Oid, lock, text};
 use crate::store::Schema;
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
-use pgrx::{Json, name};
+use pgrx::name;
 use std::collections::HashMap;
 
 /// A row per target, the one named `default` also before anything has made it.
@@ -28,7 +29,7 @@ use std::collections::HashMap;
 fn sync_outbox_overview() -> TableIterator<
     'static,
     (
-        name!(target, String),
+        name!(target, Answer),
         name!(clean, bool),
         name!(total, i64),
         name!(pending, i64),
@@ -37,26 +38,26 @@ fn sync_outbox_overview() -> TableIterator<
         name!(dead, i64),
         name!(oldest_pending, Option<TimestampWithTimeZone>),
         name!(paused, bool),
-        name!(paused_reason, Option<String>),
+        name!(paused_reason, Option<Answer>),
         name!(auth, Option<String>),
         name!(breaker, &'static str),
         name!(consecutive_failures, i32),
         name!(next_try_at, Option<TimestampWithTimeZone>),
         name!(last_success_at, Option<TimestampWithTimeZone>),
-        name!(last_error, Option<String>),
+        name!(last_error, Option<Answer>),
         name!(last_error_at, Option<TimestampWithTimeZone>),
         name!(rows_per_minute, f64),
         name!(success_rate, Option<f64>),
         name!(percent_done, f64),
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
-        name!(settings, Json),
+        name!(settings, Answer),
     ),
 > {
     let rows = or_raise(overview(role::current_user()));
     TableIterator::new(rows.into_iter().map(|Overview { target, figures, status, sender_pid, settings }| {
         (
-            target.name,
+            text::from_utf8(&target.name),
             figures.total() == 0,
             figures.total(),
             figures.pending,
@@ -65,20 +66,20 @@ fn sync_outbox_overview() -> TableIterator<
             figures.dead,
             figures.oldest_pending,
             target.paused,
-            target.paused_reason,
+            target.paused_reason.as_deref().map(text::from_utf8),
             status.auth,
             breaker(status.consecutive_failures, status.waits),
             status.consecutive_failures,
             status.next_try_at,
             status.last_success_at,
-            status.last_error,
+            status.last_error.as_deref().map(text::from_utf8),
             status.last_error_at,
             status.rows_per_minute,
             status.success_rate,
             percent_done(status.drained, left(&figures)),
             status.estimated_completion.filter(|_| !target.paused),
             sender_pid,
-            Json(settings),
+            text::from_utf8(&settings.to_string()),
         )
     }))
 }

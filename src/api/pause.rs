@@ -1,6 +1,6 @@
 //! `sync_outbox_pause()` and `sync_outbox_resume()`: capture goes on, sending stops; and goes on again.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
 use crate::store::{Schema, target};
@@ -9,21 +9,21 @@ use crate::wake;
 /// Stops sending to a target, by worker, flush and drain alike; a request that is out is still settled. Called again it
 /// replaces the reason. An unknown target is 22023.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_pause(target: Option<&str>, reason: Option<&str>) {
+fn sync_outbox_pause(target: Text<'_>, reason: Text<'_>) {
     or_raise(set_paused(target, true, reason))
 }
 
 /// Ends a pause; the worker tries at once, whatever the breaker says. An unknown target is 22023.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_resume(target: Option<&str>) {
+fn sync_outbox_resume(target: Text<'_>) {
     or_raise(set_paused(target, false, None))
 }
 
-fn set_paused(target: Option<&str>, paused: bool, reason: Option<&str>) -> Result<()> {
+fn set_paused(target: Text<'_>, paused: bool, reason: Text<'_>) -> Result<()> {
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let target = target::find(&schema, argument::target(target))?;
-    target::set_paused(&schema, target.id, paused, argument::text(reason).as_deref());
+    let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;
+    target::set_paused(&schema, target.id, paused, argument::trimmed(reason).as_deref());
     if !paused {
         target::close_breaker(&schema, target.id);
         wake::at_commit();

@@ -1,6 +1,6 @@
 //! `sync_outbox_requeue()`: what was refused, in conflict or dead is tried again.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::error::{Result, or_raise};
 use crate::pg::Oid;
 use crate::pg::role::{self, ActAs};
@@ -16,30 +16,25 @@ use crate::wake;
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_requeue(
     ids: Option<Vec<Option<i64>>>,
-    reason: Option<&str>,
+    reason: Text<'_>,
     relation: Option<Oid>,
-    target: Option<&str>,
+    target: Text<'_>,
 ) -> i64 {
     or_raise(requeue(ids, reason, relation, target))
 }
 
-fn requeue(
-    ids: Option<Vec<Option<i64>>>,
-    reason: Option<&str>,
-    relation: Option<Oid>,
-    target: Option<&str>,
-) -> Result<i64> {
+fn requeue(ids: Option<Vec<Option<i64>>>, reason: Text<'_>, relation: Option<Oid>, target: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Requeue, Mode::Manual, role::name(role::current_user()));
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let target = target::find(&schema, argument::target(target))?;
+    let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;
     let ids = ids.map(argument::ids);
     let table = relation.map(attached::name);
     let scope = Scope { target_id: target.id, ids: ids.as_deref(), table: table.as_ref() };
     let changes = steer::requeue(&schema, &scope) as i64;
     target::close_breaker(&schema, target.id);
     entry.target = Some(target.name);
-    entry.reason = argument::text(reason);
+    entry.reason = argument::trimmed(reason);
     entry.pending = changes;
     entry.finish();
     history::insert(&schema, &entry);

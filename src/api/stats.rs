@@ -1,9 +1,11 @@
 //! `sync_outbox_stats()`: the queue, a row per attached table and priority.
 
+use super::argument::{self, Answer, Text};
 use crate::capture::Priority;
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
+use crate::pg::text;
 use crate::store::Schema;
 use crate::store::stats::{self, Figures, Place};
 use pgrx::datum::TimestampWithTimeZone;
@@ -16,7 +18,7 @@ use std::ops::ControlFlow;
 type Lane = (String, String, Priority);
 
 /// Above a million changes only so many are looked at for those that are blocked.
-const BLOCKED_AMONG: usize = 200_000;
+const BLOCKED_AMONG: usize = 100_000;
 
 /// A row for every attached table with the priority it has, zeros included, and for every other table and priority that
 /// has changes; with `branch`, only the changes of that branch count.
@@ -24,18 +26,18 @@ const BLOCKED_AMONG: usize = 200_000;
 /// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused and
 /// not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to a
 /// million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
-/// table, and `blocked` counts only those among the 200,000 changes that follow the first parked one.
+/// table, and `blocked` counts only those among the 100,000 changes that follow the first parked one.
 ///
 /// Reads only: works on a standby and in a read-only transaction.
 #[pgrx::pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
 fn sync_outbox_stats(
-    branch: Option<&str>,
+    branch: Text<'_>,
 ) -> TableIterator<
     'static,
     (
-        name!(schema_name, String),
-        name!(table_name, String),
+        name!(schema_name, Answer),
+        name!(table_name, Answer),
         name!(priority, &'static str),
         name!(total, i64),
         name!(pending, i64),
@@ -49,11 +51,11 @@ fn sync_outbox_stats(
         name!(estimated, bool),
     ),
 > {
-    let stats = or_raise(Stats::read(branch));
+    let stats = or_raise(Stats::read(argument::utf8(branch).as_deref()));
     TableIterator::new(stats.lanes.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
         (
-            schema_name,
-            table_name,
+            text::from_utf8(&schema_name),
+            text::from_utf8(&table_name),
             priority.name(),
             f.total(),
             f.pending,

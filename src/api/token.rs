@@ -1,6 +1,6 @@
 //! `sync_outbox_set_token()`: keeps the upload token in a private file.
 
-use super::argument;
+use super::argument::{self, Text};
 use crate::delivery::token;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
@@ -17,15 +17,16 @@ use crate::{settings, wake};
 /// 22023 for a token that is no token, 55000 if there is no URL or nothing in the environment, 42501 if the environment's
 /// token would go to a URL that the caller, no superuser, may have set.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_set_token(token: Option<&str>, target: Option<&str>) {
+fn sync_outbox_set_token(token: Text<'_>, target: Text<'_>) {
     let _hidden = HiddenStatement::new();
+    let (token, target) = (argument::utf8(token), argument::utf8(target));
     or_raise((|| {
-        token.map_or(Ok(()), check)?;
+        token.as_deref().map_or(Ok(()), check)?;
         let caller = role::current_user();
         let _owner = ActAs::owner();
         let schema = Schema::installed()?;
-        let target = target::find(&schema, argument::target(target))?;
-        keep(&schema, caller, &target, token)
+        let target = target::find(&schema, argument::target(target.as_deref()))?;
+        keep(&schema, caller, &target, token.as_deref())
     })())
 }
 

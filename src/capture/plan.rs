@@ -10,6 +10,7 @@ use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
 use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
+use crate::pg::text;
 use crate::pg::trigger::Fired;
 use crate::store::attached;
 use pgrx::pg_sys::Oid;
@@ -81,7 +82,9 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
 impl Plan {
     fn make(fired: &Fired<'_>) -> Self {
         let _owner = ActAs::owner();
-        let Some(options) = fired.argument().and_then(|text| serde_json::from_slice::<Options>(text).ok()) else {
+        let Some(options) =
+            fired.argument().and_then(|json| serde_json::from_str::<Options>(&text::to_utf8(json)).ok())
+        else {
             Error::new(
                 SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "the capture trigger was not made by sync_outbox_attach()",
@@ -101,22 +104,22 @@ impl Plan {
         let key_names = attached::key_of(root, options.key_columns.as_deref()).unwrap_or_else(|error| error.raise());
         let stored = written.columns();
         let find = |wanted: &str| {
-            stored.iter().find(|c| c.name == wanted.as_bytes()).unwrap_or_else(|| missing(wanted, &name.1))
+            stored.iter().find(|c| text::to_utf8(&c.name) == wanted).unwrap_or_else(|| missing(wanted, &name.1))
         };
 
-        let is_key = |column: &[u8]| key_names.iter().any(|k| k.as_bytes() == column);
-        let listed = |list: &Option<Vec<String>>, column: &[u8]| {
-            list.as_ref().map(|l| l.iter().any(|name| name.as_bytes() == column))
-        };
+        let is_key = |column: &str| key_names.iter().any(|k| k == column);
+        let listed =
+            |list: &Option<Vec<String>>, column: &str| list.as_ref().map(|l| l.iter().any(|name| name == column));
         options.columns.iter().flatten().for_each(|c| {
             find(c);
         });
         let columns: Vec<Captured> = stored
             .iter()
             .filter(|c| {
-                is_key(&c.name)
-                    || listed(&options.columns, &c.name).unwrap_or(true)
-                        && !listed(&options.exclude, &c.name).unwrap_or(false)
+                let name = text::to_utf8(&c.name);
+                is_key(&name)
+                    || listed(&options.columns, &name).unwrap_or(true)
+                        && !listed(&options.exclude, &name).unwrap_or(false)
             })
             .map(|c| Captured {
                 index: c.index,

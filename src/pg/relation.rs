@@ -114,7 +114,7 @@ impl Open {
             let form = &*(*self.relation).rd_rel;
             let constraints = (*self.descriptor()).constr;
             form.relkind as u8 == pg_sys::RELKIND_RELATION
-                && form.relam == pg_sys::Oid::from(pg_sys::HEAP_TABLE_AM_OID)
+                && form.relam == pg_sys::HEAP_TABLE_AM_OID
                 && !form.relispartition
                 && !form.relhasrules
                 && !form.relrowsecurity

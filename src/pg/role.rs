@@ -66,11 +66,7 @@ pub fn name(user: pg_sys::Oid) -> String {
     // SAFETY: noerr = true; the result is a palloc'd C string.
     unsafe {
         let name = pg_sys::GetUserNameFromId(user, true);
-        if name.is_null() {
-            user.to_u32().to_string()
-        } else {
-            std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
-        }
+        if name.is_null() { user.to_u32().to_string() } else { super::text::name(std::ffi::CStr::from_ptr(name)) }
     }
 }
 

@@ -78,6 +78,11 @@ impl Arg {
         Arg::text_bytes(&super::text::from_utf8(text))
     }
 
+    /// As [`Arg::text_utf8`], or NULL.
+    pub fn opt_utf8(text: Option<&str>) -> Self {
+        text.map_or(Arg::null(pg_sys::TEXTOID), Arg::text_utf8)
+    }
+
     /// A json of UTF-8.
     pub fn json_utf8(text: &str) -> Self {
         Arg::datum(pg_sys::JSONOID, super::text::datum(&super::text::from_utf8(text)))
@@ -135,6 +140,15 @@ impl Row {
         let mut out = Vec::with_capacity(bytes.len());
         super::text::write_utf8(bytes, &mut out);
         Some(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    /// The elements of column `n`, a text[], as UTF-8; none for NULL.
+    pub fn texts(&self, n: usize) -> Vec<String> {
+        let (datum, null) = self.raw(n);
+        // SAFETY: the column is a text[] by contract, and its elements are read as the bytes that they are.
+        let array = unsafe { pgrx::Array::<&[u8]>::from_polymorphic_datum(datum, null, pg_sys::TEXTARRAYOID) };
+        let elements = array.iter().flat_map(|array| array.iter().flatten());
+        elements.map(|bytes| super::text::to_utf8(bytes).into_owned()).collect()
     }
 
     /// Column `n`, a timestamptz, as ISO 8601 in UTC; empty for NULL.
@@ -370,7 +384,7 @@ pub fn extension() -> Option<Extension> {
             &mut key,
             pg_sys::Anum_pg_extension_oid as i16,
             pg_sys::BTEqualStrategyNumber as u16,
-            pgrx::pg_sys::Oid::from(pg_sys::F_OIDEQ).into(),
+            pg_sys::Oid::from(pg_sys::F_OIDEQ),
             oid.into(),
         );
         let scan = pg_sys::systable_beginscan(

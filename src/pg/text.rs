@@ -74,7 +74,5 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
 
 /// A name as SQL gives it, as UTF-8.
 pub fn name(name: &std::ffi::CStr) -> String {
-    let mut utf8 = Vec::new();
-    write_utf8(name.to_bytes(), &mut utf8);
-    String::from_utf8_lossy(&utf8).into_owned()
+    to_utf8(name.to_bytes()).into_owned()
 }

@@ -124,7 +124,7 @@ pub fn forbid_prepare() {
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.
-/// The procedure was called outside a transaction block ([`is_nonatomic`]).
+/// The procedure was called outside a transaction block.
 pub fn commit_procedure() {
     // SAFETY: a non-atomic SPI connection is opened for the call, as SPI_commit demands.
     unsafe {

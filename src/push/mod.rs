@@ -1,6 +1,6 @@
 //! Pushing: read, send, settle. One push session, used by flush, drain and worker alike.
 //!
-//! [`Session`] is the journey, top down: [`reader`] fetches batches in order, [`exchange`] has each answered,
+//! [`session::Session`] is the journey, top down: [`reader`] fetches batches in order, [`exchange`] has each answered,
 //! [`settle`] writes the answers down, [`report`] counts. Who owns the transactions differs by caller: [`transactions`].
 
 mod background;

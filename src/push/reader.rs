@@ -33,6 +33,9 @@ pub struct Reader {
     /// their keys waits, also when their time has come meanwhile.
     tried: HashMap<i64, Touched>,
     crossing: Crossing,
+    /// Keys that wait for an earlier change in another lane, by the lane they wait in: that earlier change, which is read
+    /// later, must not wait for them.
+    crossed: [Parked; 3],
 }
 
 impl Reader {
@@ -45,6 +48,7 @@ impl Reader {
             committed: String::new(),
             tried: HashMap::new(),
             crossing: Crossing::default(),
+            crossed: Default::default(),
         }
     }
 
@@ -59,6 +63,7 @@ impl Reader {
         self.from_head = true;
         self.committed = queue::snapshot();
         self.crossing = Crossing::load(schema, self.target_id);
+        self.crossed = Default::default();
     }
 
     /// Remembers that a change has been tried and is still there.
@@ -112,8 +117,12 @@ impl Reader {
             let touched: Touched = batch.touched(change);
             if !in_branch(&change.branch) {
                 parked.park(&touched);
-            } else if parked.blocks(&touched) || self.crossing.blocks(&touched, change) {
+            } else if parked.blocks(&touched) {
                 parked.park(&touched);
+                blocked += 1;
+            } else if self.crossed[change.priority as usize].blocks(&touched) || self.crossing.blocks(&touched, change)
+            {
+                self.crossed[change.priority as usize].park(&touched);
                 blocked += 1;
             } else {
                 picked.push(i);

@@ -1,9 +1,9 @@
 //! Whose transactions a session's short database steps run in.
 
-use crate::pg::guc::Nest;
 use crate::pg::lock::Scope;
 use crate::pg::role::ActAs;
 use crate::pg::xact;
+use crate::store;
 
 /// Runs a step of a session as the extension's owner.
 pub trait Transactions {
@@ -51,18 +51,6 @@ impl Transactions for Own {
 
 fn as_owner<R>(f: impl FnOnce() -> R) -> R {
     let _owner = ActAs::owner();
-    let _plans = index_order();
+    let _plans = store::index_order();
     f()
-}
-
-/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a million
-/// rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
-fn index_order() -> Nest {
-    let nest = Nest::new();
-    nest.set("enable_sort", "off")
-        .set("enable_seqscan", "off")
-        .set("enable_bitmapscan", "off")
-        .set("plan_cache_mode", "force_generic_plan")
-        .set("jit", "off");
-    nest
 }

@@ -3,8 +3,8 @@
 use super::Schema;
 use crate::capture::Options;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::Oid;
 use crate::pg::spi::{self, Arg};
+use crate::pg::{Oid, text};
 
 /// The table that was attached, given the oid of a trigger: a partition's clone leads up to the root's trigger.
 pub fn root_of(trigger: Oid) -> Option<Oid> {
@@ -51,7 +51,7 @@ pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
             .position(|c| c.columns.len() == wanted.len() && wanted.iter().all(|w| c.columns.contains(w))),
         None => candidates.iter().position(|c| c.primary).or(candidates.iter().position(|c| c.replica_identity)),
     };
-    let table = String::from_utf8_lossy(&name(relation).1).into_owned();
+    let table = text::to_utf8(&name(relation).1).into_owned();
     let no_key = |why: String| {
         Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("table \"{table}\" has no usable key"))
             .detail(why)
@@ -100,7 +100,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
         &[relation.into()],
         |row| {
             found.push(Candidate {
-                columns: row.get(1).unwrap_or_default(),
+                columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),
                 objection: row.get::<String>(4),
@@ -130,8 +130,8 @@ pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
         |row| {
             let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
             found.push(Trigger {
-                name: row.text(1),
-                options: argument.and_then(|json| serde_json::from_slice(json).ok()),
+                name: row.utf8(1).unwrap_or_default(),
+                options: argument.and_then(|json| serde_json::from_str(&text::to_utf8(json)).ok()),
                 enabled: row.text(3),
             })
         },
@@ -164,7 +164,7 @@ pub fn all(capture: Oid) -> Vec<(Oid, String)> {
            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
           WHERE t.tgfoid = $1 AND t.tgparentid = 0 ORDER BY 2",
         &[capture.into()],
-        |row| found.push((row.get(1).unwrap_or(Oid::INVALID), row.text(2))),
+        |row| found.push((row.get(1).unwrap_or(Oid::INVALID), row.utf8(2).unwrap_or_default())),
     );
     found
 }
@@ -190,7 +190,7 @@ fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
               ORDER BY 1"
         ),
         &[relation.into(), capture.into()],
-        |row| row.text(1),
+        |row| row.utf8(1).unwrap_or_default(),
     )
 }
 

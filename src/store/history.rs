@@ -113,17 +113,17 @@ impl Entry {
             self.action.name().into(),
             self.mode.name().into(),
             self.status.name().into(),
-            Arg::opt(self.target.as_deref()),
-            Arg::opt(self.branch.as_deref()),
-            self.who.as_str().into(),
-            Arg::opt(self.reason.as_deref()),
+            Arg::opt_utf8(self.target.as_deref()),
+            Arg::opt_utf8(self.branch.as_deref()),
+            Arg::text_utf8(&self.who),
+            Arg::opt_utf8(self.reason.as_deref()),
             self.started.into(),
             self.finished.into(),
             self.pending.into(),
             self.sent.into(),
             self.acked.into(),
             self.failed.into(),
-            Arg::opt(self.error.as_deref()),
+            Arg::opt_utf8(self.error.as_deref()),
         ]
     }
 }

@@ -19,6 +19,7 @@ pub mod target;
 
 use crate::error::{Error, Result};
 use crate::pg::Oid;
+use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
 use crate::pg::spi;
 
@@ -54,6 +55,18 @@ impl Schema {
     pub fn outbox(&self) -> Oid {
         pg_relation::lookup(self.oid, c"sync_outbox").unwrap_or(Oid::INVALID)
     }
+}
+
+/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a million
+/// rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
+pub fn index_order() -> Nest {
+    let nest = Nest::new();
+    nest.set("enable_sort", "off")
+        .set("enable_seqscan", "off")
+        .set("enable_bitmapscan", "off")
+        .set("plan_cache_mode", "force_generic_plan")
+        .set("jit", "off");
+    nest
 }
 
 /// A name as it must be written in a statement.

@@ -65,12 +65,12 @@ pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
         ),
         &[target_id.into(), left.into()],
         |row| Status {
-            auth: row.get(1),
+            auth: row.utf8(1),
             consecutive_failures: row.get(2).unwrap_or_default(),
             next_try_at: row.get(3),
             waits: row.get(4).unwrap_or_default(),
             last_success_at: row.get(5),
-            last_error: row.get(6),
+            last_error: row.utf8(6),
             last_error_at: row.get(7),
             drained: row.int(8),
             rows_per_minute: row.get(9).unwrap_or_default(),
@@ -96,7 +96,10 @@ pub fn settings() -> Vec<Setting> {
         "SELECT pg_catalog.split_part(name, '.', 2), pg_catalog.current_setting(name), source
            FROM pg_catalog.pg_settings WHERE pg_catalog.starts_with(name, 'sync_outbox.') ORDER BY name",
         &[],
-        |row| settings.push(Setting { name: row.text(1), value: row.text(2), source: row.text(3) }),
+        |row| {
+            let text = |n| row.utf8(n).unwrap_or_default();
+            settings.push(Setting { name: text(1), value: text(2), source: text(3) })
+        },
     );
     settings
 }

@@ -69,15 +69,15 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
         &[oid.into(), schema.oid.into()],
         |row| Relation {
             oid,
-            name: row.text(1),
-            sql_name: format!("{}.{}", super::quote_ident(&row.text(2)), super::quote_ident(&row.text(3))),
+            name: row.utf8(1).unwrap_or_default(),
+            sql_name: [2, 3].map(|n| super::quote_ident(&row.utf8(n).unwrap_or_default())).join("."),
             owner: row.get(4).unwrap_or(Oid::INVALID),
             kind: Kind::of(&row.text(5)),
             temporary: row.text(6) == "t",
             unlogged: row.text(6) == "u",
             system: row.get(7).unwrap_or_default(),
             ours: row.get(8).unwrap_or_default(),
-            columns: row.get(9).unwrap_or_default(),
+            columns: row.texts(9),
         },
     )
     .ok_or_else(|| {
@@ -158,6 +158,6 @@ pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
 
 fn names(sql: &str, args: &[spi::Arg]) -> Vec<String> {
     let mut names = Vec::new();
-    spi::query(sql, args, |row| names.push(row.text(1)));
+    spi::query(sql, args, |row| names.push(row.utf8(1).unwrap_or_default()));
     names
 }

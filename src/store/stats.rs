@@ -75,6 +75,7 @@ pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
     let sample = sample(share);
     if left_behind_bytes(schema) <= COUNTED_ONE_BY_ONE {
         read(schema, &format!("{sample} WHERE status = 'PENDING'"), branch, share, &mut figures);
+        let _plans = super::index_order();
         read(schema, "@.sync_outbox WHERE status <> 'PENDING'", branch, 1.0, &mut figures);
     } else {
         read(schema, &sample, branch, share, &mut figures);
@@ -94,7 +95,7 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
                FROM (SELECT * FROM {from}) o WHERE $1 IS NULL OR branch = $1
               GROUP BY target_id, schema_name, table_name, priority"
         )),
-        &[Arg::opt(branch)],
+        &[Arg::opt_utf8(branch)],
         |row| {
             let place = Place {
                 target_id: row.get(1).unwrap_or_default(),
@@ -149,25 +150,19 @@ fn left_behind_bytes(schema: &Schema) -> i64 {
 pub struct ParkedChanges {
     pub target_id: i16,
     first_id: i64,
-    table_names: Vec<String>,
 }
 
 /// One for each target that has parked changes.
 pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let mut parked = Vec::new();
+    let _plans = super::index_order();
     spi::query(
         &schema.sql(&format!(
-            "SELECT target_id, min(id), pg_catalog.array_agg(DISTINCT table_name) FROM @.sync_outbox
-              WHERE status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY target_id"
+            "SELECT target_id, min(id) FROM @.sync_outbox WHERE status <> 'PENDING' AND NOT {DELIVERABLE}
+              GROUP BY target_id"
         )),
         &[],
-        |row| {
-            parked.push(ParkedChanges {
-                target_id: row.get(1).unwrap_or_default(),
-                first_id: row.int(2),
-                table_names: row.get(3).unwrap_or_default(),
-            })
-        },
+        |row| parked.push(ParkedChanges { target_id: row.get(1).unwrap_or_default(), first_id: row.int(2) }),
     );
     parked
 }
@@ -187,33 +182,35 @@ impl ParkedChanges {
     /// The changes from the first parked one on, in the order of their ids, of tables that have the name of one with
     /// parked changes.
     pub fn followed_by(&self, schema: &Schema, branch: Option<&str>, mut each: impl FnMut(Queued) -> ControlFlow<()>) {
-        // One index scan a lane, merged by id.
+        // One index scan a lane, merged by id: each is ordered by itself, or PostgreSQL would sort them all.
+        let _plans = super::index_order();
         let lanes = Priority::ALL.map(|priority| {
             format!(
-                "SELECT * FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id >= $2",
+                "(SELECT id, schema_name, table_name, '{0}' AS priority, pk, CASE WHEN op = 'UPDATE' THEN data::text END,
+                         NOT {DELIVERABLE}, $3 IS NULL OR branch = $3
+                    FROM @.sync_outbox
+                   WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY (ARRAY(
+                         SELECT table_name FROM @.sync_outbox
+                          WHERE target_id = $1 AND status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY table_name))
+                   ORDER BY id)",
                 priority.name()
             )
         });
         spi::scan(
-            &schema.sql(&format!(
-                "SELECT schema_name, table_name, priority::text, pk::text, CASE WHEN op = 'UPDATE' THEN data::text END,
-                        NOT {DELIVERABLE}, $4 IS NULL OR branch = $4
-                   FROM ({}) o WHERE table_name = ANY ($3) ORDER BY id",
-                lanes.join(" UNION ALL ")
-            )),
-            &[self.target_id.into(), self.first_id.into(), self.table_names.clone().into(), Arg::opt(branch)],
+            &schema.sql(&format!("{} ORDER BY id", lanes.join(" UNION ALL "))),
+            &[self.target_id.into(), self.first_id.into(), Arg::opt_utf8(branch)],
             |row| {
                 each(Queued {
                     place: Place {
                         target_id: self.target_id,
-                        schema_name: row.utf8(1).unwrap_or_default(),
-                        table_name: row.utf8(2).unwrap_or_default(),
-                        priority: priority(row, 3),
+                        schema_name: row.utf8(2).unwrap_or_default(),
+                        table_name: row.utf8(3).unwrap_or_default(),
+                        priority: priority(row, 4),
                     },
-                    pk: row.utf8(4),
-                    data: row.utf8(5),
-                    parked: row.get(6).unwrap_or_default(),
-                    in_branch: row.get(7).unwrap_or_default(),
+                    pk: row.utf8(5),
+                    data: row.utf8(6),
+                    parked: row.get(7).unwrap_or_default(),
+                    in_branch: row.get(8).unwrap_or_default(),
                 })
             },
         );
@@ -226,7 +223,7 @@ pub fn attached(schema: &Schema) -> Vec<(String, String, Priority)> {
     spi::query(
         &schema.sql("SELECT schema_name::text, table_name::text, priority FROM @.sync_outbox_attached"),
         &[],
-        |row| tables.push((row.text(1), row.text(2), priority(row, 3))),
+        |row| tables.push((row.utf8(1).unwrap_or_default(), row.utf8(2).unwrap_or_default(), priority(row, 3))),
     );
     tables
 }

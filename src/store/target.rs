@@ -2,7 +2,7 @@
 
 use super::Schema;
 use crate::error::{Error, Result};
-use crate::pg::spi;
+use crate::pg::spi::{self, Arg};
 
 /// The target that is meant where nothing else is said. Made by the first call that needs it, always with this id.
 pub const DEFAULT: &str = "default";
@@ -49,17 +49,17 @@ pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
             "SELECT id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, paused, paused_reason
                FROM @.sync_outbox_target WHERE name = $1",
         ),
-        &[name.into()],
+        &[Arg::text_utf8(name)],
         |row| Target {
             id: row.get(1).unwrap_or_default(),
-            name: row.text(2),
-            base_url: row.get(3),
-            upload_path: row.get(4),
-            ca_file: row.get(5),
-            client_cert_file: row.get(6),
-            client_key_file: row.get(7),
+            name: row.utf8(2).unwrap_or_default(),
+            base_url: row.utf8(3),
+            upload_path: row.utf8(4),
+            ca_file: row.utf8(5),
+            client_cert_file: row.utf8(6),
+            client_key_file: row.utf8(7),
             paused: row.get(8).unwrap_or_default(),
-            paused_reason: row.get(9),
+            paused_reason: row.utf8(9),
         },
     )
 }
@@ -67,7 +67,7 @@ pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
 /// Every target's name, `default` first.
 pub fn names(schema: &Schema) -> Vec<String> {
     let mut names = Vec::new();
-    spi::query(&schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"), &[], |row| names.push(row.text(1)));
+    spi::query(&schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"), &[], |row| names.extend(row.utf8(1)));
     names
 }
 
@@ -88,7 +88,7 @@ fn make_default(schema: &Schema) {
 pub fn set_base_url(schema: &Schema, id: i16, base_url: Option<&str>) {
     spi::run(
         &schema.sql("UPDATE @.sync_outbox_target SET base_url = $2 WHERE id = $1 AND base_url IS DISTINCT FROM $2"),
-        &[id.into(), spi::Arg::opt(base_url)],
+        &[id.into(), Arg::opt_utf8(base_url)],
     );
 }
 
@@ -98,7 +98,7 @@ pub fn set_paused(schema: &Schema, id: i16, paused: bool, reason: Option<&str>) 
             "UPDATE @.sync_outbox_target
                 SET paused = $2, paused_reason = $3, paused_at = CASE WHEN $2 THEN pg_catalog.now() END WHERE id = $1",
         ),
-        &[id.into(), paused.into(), spi::Arg::opt(reason)],
+        &[id.into(), paused.into(), Arg::opt_utf8(reason)],
     );
 }
 
@@ -152,7 +152,13 @@ pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth:
                  next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
                  last_error_at = excluded.last_error_at",
         ),
-        &[id.into(), (failures.min(i32::MAX as u32) as i32).into(), wait_ms.into(), spi::Arg::opt(auth), error.into()],
+        &[
+            id.into(),
+            (failures.min(i32::MAX as u32) as i32).into(),
+            wait_ms.into(),
+            Arg::opt(auth),
+            Arg::text_utf8(error),
+        ],
     );
 }
 

@@ -27,6 +27,7 @@ pub fn main(database: Oid) {
     process::handle_signals();
     let Some(seat) = Seat::take(database) else { return };
     bgworker::connect(Some(database));
+    guc::reload(); // a SIGHUP between fork and handle_signals() was lost
     for (name, value) in SETTINGS {
         guc::pin(name, value);
     }

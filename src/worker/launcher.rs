@@ -28,6 +28,7 @@ const COMPLAIN_AGAIN: Duration = Duration::from_secs(3600);
 pub fn main() -> ! {
     process::handle_signals();
     bgworker::connect(None);
+    guc::reload(); // a SIGHUP between fork and handle_signals() was lost
     shared::become_launcher();
     let mut launcher = Launcher::default();
     launcher.slow_down_after_crashes();

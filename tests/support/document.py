@@ -3,10 +3,12 @@
 import os
 import re
 import subprocess
+import textwrap
 import threading
 
 from .prefix import PROJECT
 
+STATEMENT = re.compile(r"(SELECT|CALL|TABLE|SET|ALTER|GRANT|CREATE) .+")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?")
 
 
@@ -38,13 +40,13 @@ class Document:
         headings, opened = [], None
         for number, line in enumerate(self.text.splitlines(), 1):
             if opened:
-                if line == "```":
-                    yield Block(self.path, opened[0], tuple(headings), opened[1], "\n".join(opened[2]))
+                if line.strip() == "```":
+                    yield Block(self.path, opened[0], tuple(headings), opened[1], textwrap.dedent("\n".join(opened[2])))
                     opened = None
                 else:
                     opened[2].append(line)
-            elif line.startswith("```"):
-                opened = (number, line[3:], [])
+            elif line.strip().startswith("```"):
+                opened = (number, line.strip()[3:], [])
             elif heading := re.match(r"(#+) (.*)", line):
                 depth = len(heading[1])
                 headings = headings[:depth - 1] + [heading[2]]
@@ -58,6 +60,11 @@ class Document:
         found = re.search(rf"^(#+) {re.escape(heading)}\n(.*?)(?=^\1 |\Z)", self.text, re.M | re.S)
         assert found, f"no heading {heading!r} in {self.path.name}"
         return found[2]
+
+    def statements(self):
+        """Every SQL statement that stands in a sentence or a table as code, without those that leave something out."""
+        spans = set(re.findall(r"`([^`\n]+)`", self.text))
+        return sorted(span for span in spans if STATEMENT.fullmatch(span) and ".." not in span)
 
     def tables(self, heading):
         """The rows of the tables below a heading, without their heads; a cell's `\\|` is a bar."""

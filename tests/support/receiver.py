@@ -169,8 +169,8 @@ class Receiver:
             with self.lock:
                 self.alive.add(connection)
             self._requests(connection, number)
-        except OSError:
-            pass  # the sender left, or TLS did not come about: the sender's test says what it saw
+        except (OSError, ValueError):
+            pass  # the sender left, TLS did not come about, or it was no HTTP: the sender's test says what it saw
         finally:
             with self.lock:
                 self.alive.discard(connection)
