@@ -288,7 +288,7 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
     OUT sender_pid integer, OUT settings json)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
-    'a row per target: is the queue clean, is the target up, how fast does it go, and where each setting comes from';
+    'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
 
 CREATE FUNCTION @extschema@.sync_outbox_requeue(
     ids bigint[] DEFAULT NULL, reason text DEFAULT NULL, relation regclass DEFAULT NULL, target text DEFAULT 'default')
