@@ -24,3 +24,14 @@ def test_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sale
 
     assert order_of(receiver, 1) == ["INSERT", "UPDATE"]
     assert sales.outbox() == []
+
+
+def test_an_earlier_change_does_not_wait_for_a_later_one_in_conflict(sales, receiver):
+    sales.run("INSERT INTO sales VALUES (1, 1)")
+    sales.run("UPDATE sales SET qty = 2 WHERE id = 1")
+    sales.run("DELETE FROM sales")
+    sales.run("UPDATE sync_outbox SET status = 'CONFLICT' WHERE op = 'UPDATE'")
+    sales.flush()
+
+    assert order_of(receiver, 1) == ["INSERT"]
+    assert [(change.op, change.status) for change in sales.outbox()] == [("UPDATE", "CONFLICT"), ("DELETE", "PENDING")]

@@ -102,15 +102,17 @@ fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane,
     for changes in stats::parked(schema) {
         let mut parked = Parked::default();
         let mut left = among;
+        let mut position = 0;
         changes.followed_by(schema, branch, |change| {
             let Place { schema_name, table_name, priority, .. } = change.place;
             let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), change.data.as_deref());
-            if change.parked || parked.blocks(&touched) {
-                parked.park(&touched);
+            if change.parked || parked.blocks(&touched, position) {
+                parked.park(&touched, position);
                 if !change.parked && change.in_branch {
                     *blocked.entry((schema_name, table_name, priority)).or_default() += 1;
                 }
             }
+            position += 1;
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -1,7 +1,7 @@
 //! Which keys a change touches, and which keys are parked: a change goes out only after the earlier changes of its keys.
 
 use serde_json::{Map, Value};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Above this many parked keys a table is parked as a whole: memory stays bounded.
@@ -85,16 +85,20 @@ fn canonical_number(text: &str) -> String {
     if trimmed == "-0" { "0".to_owned() } else { trimmed.to_owned() }
 }
 
-/// The keys behind which later changes have to wait.
+/// The keys behind which later changes have to wait, with the first change that they wait for: what is earlier than that
+/// does not wait (it may have been requeued, or become due, while a later one of its key is in conflict).
 #[derive(Debug, Default)]
 pub struct Parked {
     tables: HashMap<u64, Table>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
-    whole: bool,
-    keys: HashSet<u64>,
+    /// The first parked change of any key.
+    first: i64,
+    /// The first that parks every key.
+    whole: Option<i64>,
+    keys: HashMap<u64, i64>,
 }
 
 impl Parked {
@@ -102,34 +106,41 @@ impl Parked {
         self.tables.is_empty()
     }
 
-    /// Whether a change has to wait.
-    pub fn blocks(&self, touched: &Touched) -> bool {
+    /// Whether the change with this id has to wait.
+    pub fn blocks(&self, touched: &Touched, id: i64) -> bool {
         let Some(table) = self.tables.get(&touched.table) else { return false };
+        let behind = |first: &i64| *first < id;
         match touched.keys {
-            None => true,
+            None => behind(&table.first),
             Some((old, new)) => {
-                table.whole || table.keys.contains(&old) || new.is_some_and(|new| table.keys.contains(&new))
+                table.whole.as_ref().is_some_and(behind)
+                    || table.keys.get(&old).is_some_and(behind)
+                    || new.is_some_and(|new| table.keys.get(&new).is_some_and(behind))
             }
         }
     }
 
-    /// Makes everything later of these keys wait. Returns whether the table has just become parked as a whole because it
-    /// has too many parked keys.
-    pub fn park(&mut self, touched: &Touched) -> bool {
-        let table = self.tables.entry(touched.table).or_default();
-        match touched.keys {
-            None => table.whole = true,
-            Some((old, new)) if !table.whole => {
-                table.keys.insert(old);
-                table.keys.extend(new);
-                if table.keys.len() > MOST_KEYS {
-                    *table = Table { whole: true, keys: HashSet::new() };
-                    return true;
-                }
-            }
-            Some(_) => {}
+    /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the table
+    /// has just become parked as a whole because it has too many parked keys.
+    pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
+        let table =
+            self.tables.entry(touched.table).or_insert_with(|| Table { first: id, whole: None, keys: HashMap::new() });
+        table.first = table.first.min(id);
+        let Some((old, new)) = touched.keys else {
+            table.whole = Some(table.whole.map_or(id, |first| first.min(id)));
+            return false;
+        };
+        for key in std::iter::once(old).chain(new) {
+            let first = table.keys.entry(key).or_insert(id);
+            *first = id.min(*first);
         }
-        false
+        if table.keys.len() <= MOST_KEYS {
+            return false;
+        }
+        let told = table.whole == Some(table.first);
+        table.whole = Some(table.first);
+        table.keys = HashMap::new();
+        !told
     }
 }
 
@@ -144,21 +155,32 @@ mod tests {
     #[test]
     fn a_parked_key_blocks_itself_and_nothing_else() {
         let mut parked = Parked::default();
-        parked.park(&touched(r#"{"id":1}"#, None));
-        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"qty":3}"#))));
-        assert!(!parked.blocks(&touched(r#"{"id":2}"#, None)));
-        assert!(!parked.blocks(&Touched::new("public", "stock", Some(r#"{"id":1}"#), None)));
+        parked.park(&touched(r#"{"id":1}"#, None), 5);
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"qty":3}"#)), 6));
+        assert!(!parked.blocks(&touched(r#"{"id":2}"#, None), 6));
+        assert!(!parked.blocks(&Touched::new("public", "stock", Some(r#"{"id":1}"#), None), 6));
+    }
+
+    #[test]
+    fn what_is_earlier_than_the_parked_change_does_not_wait() {
+        let mut parked = Parked::default();
+        parked.park(&touched(r#"{"id":1}"#, None), 5);
+        parked.park(&touched(r#"{"id":1}"#, None), 9);
+        assert!(!parked.blocks(&touched(r#"{"id":1}"#, None), 4));
+        assert!(!parked.blocks(&touched(r#"{"id":1}"#, None), 5), "nor for itself, once its time has come");
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, None), 6));
+        assert!(!parked.blocks(&Touched::new("public", "sales", None, None), 4));
     }
 
     #[test]
     fn a_key_change_belongs_to_both_keys() {
         let mut parked = Parked::default();
-        parked.park(&touched(r#"{"id":1}"#, Some(r#"{"id":2,"qty":3}"#)));
-        assert!(parked.blocks(&touched(r#"{"id":1}"#, None)));
-        assert!(parked.blocks(&touched(r#"{"id":2}"#, None)));
+        parked.park(&touched(r#"{"id":1}"#, Some(r#"{"id":2,"qty":3}"#)), 5);
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, None), 6));
+        assert!(parked.blocks(&touched(r#"{"id":2}"#, None), 6));
         let mut parked = Parked::default();
-        parked.park(&touched(r#"{"id":2}"#, None));
-        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"id":2}"#))));
+        parked.park(&touched(r#"{"id":2}"#, None), 5);
+        assert!(parked.blocks(&touched(r#"{"id":1}"#, Some(r#"{"id":2}"#)), 6));
     }
 
     #[test]
@@ -172,11 +194,12 @@ mod tests {
     fn truncate_waits_for_every_key_and_every_key_for_truncate() {
         let truncate = Touched::new("public", "sales", None, None);
         let mut parked = Parked::default();
-        assert!(!parked.blocks(&truncate));
-        parked.park(&touched(r#"{"id":1}"#, None));
-        assert!(parked.blocks(&truncate));
-        parked.park(&truncate);
-        assert!(parked.blocks(&touched(r#"{"id":9}"#, None)));
+        assert!(!parked.blocks(&truncate, 6));
+        parked.park(&touched(r#"{"id":1}"#, None), 5);
+        assert!(parked.blocks(&truncate, 6));
+        parked.park(&truncate, 6);
+        assert!(parked.blocks(&touched(r#"{"id":9}"#, None), 7));
+        assert!(!parked.blocks(&touched(r#"{"id":9}"#, None), 5));
     }
 
     #[test]
@@ -193,8 +216,9 @@ mod tests {
     #[test]
     fn too_many_keys_park_the_table() {
         let mut parked = Parked::default();
-        let told = (0..=MOST_KEYS).filter(|i| parked.park(&touched(&format!("{{\"id\":{i}}}"), None))).count();
+        let told =
+            (0..=MOST_KEYS as i64 + 5).filter(|i| parked.park(&touched(&format!("{{\"id\":{i}}}"), None), *i)).count();
         assert_eq!(told, 1);
-        assert!(parked.blocks(&touched(r#"{"id":"never seen"}"#, None)));
+        assert!(parked.blocks(&touched(r#"{"id":"never seen"}"#, None), 1));
     }
 }

@@ -77,8 +77,8 @@ pub fn words(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Word> {
     for (i, word) in picked.iter().zip(words.iter_mut()).rev() {
         let touched = batch.touched(&batch.changes[*i]);
         if *word == Word::Acked {
-            acked_later.park(&touched);
-        } else if acked_later.blocks(&touched) {
+            acked_later.park(&touched, i64::MIN); // whatever the ids are: the order of sending counts
+        } else if acked_later.blocks(&touched, batch.changes[*i].id) {
             *word = Word::Conflict("later change acked".into());
         }
     }

@@ -35,8 +35,8 @@ pub fn apply(payload: &str) -> Result<String> {
     let mut parked = Parked::default();
     let mut answer = Answer::default();
     let scratch = Scratch::new();
-    for change in &changes {
-        if !parked.is_empty() && parked.blocks(&touched(change)) {
+    for (position, change) in (0..).zip(&changes) {
+        if !parked.is_empty() && parked.blocks(&touched(change), position) {
             continue; // left unmentioned: it must not overtake
         }
         match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
@@ -48,7 +48,7 @@ pub fn apply(payload: &str) -> Result<String> {
             }
             Err(caught) => {
                 answer.error(&change.dedup_key, &caught.message);
-                parked.park(&touched(change));
+                parked.park(&touched(change), position);
             }
         }
     }

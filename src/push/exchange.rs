@@ -104,10 +104,11 @@ fn without_blocked(batch: &Batch, part: Vec<usize>, parked: &mut Parked, blocked
     }
     part.into_iter()
         .filter(|i| {
-            let touched = batch.touched(&batch.changes[*i]);
-            let waits = parked.blocks(&touched);
+            let change = &batch.changes[*i];
+            let touched = batch.touched(change);
+            let waits = parked.blocks(&touched, change.id);
             if waits {
-                parked.park(&touched);
+                parked.park(&touched, change.id);
                 blocked.push(*i);
             }
             !waits
@@ -118,15 +119,20 @@ fn without_blocked(batch: &Batch, part: Vec<usize>, parked: &mut Parked, blocked
 fn take(batch: &Batch, part: &[usize], answer: &Answer, parked: &mut Parked, answered: &mut Answered) {
     for (change, word) in part.iter().zip(outcome::words(batch, part, answer)) {
         if word != Word::Acked {
-            parked.park(&batch.touched(&batch.changes[*change]));
+            park(batch, *change, parked);
         }
         answered.said.push(Said { change: *change, word });
     }
 }
 
 fn refuse(batch: &Batch, change: usize, error: String, parked: &mut Parked, answered: &mut Answered) {
-    parked.park(&batch.touched(&batch.changes[change]));
+    park(batch, change, parked);
     answered.said.push(Said { change, word: Word::Refused(error) });
+}
+
+fn park(batch: &Batch, change: usize, parked: &mut Parked) {
+    let change = &batch.changes[change];
+    parked.park(&batch.touched(change), change.id);
 }
 
 fn request(batch: &Batch, part: &[usize], endpoint: &Endpoint, token: &str) -> Request {

@@ -33,9 +33,6 @@ pub struct Reader {
     /// their keys waits, also when their time has come meanwhile.
     tried: HashMap<i64, Touched>,
     crossing: Crossing,
-    /// Keys that wait for an earlier change in another lane, by the lane they wait in: that earlier change, which is read
-    /// later, must not wait for them.
-    crossed: [Parked; 3],
 }
 
 impl Reader {
@@ -48,7 +45,6 @@ impl Reader {
             committed: String::new(),
             tried: HashMap::new(),
             crossing: Crossing::default(),
-            crossed: Default::default(),
         }
     }
 
@@ -63,7 +59,6 @@ impl Reader {
         self.from_head = true;
         self.committed = queue::snapshot();
         self.crossing = Crossing::load(schema, self.target_id);
-        self.crossed = Default::default();
     }
 
     /// Remembers that a change has been tried and is still there.
@@ -73,8 +68,8 @@ impl Reader {
 
     /// Parks the keys of what has been tried.
     pub fn park_tried(&self, parked: &mut Parked) {
-        for touched in self.tried.values() {
-            parked.park(touched);
+        for (id, touched) in &self.tried {
+            parked.park(touched, *id);
         }
     }
 
@@ -116,13 +111,9 @@ impl Reader {
         for (i, change) in batch.changes.iter().enumerate() {
             let touched: Touched = batch.touched(change);
             if !in_branch(&change.branch) {
-                parked.park(&touched);
-            } else if parked.blocks(&touched) {
-                parked.park(&touched);
-                blocked += 1;
-            } else if self.crossed[change.priority as usize].blocks(&touched) || self.crossing.blocks(&touched, change)
-            {
-                self.crossed[change.priority as usize].park(&touched);
+                parked.park(&touched, change.id);
+            } else if parked.blocks(&touched, change.id) || self.crossing.blocks(&touched, change) {
+                parked.park(&touched, change.id);
                 blocked += 1;
             } else {
                 picked.push(i);

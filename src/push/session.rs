@@ -321,7 +321,7 @@ fn load_parked(schema: &Schema, target_id: i16) -> Parked {
     let mut parked = Parked::default();
     queue::parked(schema, target_id, |row| {
         let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
-        if parked.park(&touched) {
+        if parked.park(&touched, row.id) {
             pgrx::warning!(
                 "more than {} keys of \"{}\".\"{}\" are parked: the whole table waits for them",
                 crate::delivery::keys::MOST_KEYS,
