@@ -6,8 +6,6 @@
 use crate::pg::datum::{self, Function, Value};
 use crate::pg::relation::{self, JsonKind};
 use pgrx::pg_sys;
-use std::fmt::Arguments;
-use std::io::Write;
 
 /// How the values of one column are written.
 pub enum Encoder {
@@ -76,11 +74,11 @@ impl Encoder {
             Encoder::Int8 => write_int(value.int8(), out),
             Encoder::Float4 => {
                 let v = value.float4();
-                write_float(v.into(), format_args!("{v}"), format_args!("{v:e}"), FLOAT4_FIXED_BELOW, out);
+                write_float(v.into(), out, |out| datum::shortest_float4(v, out));
             }
             Encoder::Float8 => {
                 let v = value.float8();
-                write_float(v, format_args!("{v}"), format_args!("{v:e}"), FLOAT8_FIXED_BELOW, out);
+                write_float(v, out, |out| datum::shortest_float8(v, out));
             }
             Encoder::Numeric(function) => {
                 let start = out.len();
@@ -122,29 +120,15 @@ fn write_int(value: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// Powers of ten from which PostgreSQL writes a float with an exponent (d2s.c and f2s.c).
-const FLOAT8_FIXED_BELOW: i32 = 15;
-const FLOAT4_FIXED_BELOW: i32 = 6;
-const FLOAT_FIXED_FROM: i32 = -4;
-
-/// The shortest digits that read back as the same float, in PostgreSQL's notation; the others as the strings it uses.
-/// `fixed` and `scientific` are Rust's two notations of `value`, which have those digits.
-fn write_float(value: f64, fixed: Arguments<'_>, scientific: Arguments<'_>, fixed_below: i32, out: &mut Vec<u8>) {
+/// A finite float as a number, the others as the strings PostgreSQL uses.
+fn write_float(value: f64, out: &mut Vec<u8>, finite: impl FnOnce(&mut Vec<u8>)) {
     if value.is_nan() {
-        return out.extend_from_slice(b"\"NaN\"");
-    }
-    if value.is_infinite() {
-        return out.extend_from_slice(if value > 0.0 { b"\"Infinity\"" } else { b"\"-Infinity\"" });
-    }
-    let text = scientific.to_string();
-    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    // Writing to memory cannot fail.
-    let _ = if (FLOAT_FIXED_FROM..fixed_below).contains(&exponent) {
-        write!(out, "{fixed}")
+        out.extend_from_slice(b"\"NaN\"");
+    } else if value.is_infinite() {
+        out.extend_from_slice(if value > 0.0 { b"\"Infinity\"" } else { b"\"-Infinity\"" });
     } else {
-        write!(out, "{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-    };
+        finite(out);
+    }
 }
 
 /// A JSON string of text in any server encoding (all of them keep ASCII bytes for ASCII characters).

@@ -55,6 +55,27 @@ impl Value {
     }
 }
 
+/// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no digits
+/// that only read back by rounding to even.
+pub fn shortest_float8(value: f64, out: &mut Vec<u8>) {
+    let mut buffer = [0; 32];
+    // SAFETY: the longest result, with its NUL, is DOUBLE_SHORTEST_DECIMAL_LEN = 25 bytes.
+    unsafe {
+        externs::double_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
+        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+    }
+}
+
+/// As [`shortest_float8`], for `real`.
+pub fn shortest_float4(value: f32, out: &mut Vec<u8>) {
+    let mut buffer = [0; 32];
+    // SAFETY: the longest result, with its NUL, is FLOAT_SHORTEST_DECIMAL_LEN = 16 bytes.
+    unsafe {
+        externs::float_to_shortest_decimal_buf(value, buffer.as_mut_ptr());
+        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+    }
+}
+
 /// Writes a date, timestamp or timestamptz (`type_oid` says which) as JSON does, in UTC.
 pub fn iso_datetime(value: Value, type_oid: pg_sys::Oid, out: &mut Vec<u8>) {
     let mut buffer = [0; 256];

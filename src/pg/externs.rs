@@ -13,6 +13,10 @@ mod raw {
         pub fn nextval_internal(relid: Oid, check_permissions: bool) -> i64;
         /// `utils/bytea.h`
         pub static bytea_output: c_int;
+        /// `common/shortest_dec.h`
+        pub fn double_to_shortest_decimal_buf(value: f64, result: *mut c_char) -> c_int;
+        /// `common/shortest_dec.h`
+        pub fn float_to_shortest_decimal_buf(value: f32, result: *mut c_char) -> c_int;
         /// `utils/timeout.h`
         pub fn disable_all_timeouts(keep_indicators: bool);
         /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
@@ -34,7 +38,10 @@ mod raw {
 }
 
 // Cannot raise errors, so they need no guard.
-pub use raw::{SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts};
+pub use raw::{
+    SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts, double_to_shortest_decimal_buf,
+    float_to_shortest_decimal_buf,
+};
 
 // The caller's business.
 pub use raw::standard_ProcessUtility;
