@@ -6,25 +6,37 @@
 
 use crate::pg::xact::{self, End};
 use crate::worker::shared;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-/// Whether the current transaction has given the worker something to do. An atomic only to be a `static` that is written
-/// to: a backend has one thread.
-static MARKED: AtomicBool = AtomicBool::new(false);
+/// What the current transaction has given the worker to do: nothing, new changes, or a look at everything. An atomic only
+/// to be a `static` that is written to: a backend has one thread.
+static MARKED: AtomicU8 = AtomicU8::new(NOTHING);
+const NOTHING: u8 = 0;
+const CHANGES: u8 = 1;
+const EVERYTHING: u8 = 2;
 
-/// Wakes the worker of this database once the current transaction has committed; does nothing if it rolls back.
+/// Wakes the worker of this database once the current transaction has committed, because it has captured something; does
+/// nothing if it rolls back.
 #[inline]
 pub fn at_commit() {
-    MARKED.store(true, Relaxed);
+    if MARKED.load(Relaxed) == NOTHING {
+        MARKED.store(CHANGES, Relaxed);
+    }
+}
+
+/// As [`at_commit`], because changes that have been in the outbox for long may go out now.
+pub fn anew_at_commit() {
+    MARKED.store(EVERYTHING, Relaxed);
 }
 
 /// Listens to the ends of transactions. Without it, as where the library is not preloaded, the mark is never read.
 pub fn init() {
     xact::on_end(|end| {
-        if MARKED.load(Relaxed) {
-            MARKED.store(false, Relaxed);
+        let marked = MARKED.load(Relaxed);
+        if marked != NOTHING {
+            MARKED.store(NOTHING, Relaxed);
             if end == End::Commit {
-                shared::want_here();
+                shared::want_here(marked == EVERYTHING);
             }
         }
     });

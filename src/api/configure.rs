@@ -69,7 +69,7 @@ fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
         }
         leave_out(&schema, caller, &tables, prune, &mut answer)?;
     }
-    wake::at_commit();
+    wake::anew_at_commit();
     match config.token {
         Some(text) => {
             token::keep(&schema, caller, &target, Some(&text))?;

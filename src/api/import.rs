@@ -65,7 +65,7 @@ fn import(oid: Oid) -> Result<i64> {
     if skipped > 0 {
         pgrx::notice!("{skipped} of {rows} changes were imported before and still wait: skipped");
     }
-    wake::at_commit();
+    wake::anew_at_commit();
     Ok(imported)
 }
 

@@ -5,6 +5,7 @@
 
 use super::keys::Touched;
 use crate::capture::Priority;
+use std::borrow::Cow;
 use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
@@ -40,15 +41,15 @@ pub struct Stored<'a> {
     pub place: Place,
     pub dedup_key: Uuid,
     pub txid: u64,
-    pub schema: &'a str,
-    pub table: &'a str,
-    pub op: &'a str,
-    pub pk: Option<&'a str>,
-    pub data: Option<&'a str>,
-    pub old: Option<&'a str>,
-    pub branch: Option<&'a str>,
-    pub reason: Option<&'a str>,
-    pub created_at: &'a str,
+    pub schema: Cow<'a, str>,
+    pub table: Cow<'a, str>,
+    pub op: Cow<'a, str>,
+    pub pk: Option<Cow<'a, str>>,
+    pub data: Option<Cow<'a, str>>,
+    pub old: Option<Cow<'a, str>>,
+    pub branch: Option<Cow<'a, str>>,
+    pub reason: Option<Cow<'a, str>>,
+    pub created_at: Cow<'a, str>,
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
@@ -90,18 +91,18 @@ impl Batch {
         }
         let start = out.len();
         out.extend_from_slice(b"{\"schema\":");
-        string(stored.schema, out);
+        string(&stored.schema, out);
         out.extend_from_slice(b",\"table\":");
-        string(stored.table, out);
+        string(&stored.table, out);
         out.extend_from_slice(b",\"op\":");
-        string(stored.op, out);
+        string(&stored.op, out);
         out.extend_from_slice(b",\"pk\":");
-        let pk = stored.pk.map(|json| raw(json, out));
+        let pk = stored.pk.as_deref().map(|json| raw(json, out));
         if pk.is_none() {
             out.extend_from_slice(b"null");
         }
         out.extend_from_slice(b",\"data\":");
-        let data = stored.data.map(|json| raw(json, out));
+        let data = stored.data.as_deref().map(|json| raw(json, out));
         if data.is_none() {
             out.extend_from_slice(b"null");
         }
@@ -112,18 +113,18 @@ impl Batch {
         out.extend_from_slice(b",\"txid\":\"");
         out.extend_from_slice(itoa::Buffer::new().format(stored.txid).as_bytes());
         out.push(b'"');
-        for (name, value) in [(",\"branch\":", stored.branch), (",\"reason\":", stored.reason)] {
+        for (name, value) in [(",\"branch\":", &stored.branch), (",\"reason\":", &stored.reason)] {
             if let Some(value) = value {
                 out.extend_from_slice(name.as_bytes());
                 string(value, out);
             }
         }
-        if let Some(old) = stored.old {
+        if let Some(old) = &stored.old {
             out.extend_from_slice(b",\"old\":");
             raw(old, out);
         }
         out.extend_from_slice(b",\"created_at\":");
-        string(stored.created_at, out);
+        string(&stored.created_at, out);
         out.push(b'}');
         let json = start..out.len();
         let before = self.changes.last();
@@ -132,8 +133,8 @@ impl Batch {
             priority: stored.priority,
             place: stored.place,
             dedup_key: stored.dedup_key,
-            branch: shared(stored.branch, before.and_then(|b| b.branch.as_ref())),
-            reason: shared(stored.reason, before.and_then(|b| b.reason.as_ref())),
+            branch: shared(stored.branch.as_deref(), before.and_then(|b| b.branch.as_ref())),
+            reason: shared(stored.reason.as_deref(), before.and_then(|b| b.reason.as_ref())),
             attempts: stored.attempts,
             refusals: stored.refusals,
             was_offline: stored.was_offline,
@@ -142,7 +143,7 @@ impl Batch {
                 Some(before) if before.table.name == stored.table && before.table.schema == stored.schema => {
                     before.table.clone()
                 }
-                _ => Rc::new(Table { schema: stored.schema.to_owned(), name: stored.table.to_owned() }),
+                _ => Rc::new(Table { schema: stored.schema.to_string(), name: stored.table.to_string() }),
             },
             pk,
             data,
@@ -219,12 +220,12 @@ mod tests {
                 place: (0, id as u16),
                 dedup_key: Uuid::from_u128(id as u128),
                 txid: 7,
-                schema: "public",
-                table: "sa\"les",
-                op: "DELETE",
-                pk: Some(&pk),
-                reason: (id != 3).then_some("count"),
-                created_at: "2026-01-01T00:00:00+00:00",
+                schema: "public".into(),
+                table: "sa\"les".into(),
+                op: "DELETE".into(),
+                pk: Some(pk.into()),
+                reason: (id != 3).then_some("count".into()),
+                created_at: "2026-01-01T00:00:00+00:00".into(),
                 ..Stored::default()
             });
         }

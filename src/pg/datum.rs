@@ -30,6 +30,10 @@ impl Value {
         f64::from_bits(self.0.value() as u64)
     }
 
+    pub fn oid(self) -> pg_sys::Oid {
+        pg_sys::Oid::from(self.0.value() as u32)
+    }
+
     /// The 16 bytes of a uuid.
     pub fn uuid(&self) -> &[u8; 16] {
         // SAFETY: a uuid datum points to 16 bytes inside the row.

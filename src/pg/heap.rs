@@ -120,7 +120,8 @@ impl VarlenaBuffer {
 /// A column of a row to be appended.
 pub type Field = Option<pg_sys::Datum>;
 
-/// Appends a row to `table` and its entry to the unique index `index` over the columns at `keys` (none of them NULL).
+/// Appends a row to `table` and its entry to the unique index `index` over the columns with the attribute numbers `keys` (none
+/// of them NULL).
 pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
     let mut values: [pg_sys::Datum; 32] = [pg_sys::Datum::from(0); 32];
     let mut nulls = [true; 32];
@@ -133,7 +134,7 @@ pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
     let mut key_values = [pg_sys::Datum::from(0); 4];
     let mut key_nulls = [false; 4];
     for (k, column) in keys.iter().enumerate() {
-        key_values[k] = values[*column];
+        key_values[k] = values[*column - 1];
     }
     // SAFETY: both relations are open with ROW EXCLUSIVE; the caller has verified that `fields` matches the table's
     // descriptor, that the table is a plain heap, and that `index` is a plain unique btree over `keys`.
@@ -156,6 +157,45 @@ pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
     }
 }
 
+/// Deletes the row version at `place` (block and offset) if it is there and visible, nobody has replaced or deleted it, and
+/// `is_it` knows it by its first three columns, which are not NULL and of fixed length. Returns whether it did.
+pub fn delete(table: &Open, place: (u32, u16), is_it: impl FnOnce([Value; 3]) -> bool) -> bool {
+    let mut tuple = pg_sys::HeapTupleData { t_self: address(place), ..Default::default() };
+    let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
+    // SAFETY: the table is open with ROW EXCLUSIVE and a snapshot is active; the buffer is pinned while the tuple is looked
+    // at. The caller has verified the table's first columns, so that none of their datums points elsewhere.
+    unsafe {
+        if !pg_sys::heap_fetch(table.raw(), pg_sys::GetActiveSnapshot(), &mut tuple, &mut buffer, false) {
+            return false;
+        }
+        let mut null = false;
+        let columns = [1, 2, 3].map(|n| Value(pg_sys::heap_getattr(&mut tuple, n, table.descriptor(), &mut null)));
+        let known = is_it(columns);
+        pg_sys::ReleaseBuffer(buffer);
+        known && {
+            let mut failure = pg_sys::TM_FailureData::default();
+            let result = pg_sys::heap_delete(
+                table.raw(),
+                &mut tuple.t_self,
+                pg_sys::GetCurrentCommandId(true),
+                core::ptr::null_mut(),
+                true,
+                &mut failure,
+                false,
+            );
+            result == pg_sys::TM_Result::TM_Ok
+        }
+    }
+}
+
+/// A row's address as PostgreSQL has it.
+pub(super) fn address((block, offset): (u32, u16)) -> pg_sys::ItemPointerData {
+    pg_sys::ItemPointerData {
+        ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: block as u16 },
+        ip_posid: offset,
+    }
+}
+
 /// The next value of a sequence, without a check of rights: capture works for a writer who has none on the outbox.
 pub fn next_value(sequence: pg_sys::Oid) -> i64 {
     // SAFETY: the oid is that of a sequence; errors are raised.
@@ -168,10 +208,21 @@ pub fn top_transaction_id() -> u64 {
     unsafe { pg_sys::GetTopFullTransactionId() }.value
 }
 
+/// The transaction id that will be given out next: above every one of this cluster that is visible to anybody.
+pub fn next_transaction_id() -> u64 {
+    // SAFETY: plain getter.
+    unsafe { pg_sys::ReadNextFullTransactionId() }.value
+}
+
 /// Now, as a `timestamptz` datum (the clock's time, not that of the transaction's start).
 pub fn now() -> pg_sys::Datum {
+    pg_sys::Datum::from(now_micros())
+}
+
+/// Now, in microseconds since 2000-01-01 UTC.
+pub fn now_micros() -> i64 {
     // SAFETY: plain call.
-    pg_sys::Datum::from(unsafe { pg_sys::GetCurrentTimestamp() })
+    unsafe { pg_sys::GetCurrentTimestamp() }
 }
 
 /// The top-level transaction id, 0 if none has been assigned: then this transaction has written nothing.

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod process;
 pub mod relation;
 pub mod role;
+pub mod scan;
 pub mod secret;
 pub mod shmem;
 pub mod spi;
@@ -29,4 +30,4 @@ pub mod utility;
 pub mod wal;
 pub mod xact;
 
-pub use pgrx::pg_sys::Oid;
+pub use pgrx::pg_sys::{self, Oid};

@@ -82,15 +82,21 @@ impl Open {
         Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::AccessShareLock as i32) }, is_index: false }
     }
 
+    /// Opens a table that this transaction has locked.
+    pub fn locked(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above.
+        Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::NoLock as i32) }, is_index: false }
+    }
+
     pub fn borrow(&self) -> Borrowed<'_> {
         // SAFETY: open as long as self.
         unsafe { Borrowed::new(self.relation) }
     }
 
-    /// Opens an index for writing.
-    pub fn index(oid: pg_sys::Oid) -> Self {
+    /// Opens an index.
+    pub fn index(oid: pg_sys::Oid, mode: LockMode) -> Self {
         // SAFETY: as above.
-        Open { relation: unsafe { pg_sys::index_open(oid, pg_sys::RowExclusiveLock as i32) }, is_index: true }
+        Open { relation: unsafe { pg_sys::index_open(oid, mode.number()) }, is_index: true }
     }
 
     pub(super) fn raw(&self) -> pg_sys::Relation {
@@ -106,7 +112,7 @@ impl Open {
         self.borrow().columns()
     }
 
-    /// Whether a row can be put into this table without anything else having to happen: a permanent heap with no
+    /// Whether a row can be put into this table, or taken from it, without anything else having to happen: a heap with no
     /// rules, triggers, row security or constraints that would have to be checked.
     pub fn is_plain_heap(&self) -> bool {
         // SAFETY: fields of an open relation; trigdesc and constr may be null.
@@ -178,6 +184,8 @@ impl Drop for Open {
 pub enum LockMode {
     /// Nobody alters it: the lock of SELECT.
     AccessShare,
+    /// Nobody alters it, and we write to it: the lock of INSERT.
+    RowExclusive,
     /// Nobody writes, and neither do we: the lock of CREATE INDEX.
     Share,
     /// Nobody writes: the lock of CREATE TRIGGER.
@@ -187,16 +195,23 @@ pub enum LockMode {
     AccessExclusive,
 }
 
+impl LockMode {
+    fn number(self) -> pg_sys::LOCKMODE {
+        let mode = match self {
+            LockMode::AccessShare => pg_sys::AccessShareLock,
+            LockMode::RowExclusive => pg_sys::RowExclusiveLock,
+            LockMode::Share => pg_sys::ShareLock,
+            LockMode::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            LockMode::AccessExclusive => pg_sys::AccessExclusiveLock,
+        };
+        mode as pg_sys::LOCKMODE
+    }
+}
+
 /// Locks a relation to the end of the transaction. It may be gone when this returns.
 pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
-    let mode = match mode {
-        LockMode::AccessShare => pg_sys::AccessShareLock,
-        LockMode::Share => pg_sys::ShareLock,
-        LockMode::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
-        LockMode::AccessExclusive => pg_sys::AccessExclusiveLock,
-    };
     // SAFETY: inside a transaction; any oid may be locked.
-    unsafe { pg_sys::LockRelationOid(oid, mode as i32) }
+    unsafe { pg_sys::LockRelationOid(oid, mode.number()) }
 }
 
 /// The oid of a relation in a schema, if there is one.

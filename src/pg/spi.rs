@@ -40,13 +40,7 @@ impl Arg {
 
     /// An array of row addresses.
     pub fn places(places: &[(u32, u16)]) -> Self {
-        let mut tids: Vec<pg_sys::ItemPointerData> = places
-            .iter()
-            .map(|(block, offset)| pg_sys::ItemPointerData {
-                ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: *block as u16 },
-                ip_posid: *offset,
-            })
-            .collect();
+        let mut tids: Vec<_> = places.iter().map(|place| super::heap::address(*place)).collect();
         let mut datums: Vec<pg_sys::Datum> = tids.iter_mut().map(|t| pg_sys::Datum::from(&raw mut *t)).collect();
         Arg::array(pg_sys::TIDARRAYOID, pg_sys::TIDOID, &mut datums, 6, b's')
     }
@@ -88,10 +82,6 @@ impl Arg {
         Arg::datum(pg_sys::JSONOID, super::text::datum(&super::text::from_utf8(text)))
     }
 
-    pub fn xid8(xid: u64) -> Self {
-        Arg::datum(pg_sys::XID8OID, pg_sys::Datum::from(xid))
-    }
-
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
         Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
@@ -105,7 +95,11 @@ pub struct Row<'a> {
     desc: pg_sys::TupleDesc,
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    pub(super) fn new(values: &'a [pg_sys::Datum], nulls: &'a [bool], desc: pg_sys::TupleDesc) -> Self {
+        Row { values, nulls, desc }
+    }
+
     /// Column `n`, from 1; `None` for NULL. The column's type must be the one `T` reads.
     pub fn get<T: FromDatum + IntoDatum>(&self, n: usize) -> Option<T> {
         let (datum, null) = self.raw(n);
@@ -179,6 +173,18 @@ impl Row<'_> {
         uuid::Uuid::from_bytes(*super::datum::Value(datum).uuid())
     }
 
+    /// Column `n`, an oid or an enum.
+    pub fn oid(&self, n: usize) -> Option<pg_sys::Oid> {
+        let (datum, null) = self.raw(n);
+        (!null).then(|| super::datum::Value(datum).oid())
+    }
+
+    /// Column `n`, a timestamptz, in microseconds since 2000-01-01 UTC.
+    pub fn micros(&self, n: usize) -> Option<i64> {
+        let (datum, null) = self.raw(n);
+        (!null).then_some(datum.value() as i64)
+    }
+
     /// Column `n`, an xid8.
     pub fn xid8(&self, n: usize) -> u64 {
         self.raw(n).0.value() as u64
@@ -217,7 +223,7 @@ unsafe fn each_row(
         let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); columns], vec![true; columns]);
         for i in 0..count {
             pg_sys::heap_deform_tuple(*(*table).vals.add(i), desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-            each(&Row { values: &values, nulls: &nulls, desc })?;
+            each(&Row::new(&values, &nulls, desc))?;
         }
     }
     ControlFlow::Continue(())

@@ -35,11 +35,20 @@ pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
+        let result = with_snapshot(f);
+        pg_sys::CommitTransactionCommand();
+        pg_sys::pgstat_report_stat(false);
+        result
+    }
+}
+
+/// Runs `f` with a fresh snapshot, as a statement has it.
+pub fn with_snapshot<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: inside a transaction; after an error the abort pops the snapshot.
+    unsafe {
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let result = f();
         pg_sys::PopActiveSnapshot();
-        pg_sys::CommitTransactionCommand();
-        pg_sys::pgstat_report_stat(false);
         result
     }
 }

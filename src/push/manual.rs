@@ -1,7 +1,9 @@
 //! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
 //! says, with a small probe first; only a pause stops them.
 
+use super::books::Books;
 use super::credentials::{self, Token};
+use super::mark::Mark;
 use super::reader::Scope;
 use super::report::{Report, Stop};
 use super::session::{Bounds, Destination, Link, Session};
@@ -32,6 +34,7 @@ pub fn flush(branch: Option<String>, max_rows: Option<i32>, target: &str) -> Res
         scope: Scope { branch, own_txid },
         max_rows,
         until: settings::flush_timeout().map(|t| Instant::now() + t),
+        mark: Mark::default(),
     };
     let report = push(&mut || Callers, target, bounds, &mut |_| ())?;
     let retry_at = match &report.stop {
@@ -96,6 +99,7 @@ fn push<T: Transactions>(
                             .hint("Correct the setting and reload: SELECT pg_reload_conf();"));
                     }
                     Ok(mut link) => {
+                        let mut books = Books::default();
                         let mut session = Session::new(
                             transactions(),
                             schema.clone(),
@@ -103,10 +107,13 @@ fn push<T: Transactions>(
                             destination,
                             bounds,
                             &mut link,
+                            &mut books,
                             progress,
                         );
                         session.run()?;
-                        session.report
+                        let report = session.report;
+                        transactions().step(|| books.write(&schema, target.id));
+                        report
                     }
                 },
             },
@@ -141,27 +148,34 @@ pub fn fill(entry: &mut Entry, report: &Report) {
 }
 
 /// Where a session sends; or why nothing can be sent. Raises 55000 where nobody has said where.
-pub fn destination<T: Transactions>(
+fn destination<T: Transactions>(
     transactions: &mut T,
     schema: &Schema,
     name: &str,
     settings: &settings::Delivery,
 ) -> Result<std::result::Result<Destination, Stop>> {
-    transactions.step(|| {
-        let target = target::find(schema, name)?; // again: it may have been paused while we waited for the lock
-        if target.paused {
-            return Ok(Err(Stop::Paused));
+    transactions.step(|| find_destination(schema, name, settings))
+}
+
+/// As [`destination`], inside a transaction.
+pub fn find_destination(
+    schema: &Schema,
+    name: &str,
+    settings: &settings::Delivery,
+) -> Result<std::result::Result<Destination, Stop>> {
+    let target = target::find(schema, name)?; // again: it may have been paused while we waited for the lock
+    if target.paused {
+        return Ok(Err(Stop::Paused));
+    }
+    let Some((endpoint, source)) = credentials::endpoint(&target, settings)? else {
+        return Err(no_url(name));
+    };
+    Ok(match credentials::token(&target, &endpoint, source, true)? {
+        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value }),
+        Token::Missing { why } => {
+            target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
+            Err(Stop::TokenMissing { why })
         }
-        let Some((endpoint, source)) = credentials::endpoint(&target, settings)? else {
-            return Err(no_url(name));
-        };
-        Ok(match credentials::token(&target, &endpoint, source, true)? {
-            Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value }),
-            Token::Missing { why } => {
-                target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
-                Err(Stop::TokenMissing { why })
-            }
-        })
     })
 }
 
@@ -177,7 +191,7 @@ fn unsent<T: Transactions>(
     branch: Option<&str>,
     stop: Stop,
 ) -> Report {
-    let pending = transactions.step(|| queue::count(schema, target_id, branch));
+    let pending = transactions.step(|| queue::count(schema, target_id, branch, T::COUNTED));
     Report { pending, stop: Some(stop), ..Report::default() }
 }
 

@@ -1,18 +1,20 @@
 //! Reading batches in order: forward from a cursor, so that what lies dead behind it costs nothing, and again from the
-//! head, because a change can become visible, due or free behind the cursor.
+//! mark, because a change can become visible, due or free behind the cursor.
 //!
-//! A *pass* goes from the head to the end of every lane, over what was committed when it began. What is committed later
+//! A *pass* goes from the mark to the end of every lane, over what was committed when it began. What is committed later
 //! waits for the next pass: an earlier change of its key may have become visible behind the cursor just before, and only a
-//! pass that began after both sees them in order. A session is over when a pass from the head has found nothing to
-//! send: only then may it say "empty".
+//! pass that began after both sees them in order. A session is over when a pass has found nothing to send: only then may
+//! it say "empty".
 
 use super::crossing::Crossing;
+use super::mark::Mark;
 use crate::capture::Priority;
 use crate::delivery::batch::Batch;
 use crate::delivery::keys::{Parked, Touched};
 use crate::pg::wal;
+use crate::store::Schema;
+use crate::store::run::Run;
 use crate::store::snapshot::Snapshot;
-use crate::store::{Schema, queue};
 use std::collections::HashMap;
 
 /// What a session may send.
@@ -27,8 +29,11 @@ pub struct Reader {
     target_id: i16,
     scope: Scope,
     cursors: [i64; 3],
+    mark: Mark,
     /// What was committed when the pass began.
     committed: Snapshot,
+    /// The first change that the pass found and that does not wait for a person.
+    first: Option<i64>,
     /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
     /// their keys waits, also when their time has come meanwhile.
     tried: HashMap<i64, Touched>,
@@ -36,22 +41,36 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub fn new(target_id: i16, scope: Scope) -> Self {
+    pub fn new(target_id: i16, scope: Scope, mark: Mark) -> Self {
         Reader {
             target_id,
             scope,
-            cursors: [i64::MIN; 3],
+            cursors: [mark.at(); 3],
+            mark,
             committed: Snapshot::default(),
+            first: None,
             tried: HashMap::new(),
             crossing: Crossing::default(),
         }
     }
 
-    /// Begins a pass at the head.
+    /// Begins a pass at the mark.
     pub fn rewind(&mut self, schema: &Schema) {
-        self.cursors = [i64::MIN; 3];
+        self.cursors = [self.mark.at(); 3];
+        self.first = None;
+        self.mark.look_ahead(schema);
         self.committed = Snapshot::take();
         self.crossing = Crossing::load(schema, self.target_id);
+    }
+
+    /// A pass has come to its end and found nothing to send.
+    pub fn at_rest(&mut self) {
+        self.mark.advance(&self.committed, self.first);
+    }
+
+    /// Where the next session begins.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
     }
 
     /// Remembers that a change has been tried and is still there.
@@ -71,7 +90,7 @@ impl Reader {
     pub fn read(&mut self, schema: &Schema, rows: usize, bytes: usize) -> Batch {
         let mut batch = Batch::default();
         for (lane, priority) in Priority::ALL.into_iter().enumerate() {
-            let run = queue::Run {
+            let run = Run {
                 target_id: self.target_id,
                 priority,
                 after: self.cursors[lane],
@@ -80,9 +99,10 @@ impl Reader {
                 bytes,
                 own_txid: self.scope.own_txid,
             };
-            let (last, more) = run.read(schema, &mut batch, |id| !self.tried.contains_key(&id));
-            self.cursors[lane] = last;
-            if more {
+            let ended = run.read(schema, &mut batch, |id| !self.tried.contains_key(&id));
+            self.cursors[lane] = ended.at;
+            self.first = [self.first, ended.first].into_iter().flatten().min();
+            if ended.full {
                 break;
             }
         }

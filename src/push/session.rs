@@ -3,8 +3,10 @@
 //! While a request is out, the batch before it is settled and the batch after it is read. A change is tried once in a
 //! session. No transaction of ours is open while we wait (but for the caller's own, in a flush).
 
+use super::books::Books;
 use super::credentials::{self, Source, Token};
 use super::exchange::{self, Answered, Trouble};
+use super::mark::{self, Mark};
 use super::reader::{Reader, Scope};
 use super::report::{Report, Stop};
 use super::settle::{self, Settlement};
@@ -80,6 +82,8 @@ pub struct Bounds {
     pub scope: Scope,
     pub max_rows: Option<usize>,
     pub until: Option<Instant>,
+    /// Where to begin reading.
+    pub mark: Mark,
 }
 
 pub struct Session<'a, T> {
@@ -99,6 +103,7 @@ pub struct Session<'a, T> {
     sent_in_pass: bool,
     last_id: i64,
     pub report: Report,
+    books: &'a mut Books,
     progress: &'a mut dyn FnMut(&Report),
 }
 
@@ -110,10 +115,11 @@ impl<'a, T: Transactions> Session<'a, T> {
         destination: Destination,
         bounds: Bounds,
         link: &'a mut Link,
+        books: &'a mut Books,
         progress: &'a mut dyn FnMut(&Report),
     ) -> Self {
         Session {
-            reader: Reader::new(destination.target.id, bounds.scope.clone()),
+            reader: Reader::new(destination.target.id, bounds.scope.clone(), bounds.mark.clone()),
             transactions,
             schema,
             batch_rows: settings.batch_rows,
@@ -128,6 +134,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             sent_in_pass: false,
             last_id: i64::MIN,
             report: Report::default(),
+            books,
             progress,
         }
     }
@@ -149,21 +156,16 @@ impl<'a, T: Transactions> Session<'a, T> {
     fn begin(&mut self) {
         let Session { transactions, schema, destination, bounds, reader, .. } = self;
         let id = destination.target.id;
-        let (parked, failures, pending, last_id) = transactions.step(|| {
+        transactions.step(|| {
+            self.failures = target::state(schema, id).consecutive_failures;
+            self.report.pending = queue::count(schema, id, bounds.scope.branch.as_deref(), T::COUNTED);
+            self.last_id = queue::last_id(schema, id);
+            self.parked = load_parked(schema, id);
             reader.rewind(schema);
-            (
-                load_parked(schema, id),
-                target::state(schema, id).consecutive_failures,
-                queue::count(schema, id, bounds.scope.branch.as_deref()),
-                queue::last_id(schema, id),
-            )
         });
-        (self.parked, self.failures, self.last_id) = (parked, failures, last_id);
-        self.report.pending = pending;
     }
 
-    /// The next batch of this pass or the next; `None` when a pass from the head found nothing to send, or when a bound
-    /// is reached.
+    /// The next batch of this pass or the next; `None` when a pass found nothing to send, or when a bound is reached.
     fn next_batch(&mut self) -> Option<Batch> {
         loop {
             if self.bounds.until.is_some_and(|until| until <= Instant::now()) {
@@ -180,6 +182,7 @@ impl<'a, T: Transactions> Session<'a, T> {
                 return Some(batch);
             }
             if !self.sent_in_pass {
+                self.reader.at_rest();
                 return None;
             }
             self.next_pass();
@@ -277,26 +280,31 @@ impl<'a, T: Transactions> Session<'a, T> {
     }
 
     fn write(&mut self, settlement: Settlement) {
-        let Session { transactions, schema, destination, .. } = self;
-        transactions.step(|| settle::write(schema, destination.target.id, &settlement));
+        let Session { transactions, schema, destination, books, .. } = self;
+        transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
     }
 
     fn finish(&mut self) {
         self.settle();
-        let Session { transactions, schema, destination, bounds, last_id, .. } = self;
+        let Session { transactions, schema, destination, bounds, last_id, books, .. } = self;
         let branch = bounds.scope.branch.as_deref();
         let id = destination.target.id;
         let left = transactions.step(|| {
-            let left = queue::any_left(schema, id, branch, *last_id);
+            let left = queue::any_left(schema, id, branch, bounds.mark.at(), *last_id);
             if !left && branch.is_none() {
-                target::end_drain(schema, id);
-                if T::LOCK == LockScope::Session && settings::truncate_when_empty() {
+                books.end_drain(schema, id);
+                if T::LOCK == LockScope::Session && bounds.mark.at() == mark::HEAD && settings::truncate_when_empty() {
                     reclaim::truncate_if_empty(schema);
                 }
             }
             left
         });
         self.report.nothing_left = !left;
+    }
+
+    /// Where the next session may begin.
+    pub fn mark(&self) -> &Mark {
+        self.reader.mark()
     }
 }
 
@@ -305,10 +313,10 @@ impl<T: Transactions> Waiting for Session<'_, T> {
         let unsettled = self.unsettled.take();
         let read_ahead = self.ahead.is_none() && self.failures == 0 && self.bounds.max_rows.is_none();
         let rows = self.rows_wanted();
-        let Session { transactions, schema, settings, destination, bounds, link, reader, ahead, .. } = self;
+        let Session { transactions, schema, settings, destination, bounds, link, reader, ahead, books, .. } = self;
         link.exchange(request, bounds.until, || {
             if let Some(settlement) = unsettled {
-                transactions.step(|| settle::write(schema, destination.target.id, &settlement));
+                transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
             }
             if read_ahead {
                 *ahead = Some(transactions.step(|| reader.read(schema, rows, settings.batch_bytes)));

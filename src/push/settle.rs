@@ -1,5 +1,6 @@
 //! Settling: what was said about each change is written down, in one short transaction.
 
+use super::books::Books;
 use super::exchange::{Answered, Trouble};
 use super::report::{Report, Stop};
 use crate::delivery::answer::{Word, sanitise};
@@ -8,7 +9,7 @@ use crate::delivery::batch::{Batch, Change};
 use crate::delivery::keys::Touched;
 use crate::delivery::outcome::ERROR_CHARS;
 use crate::settings::Delivery;
-use crate::store::{Schema, queue, target};
+use crate::store::{Schema, queue, run, target};
 use std::time::Duration;
 
 /// How often a target that turns the token away, or is not what it should be, is tried by the worker.
@@ -121,10 +122,10 @@ fn fate(change: &Change, word: &Word, settings: &Delivery) -> Fate {
 
 /// Writes a settlement down. Runs inside a transaction; raises on database errors, which loses nothing: what was acked is
 /// sent again with the same keys.
-pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement) {
+pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement, books: &mut Books) {
     let acked = settlement.acked();
     if !acked.is_empty() {
-        queue::delete(schema, target_id, &acked);
+        run::delete(schema, target_id, &acked);
     }
     for verdict in &settlement.verdicts {
         let change = &settlement.batch.changes[verdict.change];
@@ -144,20 +145,20 @@ pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement) {
         queue::mark(schema, target_id, &mark);
     }
     let not_through = settlement.not_through();
-    let sent = settlement.verdicts.len() + not_through.len();
-    target::count(schema, target_id, sent as i64, acked.len() as i64);
-    target::count_drained(schema, target_id, acked.len() as i64);
-    note_outcome(schema, target_id, settlement, &not_through);
+    let answered = settlement.verdicts.len();
+    books.add(answered + not_through.len(), acked.len(), answered > 0);
+    note_outcome(schema, target_id, settlement, &not_through, books);
+    books.write_if_due(schema, target_id);
 }
 
 /// What the target's breaker learns from it.
-fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_through: &[&Change]) {
+fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_through: &[&Change], books: &mut Books) {
     let answered = !settlement.verdicts.is_empty();
-    if answered {
-        target::note_success(schema, target_id);
-        if settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline) {
-            queue::revive_offline(schema, target_id);
-        }
+    if answered && settlement.failures_before > 0 {
+        books.write(schema, target_id); // closes the breaker
+    }
+    if answered && (settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline)) {
+        queue::revive_offline(schema, target_id);
     }
     let (wait, auth, error) = match (&settlement.stop, &settlement.answered.trouble) {
         (Some(Stop::TokenInvalid), Some(Trouble::Unauthorized { error })) => (SLOW_PROBE, Some("invalid"), error),
@@ -167,6 +168,7 @@ fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_th
     if let Some(Trouble::NotThrough { error, .. }) = &settlement.answered.trouble {
         queue::mark_offline(schema, not_through, error);
     }
+    books.write(schema, target_id); // before, because a success closes the breaker
     let failures = if answered { 1 } else { settlement.failures };
     target::note_failure(schema, target_id, failures, wait.as_millis() as i64, auth, error);
 }

@@ -9,6 +9,8 @@ use crate::store;
 pub trait Transactions {
     /// How long the sender's lock has to live.
     const LOCK: Scope;
+    /// Up to so many changes, a session counts exactly what is waiting when it begins.
+    const COUNTED: i64;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R;
 }
@@ -25,6 +27,7 @@ pub struct Own;
 
 impl Transactions for Callers {
     const LOCK: Scope = Scope::Transaction;
+    const COUNTED: i64 = 1_000_000;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         as_owner(f)
@@ -33,6 +36,7 @@ impl Transactions for Callers {
 
 impl Transactions for Procedures {
     const LOCK: Scope = Scope::Session;
+    const COUNTED: i64 = 1_000_000;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let result = as_owner(f);
@@ -43,6 +47,8 @@ impl Transactions for Procedures {
 
 impl Transactions for Own {
     const LOCK: Scope = Scope::Session;
+    /// Few: it begins a session whenever it is woken, and nobody waits for the figure.
+    const COUNTED: i64 = 10_000;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
         xact::transaction(|| as_owner(f))

@@ -13,6 +13,8 @@ pub mod overview;
 pub mod queue;
 pub mod reclaim;
 pub mod relation;
+pub mod run;
+pub mod shape;
 pub mod snapshot;
 pub mod stats;
 pub mod steer;

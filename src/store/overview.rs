@@ -7,8 +7,7 @@ use pgrx::datum::TimestampWithTimeZone;
 
 /// Every target, `default` first and also before it has been made.
 pub fn targets(schema: &Schema) -> Vec<Target> {
-    let mut targets: Vec<Target> =
-        target::names(schema).iter().filter_map(|name| target::look_up(schema, name)).collect();
+    let mut targets: Vec<Target> = target::all(schema);
     if !targets.iter().any(|target| target.name == target::DEFAULT) {
         let default = Target {
             id: target::id_for_capture(target::DEFAULT),

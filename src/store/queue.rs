@@ -1,11 +1,10 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
-use super::Schema;
-use super::snapshot::Snapshot;
+use super::{Schema, stats};
 use crate::capture::Priority;
-use crate::delivery::batch::{Batch, Change, Stored};
+use crate::delivery::batch::Change;
+use crate::pg::heap;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text;
 use std::ops::ControlFlow;
 
 /// The statement capture falls back to, columns in the table's order.
@@ -79,97 +78,6 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
 pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
     AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
 
-/// A run of deliverable changes of one lane.
-pub struct Run<'a> {
-    pub target_id: i16,
-    pub priority: Priority,
-    /// Only ids above this one.
-    pub after: i64,
-    /// Only changes that it sees.
-    pub committed: &'a Snapshot,
-    pub rows: usize,
-    pub bytes: usize,
-    /// The reader's own transaction, whose changes must not leave before it commits.
-    pub own_txid: Option<u64>,
-}
-
-impl Run<'_> {
-    /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
-    /// `bytes` still goes, alone). `wanted` can leave a change out. Returns the last id looked at, and whether there may
-    /// be more.
-    pub fn read(&self, schema: &Schema, batch: &mut Batch, mut wanted: impl FnMut(i64) -> bool) -> (i64, bool) {
-        let (mut last, mut more) = (self.after, false);
-        let mut created_at = Vec::new();
-        spi::scan_by(
-            &schema.sql(&format!(
-                "SELECT id, ctid, dedup_key, txid, schema_name, table_name, op, pk, data, old, branch, reason, created_at,
-                        attempt_count, refusals, status = 'FAILED' AND next_attempt_at IS NULL
-                   FROM @.sync_outbox
-                  WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 AND {DELIVERABLE}
-                    AND (txid < $4
-                         -- The number of another cluster's transaction, from a dump.
-                         OR txid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))
-                  ORDER BY id"
-            )),
-            &[
-                self.target_id.into(),
-                self.priority.name().into(),
-                self.after.into(),
-                Arg::xid8(self.committed.xmax()),
-            ],
-            &mut |row| {
-                let json = [8, 9, 10].map(|n| row.bytes(n));
-                let size: usize = json.iter().flatten().map(|part| part.len()).sum();
-                if batch.len() >= self.rows || (!batch.is_empty() && batch.bytes() + size > self.bytes) {
-                    more = true;
-                    return 0;
-                }
-                let (id, txid) = (row.int(1), row.xid8(4));
-                last = id;
-                let committed = txid >= self.committed.xmax() || self.committed.sees(txid);
-                if committed && Some(txid) != self.own_txid && wanted(id) {
-                    created_at.clear();
-                    row.iso_time(13, &mut created_at);
-                    self.take(row, json, &created_at, batch);
-                }
-                self.rows_to_come(batch)
-            },
-        );
-        (last, more)
-    }
-
-    /// How many rows may still fit, and one more to see whether there are any.
-    fn rows_to_come(&self, batch: &Batch) -> usize {
-        let by_bytes =
-            batch.bytes().checked_div(batch.len()).map_or(1, |each| self.bytes.saturating_sub(batch.bytes()) / each);
-        by_bytes.min(self.rows - batch.len()) + 1
-    }
-
-    fn take(&self, row: &spi::Row<'_>, json: [Option<&[u8]>; 3], created_at: &[u8], batch: &mut Batch) {
-        let [schema, table, op, branch, reason] = [5, 6, 7, 11, 12].map(|n| row.bytes(n).map(text::to_utf8));
-        let [pk, data, old] = json.map(|part| part.map(text::to_utf8));
-        batch.push(&Stored {
-            id: row.int(1),
-            priority: self.priority,
-            place: row.place(2),
-            dedup_key: row.uuid(3),
-            txid: row.xid8(4),
-            schema: schema.as_deref().unwrap_or_default(),
-            table: table.as_deref().unwrap_or_default(),
-            op: op.as_deref().unwrap_or_default(),
-            pk: pk.as_deref(),
-            data: data.as_deref(),
-            old: old.as_deref(),
-            branch: branch.as_deref(),
-            reason: reason.as_deref(),
-            created_at: std::str::from_utf8(created_at).unwrap_or_default(),
-            attempts: row.get(14).unwrap_or_default(),
-            refusals: row.get(15).unwrap_or_default(),
-            was_offline: row.get(16).unwrap_or_default(),
-        });
-    }
-}
-
 /// The keys that a change has, as read for parking: schema, table, pk and data (UTF-8).
 pub struct KeyRow {
     pub id: i64,
@@ -204,57 +112,68 @@ pub fn parked(schema: &Schema, target_id: i16, mut each: impl FnMut(KeyRow)) {
     );
 }
 
-/// How many changes wait, whatever their status: exact up to a million, then by the statistics of the table.
-pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
-    const EXACT: i64 = 1_000_000;
+/// How many changes wait, whatever their status: exact up to `exact`, then from a sample of the table.
+pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
     let counted = spi::first(
         &schema.sql(
             "SELECT count(*) FROM (SELECT 1 FROM @.sync_outbox
-              WHERE target_id = $1 AND ($2 IS NULL OR branch = $2) LIMIT 1000001) AS waiting",
+              WHERE target_id = $1 AND ($2 IS NULL OR branch = $2) LIMIT $3) AS waiting",
         ),
-        &[target_id.into(), Arg::opt(branch)],
+        &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
         |row| row.int(1),
     )
     .unwrap_or_default();
-    if counted <= EXACT || branch.is_some() {
-        return counted;
-    }
-    let estimate = spi::first(
-        "SELECT reltuples::bigint FROM pg_catalog.pg_class WHERE oid = $1",
-        &[schema.outbox().into()],
-        |row| row.int(1),
-    );
-    estimate.unwrap_or_default().max(counted)
+    if counted <= exact { counted } else { stats::estimate(schema, target_id, branch).max(counted) }
 }
 
 /// The greatest id there is: what a session that starts now has to deliver.
 pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
-    Priority::ALL
-        .into_iter()
-        .filter_map(|priority| {
-            spi::first(
-                &schema.sql(
-                    "SELECT id FROM @.sync_outbox WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority
-                      ORDER BY id DESC LIMIT 1",
-                ),
-                &[target_id.into(), priority.name().into()],
-                |row| row.int(1),
-            )
-        })
-        .max()
-        .unwrap_or(i64::MIN)
+    let lanes = Priority::ALL.map(|priority| {
+        format!(
+            "(SELECT id FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' ORDER BY priority DESC, id DESC LIMIT 1)",
+            priority.name()
+        )
+    });
+    spi::first(
+        &schema.sql(&format!("SELECT max(id) FROM ({}) o", lanes.join(" UNION ALL "))),
+        &[target_id.into()],
+        |row| row.get::<i64>(1),
+    )
+    .flatten()
+    .unwrap_or(i64::MIN)
 }
 
-/// Whether anything up to `last_id` is left, whatever its status.
-pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: i64) -> bool {
+/// Whether anything is left of what a session had to deliver, whatever its status: ids up to `last_id`, and above `mark`
+/// but for what is not PENDING.
+pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, mark: i64, last_id: i64) -> bool {
+    let lanes = Priority::ALL.map(|priority| {
+        format!(
+            "EXISTS (SELECT FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id > $2 AND id <= $3
+                AND ($4 IS NULL OR branch = $4))",
+            priority.name()
+        )
+    });
     spi::first(
-        &schema.sql(
-            "SELECT true FROM @.sync_outbox WHERE target_id = $1 AND id <= $2 AND ($3 IS NULL OR branch = $3) LIMIT 1",
-        ),
-        &[target_id.into(), last_id.into(), Arg::opt(branch)],
-        |_| (),
+        &schema.sql(&format!(
+            "SELECT {} OR EXISTS (SELECT FROM @.sync_outbox
+              WHERE target_id = $1 AND status <> 'PENDING' AND id <= $3 AND ($4 IS NULL OR branch = $4))",
+            lanes.join(" OR ")
+        )),
+        &[target_id.into(), mark.into(), last_id.into(), Arg::opt_utf8(branch)],
+        |row| row.get(1).unwrap_or_default(),
     )
-    .is_some()
+    .unwrap_or_default()
+}
+
+/// The last id that was drawn, and a transaction id above that of everyone who has drawn one so far: capture has its
+/// transaction's id before it draws. Read in this order (`hard-facts` 11).
+pub fn drawn(schema: &Schema) -> (i64, u64) {
+    let last = spi::first(
+        &schema.sql("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM @.sync_outbox_id_seq"),
+        &[],
+        |row| row.int(1),
+    );
+    (last.unwrap_or(i64::MIN), heap::next_transaction_id())
 }
 
 /// Milliseconds until the next FAILED change is due.
@@ -268,40 +187,6 @@ pub fn due_in_ms(schema: &Schema, target_id: i16) -> Option<i64> {
         |row| row.get::<i64>(1),
     )
     .flatten()
-}
-
-/// Deletes acknowledged changes: exactly those that were read, by address and key. A row that has moved meanwhile (VACUUM
-/// FULL, an update) is found by its primary key; one that is gone is no error.
-pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
-    let places: Vec<_> = changes.iter().map(|c| c.place).collect();
-    let deleted = spi::run(
-        // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
-        &schema.sql(
-            "DELETE FROM @.sync_outbox o USING unnest($1, $2) AS acked (place, dedup_key)
-              WHERE o.ctid = acked.place AND o.dedup_key = acked.dedup_key",
-        ),
-        &[Arg::places(&places), Arg::uuids(changes.iter().map(|c| &c.dedup_key))],
-    );
-    if deleted as usize == changes.len() {
-        return;
-    }
-    for priority in Priority::ALL {
-        let ids: Vec<i64> = changes.iter().filter(|c| c.priority == priority).map(|c| c.id).collect();
-        if !ids.is_empty() {
-            spi::run(
-                &schema.sql(
-                    "DELETE FROM @.sync_outbox WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority
-                        AND id = ANY ($3) AND dedup_key = ANY ($4)",
-                ),
-                &[
-                    target_id.into(),
-                    priority.name().into(),
-                    ids.into(),
-                    Arg::uuids(changes.iter().map(|c| &c.dedup_key)),
-                ],
-            );
-        }
-    }
 }
 
 /// What becomes of a change that was not acknowledged.

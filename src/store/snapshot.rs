@@ -19,7 +19,7 @@ impl Snapshot {
     }
 
     /// Reads `xmin:xmax:xip,xip,..`.
-    fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let mut parts = text.split(':');
         let mut number = || parts.next().and_then(|n| n.parse().ok()).unwrap_or_default();
         let (xmin, xmax) = (number(), number());
@@ -27,9 +27,9 @@ impl Snapshot {
         Snapshot { xmin, xmax, running }
     }
 
-    /// The first transaction that had not begun.
-    pub fn xmax(&self) -> u64 {
-        self.xmax
+    /// Whether every transaction before this one had ended.
+    pub fn is_past(&self, txid: u64) -> bool {
+        txid <= self.xmin
     }
 
     /// Whether what this top-level transaction did was committed, if it was committed at all.
@@ -55,5 +55,6 @@ mod tests {
     fn nothing_may_be_running() {
         let snapshot = Snapshot::parse("7:7:");
         assert!(snapshot.sees(6) && !snapshot.sees(7));
+        assert!(snapshot.is_past(7) && !snapshot.is_past(8));
     }
 }

@@ -119,18 +119,38 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
     );
 }
 
-/// The share of the outbox to sample, if it holds too many changes to count them. Planner statistics do not say: the
-/// outbox fills and empties faster than it is analyzed.
-fn share_to_sample(schema: &Schema) -> Option<f64> {
+/// How many changes a target has, or those of one branch, from a sample.
+pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
+    let share = (SAMPLE_PAGES / pages(schema)).min(1.0);
+    let mut sampled = 0;
+    spi::once(
+        &schema.sql(&format!(
+            "SELECT count(*) FROM {} WHERE target_id = $1 AND ($2 IS NULL OR branch = $2)",
+            sample(share)
+        )),
+        &[target_id.into(), Arg::opt_utf8(branch)],
+        |row| sampled = row.int(1),
+    );
+    (sampled as f64 / share).round() as i64
+}
+
+fn pages(schema: &Schema) -> f64 {
     let pages = spi::first(
         "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::bigint",
         &[schema.outbox().into()],
         |row| row.int(1),
-    )?;
-    if pages as f64 <= SAMPLE_PAGES {
+    );
+    pages.unwrap_or_default().max(1) as f64
+}
+
+/// The share of the outbox to sample, if it holds too many changes to count them. Planner statistics do not say: the
+/// outbox fills and empties faster than it is analyzed.
+fn share_to_sample(schema: &Schema) -> Option<f64> {
+    let pages = pages(schema);
+    if pages <= SAMPLE_PAGES {
         return None;
     }
-    let share = SAMPLE_PAGES / pages as f64;
+    let share = SAMPLE_PAGES / pages;
     let mut sampled = 0;
     spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
     (sampled as f64 / share > EXACT_UP_TO * MARGIN).then_some(share)

@@ -2,7 +2,7 @@
 
 use super::Schema;
 use crate::error::{Error, Result};
-use crate::pg::spi::{self, Arg};
+use crate::pg::spi::{self, Arg, Row};
 
 /// The target that is meant where nothing else is said. Made by the first call that needs it, always with this id.
 pub const DEFAULT: &str = "default";
@@ -45,30 +45,36 @@ pub fn find(schema: &Schema, name: &str) -> Result<Target> {
 /// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
 pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
     spi::first(
-        &schema.sql(
-            "SELECT id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, paused, paused_reason
-               FROM @.sync_outbox_target WHERE name = $1",
-        ),
+        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name = $1")),
         &[Arg::text_utf8(name)],
-        |row| Target {
-            id: row.get(1).unwrap_or_default(),
-            name: row.utf8(2).unwrap_or_default(),
-            base_url: row.utf8(3),
-            upload_path: row.utf8(4),
-            ca_file: row.utf8(5),
-            client_cert_file: row.utf8(6),
-            client_key_file: row.utf8(7),
-            paused: row.get(8).unwrap_or_default(),
-            paused_reason: row.utf8(9),
-        },
+        target,
     )
 }
 
-/// Every target's name, `default` first.
-pub fn names(schema: &Schema) -> Vec<String> {
-    let mut names = Vec::new();
-    spi::query(&schema.sql("SELECT name FROM @.sync_outbox_target ORDER BY id"), &[], |row| names.extend(row.utf8(1)));
-    names
+const COLUMNS: &str =
+    "id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, paused, paused_reason";
+
+fn target(row: &Row<'_>) -> Target {
+    Target {
+        id: row.get(1).unwrap_or_default(),
+        name: row.utf8(2).unwrap_or_default(),
+        base_url: row.utf8(3),
+        upload_path: row.utf8(4),
+        ca_file: row.utf8(5),
+        client_cert_file: row.utf8(6),
+        client_key_file: row.utf8(7),
+        paused: row.get(8).unwrap_or_default(),
+        paused_reason: row.utf8(9),
+    }
+}
+
+/// Every target, `default` first.
+pub fn all(schema: &Schema) -> Vec<Target> {
+    let mut targets = Vec::new();
+    spi::query(&schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target ORDER BY id")), &[], |row| {
+        targets.push(target(row))
+    });
+    targets
 }
 
 fn make_default(schema: &Schema) {

@@ -99,6 +99,11 @@ impl Worker {
         if self.seat.take_wanted() {
             self.idle_since = Instant::now();
         }
+        if self.seat.take_anew()
+            && let Some((_, background)) = &mut self.sender
+        {
+            background.look_at_everything();
+        }
         let Some(next) = self.push() else { return Break(Leave::NotNeeded) };
         self.recovered();
         self.rest(next)
@@ -110,7 +115,7 @@ impl Worker {
         self.seat.serve();
         let sender = match self.sender.take().filter(|(of, _)| *of == installed) {
             Some(sender) => sender,
-            None => (installed, Background::new()),
+            None => (installed, Background::default()),
         };
         let (_, background) = self.sender.insert(sender);
         Some(background.run())

@@ -7,13 +7,13 @@ use std::ffi::CStr;
 
 /// CREATE and ALTER EXTENSION give the worker something to do, DROP EXTENSION makes it leave.
 pub fn before_extension_change() {
-    wake::at_commit();
+    wake::anew_at_commit();
 }
 
 /// No callback of a prepared transaction runs when it commits, and nobody remembers whether it had captured anything.
 pub fn before_commit_prepared() {
     if spi::extension().is_some() {
-        wake::at_commit();
+        wake::anew_at_commit();
     }
 }
 

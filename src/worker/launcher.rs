@@ -160,7 +160,7 @@ impl Launcher {
         }
         self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
-            shared::want(database);
+            shared::want(database, true);
         }
     }
 

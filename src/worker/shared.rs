@@ -45,6 +45,8 @@ struct Entry {
     barriers: u32,
     /// A transaction with work for the worker has committed since the worker last looked.
     wanted: AtomicBool,
+    /// And it concerns changes that may have been there for long.
+    anew: AtomicBool,
 }
 
 /// An entry as the launcher sees it.
@@ -107,6 +109,7 @@ impl Entry {
             due: None,
             barriers: 0,
             wanted: AtomicBool::new(false),
+            anew: AtomicBool::new(false),
         }
     }
 
@@ -134,9 +137,9 @@ pub fn init() {
     TABLE.request();
 }
 
-/// Says that there may be work in a database: raises its flag and wakes its worker, or else the launcher. What was
+/// Says that there may be work in a database, with `anew` also among changes that were there before: raises its flag and wakes its worker, or else the launcher. What was
 /// committed before is seen by the worker that takes the flag down. Raises no `ERROR`, as it runs right after a commit.
-pub fn want(database: Oid) {
+pub fn want(database: Oid, anew: bool) {
     // A backend's database never changes, and its entry seldom moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
@@ -146,6 +149,9 @@ pub fn want(database: Oid) {
         Some(at) => {
             LAST.store(at, Ordering::Relaxed);
             let entry = &table.entries[at];
+            if anew {
+                entry.anew.store(true, Ordering::SeqCst);
+            }
             // Whoever raised it has woken the worker, which has not looked yet.
             if entry.wanted.swap(true, Ordering::SeqCst) { None } else { entry.worker.or(table.launcher) }
         }
@@ -154,6 +160,7 @@ pub fn want(database: Oid) {
             let mut table = TABLE.exclusive();
             match table.enter(database) {
                 Some(at) => {
+                    table.entries[at].anew.store(anew, Ordering::SeqCst);
                     table.entries[at].wanted.store(true, Ordering::SeqCst);
                     table.entries[at].worker.or(table.launcher)
                 }
@@ -275,6 +282,11 @@ impl Seat {
         self.with(|entry| entry.wanted.swap(false, Ordering::SeqCst))
     }
 
+    /// Whether the work that was announced is among changes that were there before; asked after [`Seat::take_wanted`].
+    pub fn take_anew(&self) -> bool {
+        self.with(|entry| entry.anew.swap(false, Ordering::SeqCst))
+    }
+
     /// Whether to make room for the workers of other databases.
     pub fn is_crowded(&self) -> bool {
         TABLE.share().crowded.load(Ordering::Relaxed)
@@ -366,8 +378,8 @@ fn worker_of(database: Oid) -> Option<Process> {
 }
 
 /// Says that there may be work in this process's database.
-pub fn want_here() {
-    want(database::current());
+pub fn want_here(anew: bool) {
+    want(database::current(), anew);
 }
 
 #[cfg(test)]

@@ -1,0 +1,70 @@
+//! Reading a table along one of its indexes, without the executor: for the one query that runs for every change.
+
+use super::relation::Open;
+use super::spi::Row;
+use pgrx::pg_sys;
+use std::ops::ControlFlow;
+
+/// Which rows: those whose first index columns equal given values and whose next one is above a bound.
+pub struct Range<'a> {
+    pub table: &'a Open,
+    /// A btree over, in this order, a smallint, an enum and a bigint column.
+    pub index: &'a Open,
+    pub equal: (i16, pg_sys::Oid),
+    pub above: i64,
+}
+
+impl Range<'_> {
+    /// Hands over the rows that are visible now, in the order of the index, until `each` says stop. The row has the table's
+    /// columns and behind them its address (a ctid). Interrupts are served between rows.
+    pub fn read(&self, mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
+        let (smallint, priority) = self.equal;
+        let strategy = pg_sys::BTEqualStrategyNumber;
+        let keys = [
+            (1, strategy, pg_sys::F_INT2EQ, smallint.into()),
+            (2, strategy, pg_sys::F_ENUM_EQ, priority.into()),
+            (3, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, self.above.into()),
+        ];
+        // SAFETY: both relations are open and locked; the keys name columns of the index and comparison functions of their
+        // types; the slot and the scan are given back here, or by the abort after an error.
+        super::xact::with_snapshot(|| unsafe {
+            let mut scan_keys = [pg_sys::ScanKeyData::default(); 3];
+            for (scan_key, (column, strategy, function, value)) in scan_keys.iter_mut().zip(keys) {
+                pg_sys::ScanKeyInit(scan_key, column, strategy as u16, pg_sys::Oid::from(function), value);
+            }
+            let slot = pg_sys::table_slot_create(self.table.raw(), core::ptr::null_mut());
+            let scan = begin(self.table, self.index, scan_keys.len());
+            pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), scan_keys.len() as i32, core::ptr::null_mut(), 0);
+
+            let columns = self.table.borrow().natts();
+            let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); columns + 1], vec![false; columns + 1]);
+            while pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
+                if ((*slot).tts_nvalid as usize) < columns {
+                    pg_sys::slot_getsomeattrs_int(slot, columns as i32);
+                }
+                values[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_values, columns));
+                nulls[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_isnull, columns));
+                values[columns] = pg_sys::Datum::from(&raw mut (*slot).tts_tid);
+                if each(&Row::new(&values, &nulls, (*slot).tts_tupleDescriptor)).is_break() {
+                    break;
+                }
+                super::interrupt::check();
+            }
+            pg_sys::index_endscan(scan);
+            pg_sys::ExecDropSingleTupleTableSlot(slot);
+        })
+    }
+}
+
+/// # Safety
+/// Both relations are open and locked, and a snapshot is active.
+unsafe fn begin(table: &Open, index: &Open, keys: usize) -> pg_sys::IndexScanDesc {
+    // SAFETY: by contract.
+    unsafe {
+        let snapshot = pg_sys::GetActiveSnapshot();
+        #[cfg(not(feature = "pg18"))]
+        return pg_sys::index_beginscan(table.raw(), index.raw(), snapshot, keys as i32, 0);
+        #[cfg(feature = "pg18")]
+        return pg_sys::index_beginscan(table.raw(), index.raw(), snapshot, core::ptr::null_mut(), keys as i32, 0);
+    }
+}

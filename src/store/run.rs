@@ -1,0 +1,179 @@
+//! The way of every change out of the outbox: read in order, and deleted when it was acknowledged.
+//!
+//! Without the executor while the outbox is as `sql/` makes it, else by SQL. Both do the same.
+
+use super::Schema;
+use super::shape::{self, Shape, column};
+use super::snapshot::Snapshot;
+use crate::capture::Priority;
+use crate::delivery::batch::{Batch, Change, Stored};
+use crate::pg::heap;
+use crate::pg::interrupt;
+use crate::pg::relation::LockMode;
+use crate::pg::scan::Range;
+use crate::pg::spi::{self, Arg, Row};
+use crate::pg::text;
+use crate::pg::xact;
+use std::ops::ControlFlow;
+
+/// A run of deliverable changes of one lane.
+pub struct Run<'a> {
+    pub target_id: i16,
+    pub priority: Priority,
+    /// Only ids above this one.
+    pub after: i64,
+    /// Only changes that it sees.
+    pub committed: &'a Snapshot,
+    pub rows: usize,
+    pub bytes: usize,
+    /// The reader's own transaction, whose changes must not leave before it commits.
+    pub own_txid: Option<u64>,
+}
+
+/// Where a run ended.
+pub struct Ended {
+    /// The last id looked at.
+    pub at: i64,
+    /// The batch was full: there may be more.
+    pub full: bool,
+    /// The first change on the way that does not wait for a person.
+    pub first: Option<i64>,
+}
+
+impl Run<'_> {
+    /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
+    /// `bytes` still goes, alone). `wanted` can leave a change out.
+    pub fn read(&self, schema: &Schema, batch: &mut Batch, mut wanted: impl FnMut(i64) -> bool) -> Ended {
+        let shape = Shape::of(schema.oid, LockMode::AccessShare);
+        let mut ended = Ended { at: self.after, full: false, first: None };
+        let mut created_at = Vec::new();
+        let mut take = |row: &Row<'_>| {
+            let json = [column::PK, column::DATA, column::OLD].map(|n| row.bytes(n));
+            let size: usize = json.iter().flatten().map(|part| part.len()).sum();
+            if batch.len() >= self.rows || (!batch.is_empty() && batch.bytes() + size > self.bytes) {
+                ended.full = true;
+                return 0;
+            }
+            ended.at = row.int(column::ID);
+            if ended.first.is_none() && !shape.waits_for_a_person(row.oid(column::STATUS)) {
+                ended.first = Some(ended.at);
+            }
+            if self.may_go(row, &shape) && wanted(ended.at) {
+                created_at.clear();
+                row.iso_time(column::CREATED_AT, &mut created_at);
+                batch.push(&stored(row, self.priority, json, &created_at, &shape));
+            }
+            self.rows_to_come(batch)
+        };
+        match shape.direct(LockMode::AccessShare) {
+            Some((table, index)) => {
+                let lane = (self.target_id, shape.priority(self.priority));
+                Range { table: &table, index: &index, equal: lane, above: self.after }
+                    .read(|row| if take(row) > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            }
+            None => self.read_by_sql(schema, &mut take),
+        }
+        ended
+    }
+
+    fn read_by_sql(&self, schema: &Schema, take: &mut dyn FnMut(&Row<'_>) -> usize) {
+        let columns = shape::COLUMNS.map(|(name, _)| name.to_string_lossy()).join(", ");
+        spi::scan_by(
+            &schema.sql(&format!(
+                "SELECT {columns}, ctid FROM @.sync_outbox
+                  WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 ORDER BY id"
+            )),
+            &[self.target_id.into(), self.priority.name().into(), self.after.into()],
+            take,
+        );
+    }
+
+    /// Whether a change is committed for this pass, and deliverable: PENDING, or FAILED and its time has come (those of a
+    /// request that did not get through have none).
+    fn may_go(&self, row: &Row<'_>, shape: &Shape) -> bool {
+        let txid = row.xid8(column::TXID);
+        // A number that is still to come belongs to another cluster's transaction, from a dump.
+        let committed = self.committed.sees(txid) || txid >= heap::next_transaction_id();
+        let status = row.oid(column::STATUS);
+        let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= heap::now_micros());
+        committed
+            && Some(txid) != self.own_txid
+            && (status == Some(shape.pending) || (status == Some(shape.failed) && due()))
+    }
+
+    /// How many rows may still fit, and one more to see whether there are any.
+    fn rows_to_come(&self, batch: &Batch) -> usize {
+        let left = self.bytes.saturating_sub(batch.bytes());
+        let by_bytes = batch.bytes().checked_div(batch.len()).map_or(0, |each| left / each.max(1));
+        by_bytes.min(self.rows - batch.len()) + 1
+    }
+}
+
+fn stored<'a>(
+    row: &'a Row<'_>,
+    priority: Priority,
+    json: [Option<&'a [u8]>; 3],
+    created_at: &'a [u8],
+    shape: &Shape,
+) -> Stored<'a> {
+    let text = |n| row.bytes(n).map(text::to_utf8);
+    let [pk, data, old] = json.map(|part| part.map(text::to_utf8));
+    Stored {
+        id: row.int(column::ID),
+        priority,
+        place: row.place(shape::COLUMNS.len() + 1),
+        dedup_key: row.uuid(column::DEDUP_KEY),
+        txid: row.xid8(column::TXID),
+        schema: text(column::SCHEMA_NAME).unwrap_or_default(),
+        table: text(column::TABLE_NAME).unwrap_or_default(),
+        op: text(column::OP).unwrap_or_default(),
+        pk,
+        data,
+        old,
+        branch: text(column::BRANCH),
+        reason: text(column::REASON),
+        created_at: String::from_utf8_lossy(created_at),
+        attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
+        refusals: row.get(column::REFUSALS).unwrap_or_default(),
+        was_offline: row.oid(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
+    }
+}
+
+/// Deletes acknowledged changes: exactly those that were read, by address, id and key. A row that has moved meanwhile
+/// (VACUUM FULL, an update) is found by its primary key; one that is gone is no error.
+pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
+    let shape = Shape::of(schema.oid, LockMode::RowExclusive);
+    let missed = match shape.direct(LockMode::RowExclusive) {
+        Some((table, _)) => xact::with_snapshot(|| {
+            let delete = |change: &Change| {
+                interrupt::check();
+                heap::delete(&table, change.place, |[id, _, key]| {
+                    id.int8() == change.id && key.uuid() == change.dedup_key.as_bytes()
+                })
+            };
+            changes.iter().copied().filter(|change| !delete(change)).collect()
+        }),
+        None => changes.to_vec(),
+    };
+    xact::command_counter_increment();
+    for priority in Priority::ALL {
+        let missed: Vec<_> = missed.iter().filter(|c| c.priority == priority).collect();
+        if !missed.is_empty() {
+            let ids: Vec<i64> = missed.iter().map(|c| c.id).collect();
+            // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
+            spi::run(
+                &schema.sql(
+                    "DELETE FROM @.sync_outbox o USING unnest($3, $4) AS acked (id, dedup_key)
+                      WHERE o.target_id = $1 AND o.priority = $2::@.sync_outbox_priority AND o.id = acked.id
+                        AND o.dedup_key = acked.dedup_key",
+                ),
+                &[
+                    target_id.into(),
+                    priority.name().into(),
+                    ids.into(),
+                    Arg::uuids(missed.iter().map(|c| &c.dedup_key)),
+                ],
+            );
+        }
+    }
+}

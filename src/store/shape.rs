@@ -1,0 +1,160 @@
+//! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its rows
+//! can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
+
+use crate::capture::Priority;
+use crate::error::{Error, SqlState};
+use crate::pg::relation::{self, LockMode, Open};
+use crate::pg::{Oid, pg_sys};
+use std::ffi::CStr;
+
+/// The columns of the outbox as `sql/` makes it, in their order.
+pub const COLUMNS: [(&CStr, Kind); 20] = [
+    (c"id", Kind::Type(pg_sys::INT8OID)),
+    (c"txid", Kind::Type(pg_sys::XID8OID)),
+    (c"dedup_key", Kind::Type(pg_sys::UUIDOID)),
+    (c"created_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
+    (c"target_id", Kind::Type(pg_sys::INT2OID)),
+    (c"priority", Kind::Priority),
+    (c"status", Kind::Status),
+    (c"attempt_count", Kind::Type(pg_sys::INT4OID)),
+    (c"refusals", Kind::Type(pg_sys::INT4OID)),
+    (c"schema_name", Kind::Type(pg_sys::TEXTOID)),
+    (c"table_name", Kind::Type(pg_sys::TEXTOID)),
+    (c"op", Kind::Type(pg_sys::TEXTOID)),
+    (c"pk", Kind::Type(pg_sys::JSONOID)),
+    (c"data", Kind::Type(pg_sys::JSONOID)),
+    (c"branch", Kind::Type(pg_sys::TEXTOID)),
+    (c"old", Kind::Type(pg_sys::JSONOID)),
+    (c"reason", Kind::Type(pg_sys::TEXTOID)),
+    (c"last_attempt_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
+    (c"next_attempt_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
+    (c"error_message", Kind::Type(pg_sys::TEXTOID)),
+];
+/// Attribute numbers: positions in [`COLUMNS`], from 1.
+pub mod column {
+    pub const ID: usize = 1;
+    pub const TXID: usize = 2;
+    pub const DEDUP_KEY: usize = 3;
+    pub const CREATED_AT: usize = 4;
+    pub const TARGET_ID: usize = 5;
+    pub const PRIORITY: usize = 6;
+    pub const STATUS: usize = 7;
+    pub const ATTEMPT_COUNT: usize = 8;
+    pub const REFUSALS: usize = 9;
+    pub const SCHEMA_NAME: usize = 10;
+    pub const TABLE_NAME: usize = 11;
+    pub const OP: usize = 12;
+    pub const PK: usize = 13;
+    pub const DATA: usize = 14;
+    pub const BRANCH: usize = 15;
+    pub const OLD: usize = 16;
+    pub const REASON: usize = 17;
+    pub const NEXT_ATTEMPT_AT: usize = 19;
+}
+
+/// The columns of the primary key, in its order.
+pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
+
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Type(Oid),
+    Priority,
+    Status,
+}
+
+/// What the catalogs say of the outbox of one schema.
+pub struct Shape {
+    table: Oid,
+    pub sequence: Oid,
+    priorities: [Oid; 3],
+    pub pending: Oid,
+    pub failed: Oid,
+    /// The primary key's index, if the table is as it was made.
+    direct: Option<Oid>,
+    indexes: Vec<Oid>,
+}
+
+impl Shape {
+    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema.
+    pub fn of(schema: Oid, mode: LockMode) -> Self {
+        Self::look_up(schema, mode).unwrap_or_else(|| {
+            Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, "the table sync_outbox is gone")
+                .hint("DROP EXTENSION sync_outbox CASCADE; and CREATE EXTENSION sync_outbox; make it again.")
+                .raise()
+        })
+    }
+
+    fn look_up(schema: Oid, mode: LockMode) -> Option<Self> {
+        let table = relation::lookup(schema, c"sync_outbox")?;
+        let sequence = relation::lookup(schema, c"sync_outbox_id_seq")?;
+        let priority = relation::type_lookup(schema, c"sync_outbox_priority")?;
+        let status = relation::type_lookup(schema, c"sync_outbox_status")?;
+        let label = |label| relation::enum_value(priority, label);
+        let mut shape = Shape {
+            table,
+            sequence,
+            priorities: [label(c"HIGH")?, label(c"NORMAL")?, label(c"LOW")?],
+            pending: relation::enum_value(status, c"PENDING")?,
+            failed: relation::enum_value(status, c"FAILED")?,
+            direct: None,
+            indexes: Vec::new(),
+        };
+        relation::lock(table, mode);
+        let open = Open::locked(table);
+        shape.indexes = open.indexes();
+        shape.direct = direct_index(&open, &shape.indexes, schema, priority, status);
+        Some(shape)
+    }
+
+    /// The outbox and its primary key, open for `mode`, if the table is as it was made.
+    pub fn direct(&self, mode: LockMode) -> Option<(Open, Open)> {
+        self.direct.map(|index| (Open::locked(self.table), Open::index(index, mode)))
+    }
+
+    /// Whether a change with this status is left alone until somebody decides about it.
+    pub fn waits_for_a_person(&self, status: Option<Oid>) -> bool {
+        status != Some(self.pending) && status != Some(self.failed)
+    }
+
+    /// Whether this was made from the description of that relation; `Oid::INVALID` stands for any.
+    pub fn is_made_from(&self, relation: Oid) -> bool {
+        relation == Oid::INVALID || relation == self.table || self.indexes.contains(&relation)
+    }
+
+    /// Locks the outbox to the end of the transaction.
+    pub fn lock(&self, mode: LockMode) {
+        relation::lock(self.table, mode)
+    }
+
+    /// The value of the column `priority`.
+    pub fn priority(&self, priority: Priority) -> Oid {
+        self.priorities[priority as usize]
+    }
+}
+
+/// The primary key's index, if the table is exactly as `sql/` makes it.
+fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, status: Oid) -> Option<Oid> {
+    let columns = table.columns();
+    let as_made = columns.len() == COLUMNS.len()
+        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, kind)))| {
+            let expected = match kind {
+                Kind::Type(oid) => oid,
+                Kind::Priority => priority,
+                Kind::Status => status,
+            };
+            column.index == i && column.name == name.to_bytes() && column.type_oid == expected
+        });
+    if !as_made || !table.is_plain_heap() || indexes.len() != 2 {
+        return None;
+    }
+    let mut primary = None;
+    for oid in indexes {
+        let shape = Open::index(*oid, LockMode::AccessShare).index_shape();
+        if shape.unique && !shape.partial && shape.keys == KEY.map(|column| column as i16) {
+            primary = Some(*oid);
+        } else if Some(*oid) != relation::lookup(schema, c"sync_outbox_left") || !shape.partial || shape.unique {
+            return None; // a PENDING row may belong into it: let PostgreSQL find out
+        }
+    }
+    primary
+}
