@@ -1,0 +1,32 @@
+"""Exactly what was committed arrives, once and in the order of each key, whatever the writers do to each other while the
+worker drains."""
+
+import os
+
+import pytest
+
+from support import writers
+from support.arrivals import Arrivals
+from support.wait import wait_for
+
+# Fewer while working on the test itself.
+CHANGES = int(os.environ.get("SYNC_OUTBOX_TEST_CHANGES", 1_000_000))
+
+
+@pytest.mark.timeout(600)
+def test_a_million_changes_of_entangled_writers_arrive_once_and_in_order(live, new_receiver):
+    arrivals = Arrivals()
+    live.aim(new_receiver(arrivals))
+    writers.prepare(live)
+
+    writers.write(live, least=CHANGES)
+    wait_for(lambda: arrivals.quiet(0.5) and live.value("SELECT NOT EXISTS (SELECT FROM sync_outbox)"), 300, "an empty outbox")
+
+    count, truth = writers.committed(live)
+    assert count >= CHANGES
+    assert (count, arrivals.duplicates) == (arrivals.count, 0)
+    lost, phantom = truth.without(arrivals.histories), arrivals.histories.without(truth)
+    assert (lost, phantom) == ({}, {})
+    # Nothing is missing and nothing is more: what differs now is the order.
+    disordered = {name: (words, arrivals.histories[name]) for name, words in truth.items() if arrivals.histories[name] != words}
+    assert disordered == {}
