@@ -87,7 +87,7 @@ TABLE = f"""
             a := base + round * {BULK};
             b := a + {BULK} - 1;
             INSERT INTO {{table}} SELECT generate_series(a, b);
-            PERFORM update_in_vain_{{table}}(a, b);
+            PERFORM update_in_vain_{{table}}(a, a + {BULK} / 4);
             UPDATE {{table}} SET version = nextval('versions') WHERE id BETWEEN a AND b;
             PERFORM act_on_{{table}}();
             DELETE FROM {{table}} WHERE id BETWEEN a AND b AND id % 2 = 0;
