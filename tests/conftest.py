@@ -12,6 +12,7 @@ import pytest
 
 from support import run as runs
 from support.authority import Authority
+from support.database import Database
 from support.receiver import Receiver
 from support.server import Server
 
@@ -117,6 +118,12 @@ def db(quiet_server, watched):
     database = _database(watched(quiet_server))
     yield database
     _drop(database)
+
+
+@pytest.fixture(params=["direct", "altered"])
+def append(request):
+    """Both ways in which capture writes: a module whose tests have to hold for both overrides `db` with append(db)."""
+    return {"direct": lambda db: db, "altered": Database.alter_outbox}[request.param]
 
 
 @pytest.fixture

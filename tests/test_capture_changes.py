@@ -6,6 +6,11 @@ import pytest
 from psycopg import errors
 
 
+@pytest.fixture
+def db(db, append):
+    return append(db)
+
+
 def test_an_insert_carries_its_columns(sales):
     sales.run("INSERT INTO sales VALUES (7, 3, 'paid')")
 

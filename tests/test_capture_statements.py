@@ -5,6 +5,11 @@ import pytest
 from support.ledger import Ledger
 
 
+@pytest.fixture
+def db(db, append):
+    return append(db)
+
+
 def ops(database):
     return [(op, *pk.values()) for op, pk, _ in database.changes()]
 

@@ -4,6 +4,11 @@ import pytest
 from psycopg import errors
 
 
+@pytest.fixture
+def db(db, append):
+    return append(db)
+
+
 # Partitions
 
 @pytest.fixture

@@ -10,12 +10,17 @@ from support.values import ODD_SETTINGS, PREPARE, TYPES
 
 CALM = {"TimeZone": "UTC", "DateStyle": "ISO", "IntervalStyle": "postgres", "extra_float_digits": "1", "bytea_output": "hex"}
 COLUMNS = [f"c{number}" for number in range(len(TYPES))]
-PROPERTY = settings(max_examples=250, deadline=None, database=None,
+PROPERTY = settings(max_examples=150, deadline=None, database=None,
                     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def kind_of(column):
     return dict(zip(COLUMNS, (kind for kind, _, _ in TYPES))).get(column)
+
+
+@pytest.fixture
+def db(db, append):
+    return append(db)
 
 
 class Wide:

@@ -62,6 +62,13 @@ class Database:
         named = "".join(f", {name} => %({name})s" for name in options)
         self.run(f"SELECT sync_outbox_attach(%(relation)s{named})", {"relation": relation, **options})
 
+    def alter_outbox(self):
+        """Makes an outbox that capture can no longer append to directly, so that it writes by INSERT.
+
+        The default is volatile: of a row that was appended as if the column were not there, it would be NULL."""
+        self.run("ALTER TABLE sync_outbox ADD inserted_at timestamptz DEFAULT clock_timestamp()")
+        return self
+
     def flush(self, **arguments):
         """The answer of sync_outbox_flush() as text: its exact form is part of the contract."""
         named = ", ".join(f"{name} => %({name})s" for name in arguments)
