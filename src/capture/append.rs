@@ -7,7 +7,8 @@ use crate::pg::heap::{self, Field};
 use crate::pg::relation::{self, LockMode};
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text;
+use crate::pg::text::{self, Kept};
+use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, queue};
 use pgrx::pg_sys::{Datum, Oid};
@@ -16,7 +17,7 @@ use std::rc::Rc;
 
 /// A change about to be written. `pk`, `data` and `old` are json datums.
 pub struct Change {
-    pub op: &'static str,
+    pub event: Event,
     pub pk: Option<Datum>,
     pub data: Option<Datum>,
     pub old: Option<Datum>,
@@ -29,6 +30,8 @@ pub struct Outbox {
     function: Oid,
     pub schema: Oid,
     shape: Shape,
+    /// The names of operations, by [`Event`].
+    operations: [Kept; 4],
     /// This transaction, and the first id it drew.
     first: std::cell::Cell<(u64, i64)>,
 }
@@ -73,7 +76,8 @@ impl Outbox {
     fn look_up(function: Oid) -> Self {
         let schema = relation::schema_of_function(function);
         let shape = Shape::of(schema, LockMode::RowExclusive);
-        Outbox { function, schema, shape, first: Default::default() }
+        let operations = Event::ALL.map(|event| Kept::new(event.name().as_bytes()));
+        Outbox { function, schema, shape, operations, first: Default::default() }
     }
 
     /// Writes one change; returns its id. The id is drawn here, while the source row is locked: that is what makes the
@@ -96,9 +100,9 @@ impl Outbox {
             Some(self.shape.pending.into()),
             Some(0.into()),
             Some(0.into()),
-            Some(text::datum(&plan.schema_name)),
-            Some(text::datum(&plan.table_name)),
-            Some(text::datum(change.op.as_bytes())),
+            Some(plan.schema_name.datum()),
+            Some(plan.table_name.datum()),
+            Some(self.operations[change.event as usize].datum()),
             change.pk,
             change.data,
             change.branch.as_deref().map(text::datum),

@@ -72,7 +72,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     if let Some(tuple) = fired.new_row() {
         new.load(tuple, &relation);
     }
-    let mut change = append::Change { op: event.name(), pk: None, data: None, old: None, branch: None, reason };
+    let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
     match event {
         Event::Insert => {
             plan.write_key(new, pk.clear());
@@ -124,7 +124,7 @@ fn check_reason(reason: Option<&[u8]>, plan: &Plan) {
             SqlState::ERRCODE_CHECK_VIOLATION,
             format!(
                 "writing to \"{}\" needs a reason of at least {REASON_MIN_CHARS} characters",
-                String::from_utf8_lossy(&plan.table_name)
+                String::from_utf8_lossy(plan.table_name.bytes())
             ),
         )
         .hint("Say why first: SET sync_outbox.reason = 'stock count of store 12'; or SET LOCAL inside a transaction.")

@@ -10,7 +10,7 @@ use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
 use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
-use crate::pg::text;
+use crate::pg::text::{self, Kept};
 use crate::pg::trigger::Fired;
 use crate::store::attached;
 use pgrx::pg_sys::Oid;
@@ -34,8 +34,8 @@ pub struct Plan {
     key: Vec<usize>,
     branch: Option<(usize, Encoder)>,
     follows_settings: bool,
-    pub schema_name: Vec<u8>,
-    pub table_name: Vec<u8>,
+    pub schema_name: Kept,
+    pub table_name: Kept,
     pub target_id: i16,
     pub priority: Priority,
     pub include_old: bool,
@@ -143,8 +143,8 @@ impl Plan {
             columns,
             key,
             branch,
-            schema_name: name.0,
-            table_name: name.1,
+            schema_name: Kept::new(&name.0),
+            table_name: Kept::new(&name.1),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,

@@ -23,8 +23,8 @@ pub fn move_behind(outbox: &Outbox, plan: &Plan, data: &[u8], pk: &[u8], command
     let latest = queue::OwnChanges {
         target_id: plan.target_id,
         priority: plan.priority,
-        schema_name: &plan.schema_name,
-        table_name: &plan.table_name,
+        schema_name: plan.schema_name.bytes(),
+        table_name: plan.table_name.bytes(),
         first_id: outbox.first_own_id(),
         since_command: command,
     };

@@ -12,6 +12,7 @@ use crate::pg::memory::Scratch;
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
+use crate::pg::trigger::Event;
 use crate::settings;
 use crate::store::Schema;
 use std::rc::Rc;
@@ -54,7 +55,7 @@ impl Writer {
             plan.write_key(row, pk.clear());
             plan.write_all(row, data.clear());
             let change = Change {
-                op: "INSERT",
+                event: Event::Insert,
                 pk: Some(pk.datum()),
                 data: Some(data.datum()),
                 old: None,

@@ -42,20 +42,54 @@ impl Value {
 
     /// The bytes of a varlena (text, bytea, json), detoasted if they were stored out of line or compressed.
     pub fn varlena(&self) -> &[u8] {
-        // SAFETY: the datum is a varlena; the detoasted copy lives in the current memory context, longer than the row.
-        unsafe {
-            let varlena = pg_sys::pg_detoast_datum_packed(self.0.cast_mut_ptr());
-            core::slice::from_raw_parts(
-                pgrx::varlena::vardata_any(varlena).cast(),
-                pgrx::varlena::varsize_any_exhdr(varlena),
-            )
-        }
+        varlena(&self.0)
     }
 
     /// Equal bytes (after detoasting), which is stricter than the type's `=`: numeric 1 and 1.0 differ.
     pub fn same_image(self, other: Value, by_value: bool, length: i16) -> bool {
-        // SAFETY: both datums have the type that `by_value` and `length` describe.
-        unsafe { externs::datum_image_eq(self.0, other.0, by_value, length.into()) }
+        // SAFETY: both datums have the type that `by_value` and `length` describe; a positive length is that of what they
+        // point to.
+        unsafe {
+            match (by_value, usize::try_from(length)) {
+                (true, _) => self.0 == other.0,
+                (false, Ok(length)) => {
+                    let bytes = |value: Value| core::slice::from_raw_parts(value.0.cast_mut_ptr::<u8>(), length);
+                    bytes(self) == bytes(other)
+                }
+                (false, Err(_)) if length == -1 && in_line(self.0) && in_line(other.0) => {
+                    varlena(&self.0) == varlena(&other.0)
+                }
+                _ => externs::datum_image_eq(self.0, other.0, by_value, length.into()),
+            }
+        }
+    }
+}
+
+/// Whether a varlena is neither compressed nor out of line, as most are: its bytes can be read where they are.
+///
+/// # Safety
+/// The datum is a varlena.
+unsafe fn in_line(datum: pg_sys::Datum) -> bool {
+    let varlena = datum.cast_mut_ptr();
+    // SAFETY: looks at the header only.
+    unsafe {
+        pgrx::varlena::varatt_is_4b_u(varlena)
+            || (pgrx::varlena::varatt_is_1b(varlena) && !pgrx::varlena::varatt_is_1b_e(varlena))
+    }
+}
+
+/// The bytes of a datum that is a varlena, detoasted if they were stored out of line or compressed.
+pub(super) fn varlena(datum: &pg_sys::Datum) -> &[u8] {
+    // SAFETY: a varlena by contract; the detoasted copy lives in the current memory context, longer than the row.
+    unsafe {
+        let mut varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        if !in_line(*datum) {
+            varlena = pg_sys::pg_detoast_datum_packed(varlena);
+        }
+        core::slice::from_raw_parts(
+            pgrx::varlena::vardata_any(varlena).cast(),
+            pgrx::varlena::varsize_any_exhdr(varlena),
+        )
     }
 }
 

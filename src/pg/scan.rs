@@ -1,5 +1,6 @@
 //! Reading a table along one of its indexes, without the executor: for the one query that runs for every change.
 
+use super::memory::Scratch;
 use super::relation::Open;
 use super::spi::Row;
 use pgrx::pg_sys;
@@ -36,6 +37,7 @@ impl Range<'_> {
             let scan = begin(self.table, self.index, scan_keys.len());
             pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), scan_keys.len() as i32, core::ptr::null_mut(), 0);
 
+            let memory = Scratch::new();
             let columns = self.table.borrow().natts();
             let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); columns + 1], vec![false; columns + 1]);
             while pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot) {
@@ -45,7 +47,8 @@ impl Range<'_> {
                 values[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_values, columns));
                 nulls[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_isnull, columns));
                 values[columns] = pg_sys::Datum::from(&raw mut (*slot).tts_tid);
-                if each(&Row::new(&values, &nulls, (*slot).tts_tupleDescriptor)).is_break() {
+                // What is detoasted for a row goes with it.
+                if memory.run(|| each(&Row::new(&values, &nulls, (*slot).tts_tupleDescriptor))).is_break() {
                     break;
                 }
                 super::interrupt::check();

@@ -120,18 +120,8 @@ impl<'a> Row<'a> {
 
     /// The bytes of a text, json or bytea column, detoasted where necessary, without a copy where not.
     pub fn bytes(&self, n: usize) -> Option<&[u8]> {
-        let (datum, null) = self.raw(n);
-        if null {
-            return None;
-        }
-        // SAFETY: the column is a varlena by contract; a detoasted copy lives in the SPI context, as long as the row.
-        unsafe {
-            let varlena = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
-            Some(core::slice::from_raw_parts(
-                pgrx::varlena::vardata_any(varlena).cast(),
-                pgrx::varlena::varsize_any_exhdr(varlena),
-            ))
-        }
+        // A detoasted copy lives in the current memory context, as long as the row.
+        (!self.nulls[n - 1]).then(|| super::datum::varlena(&self.values[n - 1]))
     }
 
     /// Column `n` of a text or json type as UTF-8, whatever the server encoding is.

@@ -9,6 +9,29 @@ pub fn datum(bytes: &[u8]) -> Datum {
     Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
 }
 
+/// A text that is kept ready as a datum.
+pub struct Kept(Vec<u8>);
+
+impl Kept {
+    /// `bytes` in the server encoding.
+    pub fn new(bytes: &[u8]) -> Self {
+        let mut varlena = vec![0; 4];
+        varlena.extend_from_slice(bytes);
+        // SAFETY: the four bytes of a varlena's header are there, aligned by the allocator; a name is short.
+        unsafe { pgrx::set_varsize_4b(varlena.as_mut_ptr().cast(), varlena.len() as i32) };
+        Kept(varlena)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0[4..]
+    }
+
+    /// Valid as long as self; PostgreSQL only reads it.
+    pub fn datum(&self) -> Datum {
+        Datum::from(self.0.as_ptr().cast_mut())
+    }
+}
+
 /// Whether the database stores UTF-8, so that nothing has to be converted on the way out.
 pub fn server_is_utf8() -> bool {
     // SAFETY: plain getter.

@@ -14,6 +14,8 @@ pub enum Event {
 }
 
 impl Event {
+    pub const ALL: [Event; 4] = [Event::Insert, Event::Update, Event::Delete, Event::Truncate];
+
     pub fn name(self) -> &'static str {
         match self {
             Event::Insert => "INSERT",
