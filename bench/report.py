@@ -29,17 +29,20 @@ class Goals:
         self.table = Table("goal", "at least", "reach for", "measured", "")
 
     def at_most(self, what, limit, reach, value, show="{:.2f}"):
-        self._add(what, limit, reach, value, show, lambda value, limit: value <= limit, "≤ ")
+        self._add(what, limit, reach, value, show, lambda bound: value <= bound, "≤ ")
 
     def at_least(self, what, limit, reach, value, show="{:.2f}"):
-        self._add(what, limit, reach, value, show, lambda value, limit: value >= limit, "≥ ")
+        self._add(what, limit, reach, value, show, lambda bound: value >= bound, "≥ ")
 
     def _add(self, what, limit, reach, value, show, holds, sign):
-        if value is None:
-            return
-        met = "reached" if reach is not None and holds(value, reach) else "met" if holds(value, limit) else "**missed**"
-        shown = "–" if reach is None else sign + show.format(reach)
-        self.table.add(what, sign + show.format(limit), shown, show.format(value), met)
+        bounds = ["–" if bound is None else sign + show.format(bound) for bound in (limit, reach)]
+        if reach is not None and holds(reach):
+            verdict = "reached"
+        elif limit is None:
+            verdict = "not reached"
+        else:
+            verdict = "met" if holds(limit) else "**missed**"
+        self.table.add(what, *bounds, show.format(value), verdict)
 
     def __str__(self):
         return str(self.table)

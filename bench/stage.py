@@ -9,7 +9,7 @@ from support.database import Database
 from support.server import Server
 
 SETTINGS = {
-    "fsync": "on", "full_page_writes": "off", "shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "1h",
+    "fsync": "on", "full_page_writes": "on", "shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "1h",
     "jit": "off", "synchronous_commit": "off", "autovacuum": "off", "maintenance_work_mem": "256MB",
 }
 
