@@ -7,6 +7,7 @@ import singles
 from measuring import Process, median, next_transaction_id, wal_position
 from report import Goals, Table, count, ratio
 from stage import ROWS, stage
+from support.database import TOKEN
 from support.wait import wait_for
 
 # Nobody listens there: port 9 is for discarding, and not served.
@@ -41,11 +42,16 @@ def _watch_idle(at, plan):
 
 
 def _watch_offline(at, plan):
-    at.db.configure(webapp_base_url=NOWHERE)
+    _aim(at, NOWHERE)
     at.db.run("TRUNCATE sales")
     at.insert("sales", plan.waiting)
     wait_for(lambda: at.db.value("SELECT consecutive_failures FROM sync_outbox_target_state") >= 3, 60)
     return _watch(at, plan.watch_seconds)
+
+
+def _aim(at, url):
+    """With the token again: it belongs to one origin."""
+    at.db.configure(webapp_base_url=url, sync_upload_token=TOKEN)
 
 
 def _watch(at, seconds):
@@ -73,7 +79,7 @@ def _writers(at, plan):
             at.server.set(sync_outbox__enabled="off")
             wait_for(lambda: not at.workers("worker"))
             _refill(at, plan.bulk_rows)
-            at.db.configure(webapp_base_url=NOWHERE if state == "down" else at.receiver.url)
+            _aim(at, NOWHERE if state == "down" else at.receiver.url)
             at.db.run("SELECT sync_outbox_resume()")
             at.server.set(sync_outbox__enabled="off" if state == "off" else "on")
             results.append(singles.pgbench(at, script, 4, plan.pgbench_seconds))
