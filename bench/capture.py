@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import singles
 from measuring import Usage, Watch, median, wal_position
-from report import Goals, Table, count, ratio
+from report import Goals, Table, count, progress, ratio
 from stage import ROWS, stage
 from variants import BARE, COMPARED, FULL, NOTHING, OURS, PGQ, ROW
 
@@ -29,11 +29,11 @@ class Cost:
 class Bulk:
     """Bulk statements, variant by variant and round by round."""
 
-    def __init__(self, at, variants, rows):
+    def __init__(self, at, variants, plan):
         self.at = at
         self.db = at.db
         self.variants = variants
-        self.rows = rows
+        self.plan = plan
         self.costs = defaultdict(list)
         self.floors = defaultdict(list)
         self.payload = None
@@ -44,7 +44,7 @@ class Bulk:
             self._one(variant)
 
     def _one(self, variant):
-        rows = variant.rows(self.rows)
+        rows = variant.rows(self.plan)
         variant.enter(self.db)
         self.db.run("TRUNCATE sales")
         inserted = ROWS.format(first=1, last=rows)
@@ -102,11 +102,13 @@ def measure(run, plan):
     # Without images of whole pages, so that WAL is what the statement needs and not when the last checkpoint was.
     with stage(run, "capture", full_page_writes="off") as at:
         variants = [variant for variant in COMPARED if variant.create(at.db)]
-        bulk = Bulk(at, variants, plan.bulk_rows)
+        bulk = Bulk(at, variants, plan)
         single = singles.Singles(at, variants, plan)
-        for _ in range(plan.rounds):
+        for n in range(plan.rounds):
+            progress(f"capture, round {n + 1} of {plan.rounds}")
             bulk.round()
             single.round()
+        progress(f"capture, UPDATE of {count(plan.large_update_rows)} rows")
         memory = {variant: _memory_of_update(at, variant, plan.large_update_rows) for variant in (NOTHING, OURS)}
     return _report(plan, variants, bulk, single, memory)
 
@@ -130,12 +132,14 @@ def _memory_of_update(at, variant, rows):
 
 
 def _report(plan, variants, bulk, single, memory):
-    times = Table(f"us a row, bulk statements of {count(plan.bulk_rows)} rows", *OPERATIONS)
-    times.add(BARE.title, *(f"{bulk.median(BARE, op, 'us'):.2f}" for op in OPERATIONS))
+    times = Table("us a row, bulk statements", "rows", *OPERATIONS)
+    times.add(BARE.title, count(plan.bulk_rows), *(f"{bulk.median(BARE, op, 'us'):.2f}" for op in OPERATIONS))
     for variant in variants[1:]:
-        times.add(f"+ {variant.title}", *(_beside_ours(bulk, variant, op) for op in OPERATIONS))
-    times.add("COPY of the captured rows (the floor)", *(f"{bulk.floor(op):.2f}" for op in OPERATIONS[:3]), "")
-    times.add("sync_outbox, share of the floor", *(ratio(bulk.added(OURS, op), bulk.floor(op)) for op in OPERATIONS[:3]), "")
+        times.add(variant.title, count(variant.rows(plan)), *(_beside_ours(bulk, variant, op) for op in OPERATIONS))
+    times.add("COPY of the captured rows (the floor)", count(plan.bulk_rows),
+              *(f"{bulk.floor(op):.2f}" for op in OPERATIONS[:3]), "")
+    times.add("sync_outbox, share of the floor", "",
+              *(ratio(bulk.added(OURS, op), bulk.floor(op)) for op in OPERATIONS[:3]), "")
 
     sizes = Table("bytes a change", *(f"WAL, {op}" for op in OPERATIONS[:3]), *(f"outbox, {op}" for op in OPERATIONS[:3]))
     for variant in variants[1:]:
@@ -170,7 +174,7 @@ def _report(plan, variants, bulk, single, memory):
     blocks = [times]
     if PGQ not in variants:
         blocks.append("pgq could not be had.")
-    blocks.append(f"The full row trigger ran on a {1 / FULL.share:.0f}th of the rows. In brackets: times the cost of sync_outbox.")
+    blocks.append("What is below \"nothing attached\" comes on top of it. In brackets: times what sync_outbox adds.")
     return [*blocks, sizes, f"The payload of a captured INSERT (`pk` and `data`) is {bulk.payload:.0f} bytes.",
             single.table(), growth, goals]
 

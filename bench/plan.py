@@ -6,16 +6,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Plan:
     name: str
-    # Every figure is the median of this many, taken in turns so that a drifting machine hits all variants alike.
+    # Every figure but the long backlogs' is the median of this many, taken in turns so that a drifting machine hits all variants alike.
     rounds: int
-    # Capture: rows of a bulk statement, seconds of a pgbench run, rows of the statement whose memory is measured.
+    # Capture: rows of a bulk statement, and of one that a slower peer captures; who is measured with single rows, and for how
+    # many seconds; rows of the statement whose memory is measured.
     bulk_rows: int
+    peer_rows: int
+    single_rows: tuple[str, ...]
     pgbench_seconds: int
     large_update_rows: int
-    # Drain: backlogs.
+    # Drain: the usual backlog, longer ones, those of them drained beside an old snapshot too, and how often.
     small_backlog: int
-    large_backlog: int
-    huge_backlog: int | None
+    long_backlogs: tuple[int, ...]
+    held_backlogs: tuple[int, ...]
+    long_rounds: int
     # Latency: seconds at 100 commits a second, and commits that find no worker.
     latency_seconds: int
     cold_commits: int
@@ -26,14 +30,16 @@ class Plan:
 
 FULL = Plan(
     name="full", rounds=3,
-    bulk_rows=300_000, pgbench_seconds=10, large_update_rows=10_000_000,
-    small_backlog=100_000, large_backlog=1_000_000, huge_backlog=10_000_000,
+    bulk_rows=300_000, peer_rows=300_000, single_rows=("bare", "ours", "pgq", "statement", "row", "full"),
+    pgbench_seconds=10, large_update_rows=10_000_000,
+    small_backlog=100_000, long_backlogs=(1_000_000, 10_000_000), held_backlogs=(1_000_000,), long_rounds=3,
     latency_seconds=60, cold_commits=20,
     watch_seconds=60, waiting=1_000_000)
 
 QUICK = Plan(
     name="quick", rounds=3,
-    bulk_rows=100_000, pgbench_seconds=2, large_update_rows=1_000_000,
-    small_backlog=100_000, large_backlog=1_000_000, huge_backlog=None,
+    bulk_rows=100_000, peer_rows=30_000, single_rows=("bare", "ours", "pgq", "row"),
+    pgbench_seconds=2, large_update_rows=200_000,
+    small_backlog=100_000, long_backlogs=(1_000_000,), held_backlogs=(), long_rounds=1,
     latency_seconds=10, cold_commits=5,
     watch_seconds=15, waiting=100_000)

@@ -5,6 +5,7 @@ part that did not run keeps its table."""
 
 import datetime
 import re
+import sys
 
 
 class Table:
@@ -54,6 +55,10 @@ def ratio(value, of):
 
 def count(value):
     return f"{value:,.0f}"
+
+
+def progress(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 class Report:

@@ -41,7 +41,7 @@ def write_script(at, rows):
 class Singles:
     def __init__(self, at, variants, plan):
         self.at = at
-        self.variants = variants
+        self.variants = [variant for variant in variants if variant.name in plan.single_rows]
         self.rows = plan.bulk_rows
         self.seconds = plan.pgbench_seconds
         self.script = write_script(at, self.rows)

@@ -22,7 +22,7 @@ SOURCE = """
 ROWS = """
     SELECT n, 'store-' || n % 50, (n * 7919 % 10000)::int, (n % 90 + 1)::numeric(10, 2), (n % 10000 / 100.0)::numeric(10, 2),
            timestamptz '2024-01-01 00:00:00+00' + n * interval '1 second', 'sold at counter ' || n % 12 || ', paid in cash'
-      FROM generate_series({first}, {last}) n"""
+      FROM generate_series({first}::bigint, {last}) n"""
 
 
 @contextlib.contextmanager

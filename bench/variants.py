@@ -16,16 +16,18 @@ class Variant:
     title: str
     # Where the changes go.
     outbox: str | None = None
-    # Of the rows of a bulk statement: what is a hundred times dearer need not run as long.
-    share: float = 1.0
     setup: str | None = None
+    is_peer: bool = False
+    # Of the rows that peers capture: what is ten times dearer need not run as long.
+    share: float = 1.0
 
     @property
     def schema(self):
         return f"by_{self.name}"
 
-    def rows(self, bulk_rows):
-        return int(bulk_rows * self.share)
+    def rows(self, plan):
+        """How many rows its bulk statements have."""
+        return int(plan.peer_rows * self.share) if self.is_peer else plan.bulk_rows
 
     def create(self, db):
         """False where it cannot be had."""
@@ -49,14 +51,14 @@ class Variant:
 
 def _peer(name, title, outbox="outbox", **options):
     setup = (PEERS / f"{name}.sql").read_text(encoding="utf-8")
-    return Variant(name, title, outbox=outbox, setup=setup, **options)
+    return Variant(name, title, outbox=outbox, setup=setup, is_peer=True, **options)
 
 
 BARE = Variant("bare", "nothing attached")
 OURS = Variant("ours", "**sync_outbox**", outbox="public.sync_outbox", setup="SELECT sync_outbox_attach('sales')")
 ROW = _peer("row", "PL/pgSQL, row trigger, minimal")
 STATEMENT = _peer("statement", "PL/pgSQL, transition table")
-FULL = _peer("full", "PL/pgSQL, row trigger, full", share=0.1)
+FULL = _peer("full", "PL/pgSQL, row trigger, full", share=0.2)
 PGQ = _peer("pgq", "pgq 3, trigger in C", outbox="pgq.event_1")
 NOTHING = _peer("nothing", "row trigger that does nothing", outbox=None)
 
