@@ -2,13 +2,14 @@
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use uuid::Uuid;
 
 /// What an answer says. Keys nobody asked about do no harm: only the keys of the request are ever looked up.
 #[derive(Debug, Default, PartialEq)]
 pub struct Answer {
-    acked: HashSet<Uuid>,
+    /// Sorted.
+    acked: Vec<Uuid>,
     errors: HashMap<Uuid, String>,
     conflicts: HashMap<Uuid, String>,
 }
@@ -31,9 +32,11 @@ impl Answer {
             return None; // serde would take a list for an object's members in order
         }
         let body: Body = serde_json::from_slice(body).ok()?;
+        let mut acked: Vec<Uuid> = body.acked.unwrap_or_default().into_iter().filter_map(|i| i.key).collect();
+        acked.sort_unstable();
         let words = |items: Vec<Item>| items.into_iter().filter_map(|i| Some((i.key?, i.error))).collect();
         Some(Answer {
-            acked: body.acked.unwrap_or_default().into_iter().filter_map(|i| i.key).collect(),
+            acked,
             errors: words(body.errors.unwrap_or_default()),
             conflicts: words(body.conflicts.unwrap_or_default()),
         })
@@ -45,7 +48,7 @@ impl Answer {
             Word::Refused(error.clone())
         } else if let Some(error) = self.conflicts.get(key) {
             Word::Conflict(error.clone())
-        } else if self.acked.contains(key) {
+        } else if self.acked.binary_search(key).is_ok() {
             Word::Acked
         } else {
             Word::Silent

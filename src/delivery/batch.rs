@@ -6,6 +6,7 @@
 use super::keys::Touched;
 use crate::capture::Priority;
 use std::ops::Range;
+use std::rc::Rc;
 use uuid::Uuid;
 
 /// Where a row is in the heap: block and offset.
@@ -18,48 +19,45 @@ pub struct Change {
     pub priority: Priority,
     pub place: Place,
     pub dedup_key: Uuid,
-    pub branch: Option<String>,
-    pub reason: Option<String>,
+    pub branch: Option<Rc<str>>,
+    pub reason: Option<Rc<str>>,
     pub attempts: i32,
     pub refusals: i32,
     /// Marked FAILED because a request did not get through.
     pub was_offline: bool,
-    /// Its JSON in the batch's buffer.
+    /// Its JSON in the batch's buffer, and inside that what says which keys it touches, should anybody ask.
     json: Range<usize>,
-    key: KeySource,
-}
-
-/// What is needed to say which keys a change touches, should anybody ask.
-#[derive(Clone, Debug)]
-struct KeySource {
-    table: (String, String),
+    table: Rc<Table>,
     pk: Option<Range<usize>>,
     data: Option<Range<usize>>,
 }
 
-/// The fields of a row that go over the wire, UTF-8; `pk`, `data` and `old` are JSON, `created_at` is an ISO 8601 time.
-pub struct Wire<'a> {
+/// A change as it is read from the outbox: text is UTF-8, `pk`, `data` and `old` are JSON, `created_at` is ISO 8601.
+#[derive(Clone, Default)]
+pub struct Stored<'a> {
+    pub id: i64,
+    pub priority: Priority,
+    pub place: Place,
+    pub dedup_key: Uuid,
+    pub txid: u64,
     pub schema: &'a str,
     pub table: &'a str,
     pub op: &'a str,
     pub pk: Option<&'a str>,
     pub data: Option<&'a str>,
     pub old: Option<&'a str>,
-    pub txid: u64,
+    pub branch: Option<&'a str>,
+    pub reason: Option<&'a str>,
     pub created_at: &'a str,
-}
-
-/// The state of a row that delivery needs beside what goes over the wire.
-pub struct Row {
-    pub id: i64,
-    pub priority: Priority,
-    pub place: Place,
-    pub dedup_key: Uuid,
-    pub branch: Option<String>,
-    pub reason: Option<String>,
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
+}
+
+#[derive(Debug)]
+struct Table {
+    schema: String,
+    name: String,
 }
 
 /// Changes in the order in which they are sent.
@@ -83,72 +81,80 @@ impl Batch {
         self.buffer.len()
     }
 
-    /// Adds a change: the six members every receiver knows, then those that only say more.
-    pub fn push(&mut self, row: Row, wire: &Wire<'_>) {
+    /// Adds a change. Members in the order of the wire format: the six that every receiver knows, then those that only
+    /// say more.
+    pub fn push(&mut self, stored: &Stored<'_>) {
         let out = &mut self.buffer;
         if !out.is_empty() {
             out.push(b',');
         }
         let start = out.len();
         out.extend_from_slice(b"{\"schema\":");
-        string(wire.schema, out);
+        string(stored.schema, out);
         out.extend_from_slice(b",\"table\":");
-        string(wire.table, out);
+        string(stored.table, out);
         out.extend_from_slice(b",\"op\":");
-        string(wire.op, out);
+        string(stored.op, out);
         out.extend_from_slice(b",\"pk\":");
-        let pk = wire.pk.map(|json| raw(json, out));
+        let pk = stored.pk.map(|json| raw(json, out));
         if pk.is_none() {
             out.extend_from_slice(b"null");
         }
         out.extend_from_slice(b",\"data\":");
-        let data = wire.data.map(|json| raw(json, out));
+        let data = stored.data.map(|json| raw(json, out));
         if data.is_none() {
             out.extend_from_slice(b"null");
         }
         out.extend_from_slice(b",\"dedup_key\":\"");
-        out.extend_from_slice(row.dedup_key.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+        out.extend_from_slice(stored.dedup_key.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
         out.extend_from_slice(b"\",\"id\":");
-        out.extend_from_slice(itoa::Buffer::new().format(row.id).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(stored.id).as_bytes());
         out.extend_from_slice(b",\"txid\":\"");
-        out.extend_from_slice(itoa::Buffer::new().format(wire.txid).as_bytes());
+        out.extend_from_slice(itoa::Buffer::new().format(stored.txid).as_bytes());
         out.push(b'"');
-        for (name, value) in [(",\"branch\":", &row.branch), (",\"reason\":", &row.reason)] {
+        for (name, value) in [(",\"branch\":", stored.branch), (",\"reason\":", stored.reason)] {
             if let Some(value) = value {
                 out.extend_from_slice(name.as_bytes());
                 string(value, out);
             }
         }
-        if let Some(old) = wire.old {
+        if let Some(old) = stored.old {
             out.extend_from_slice(b",\"old\":");
             raw(old, out);
         }
         out.extend_from_slice(b",\"created_at\":");
-        string(wire.created_at, out);
+        string(stored.created_at, out);
         out.push(b'}');
         let json = start..out.len();
-        let Row { id, priority, place, dedup_key, branch, reason, attempts, refusals, was_offline } = row;
-        let key = KeySource { table: (wire.schema.to_owned(), wire.table.to_owned()), pk, data };
-        self.changes.push(Change {
-            id,
-            priority,
-            place,
-            dedup_key,
-            branch,
-            reason,
-            attempts,
-            refusals,
-            was_offline,
+        let before = self.changes.last();
+        let change = Change {
+            id: stored.id,
+            priority: stored.priority,
+            place: stored.place,
+            dedup_key: stored.dedup_key,
+            branch: shared(stored.branch, before.and_then(|b| b.branch.as_ref())),
+            reason: shared(stored.reason, before.and_then(|b| b.reason.as_ref())),
+            attempts: stored.attempts,
+            refusals: stored.refusals,
+            was_offline: stored.was_offline,
             json,
-            key,
-        });
+            table: match before {
+                Some(before) if before.table.name == stored.table && before.table.schema == stored.schema => {
+                    before.table.clone()
+                }
+                _ => Rc::new(Table { schema: stored.schema.to_owned(), name: stored.table.to_owned() }),
+            },
+            pk,
+            data,
+        };
+        self.changes.push(change);
     }
 
     /// The keys that a change touches.
     pub fn touched(&self, change: &Change) -> Touched {
         let text = |range: &Range<usize>| std::str::from_utf8(&self.buffer[range.clone()]).unwrap_or_default();
-        let KeySource { table: (schema, table), pk, data } = &change.key;
-        Touched::new(schema, table, pk.as_ref().map(text), data.as_ref().map(text))
+        let Change { table, pk, data, .. } = change;
+        Touched::new(&table.schema, &table.name, pk.as_ref().map(text), data.as_ref().map(text))
     }
 
     /// The body of a request with the changes at `picked`, which are in sending order.
@@ -172,14 +178,21 @@ impl Batch {
         picked.iter().all(|i| self.changes[*i].reason.as_deref() == Some(first)).then_some(first)
     }
 
-    /// `Idempotency-Key`: the same for the same changes with the same content, another for any other batch.
-    pub fn idempotency_key(body: &[u8]) -> String {
+    /// `Idempotency-Key`: the same for the same changes, another for any other batch. A change never changes, so that its
+    /// key stands for it.
+    pub fn idempotency_key(&self, picked: &[usize]) -> String {
         use sha2::{Digest, Sha256};
-        let hash = Sha256::digest(body);
+        let mut hash = Sha256::new();
+        picked.iter().for_each(|i| hash.update(self.changes[*i].dedup_key.as_bytes()));
         let mut bytes = [0; 16];
-        bytes.copy_from_slice(&hash[..16]);
+        bytes.copy_from_slice(&hash.finalize()[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
     }
+}
+
+/// A text that is usually that of the change before.
+fn shared(text: Option<&str>, before: Option<&Rc<str>>) -> Option<Rc<str>> {
+    text.map(|text| before.filter(|before| ***before == *text).cloned().unwrap_or_else(|| text.into()))
 }
 
 fn raw(json: &str, out: &mut Vec<u8>) -> Range<usize> {
@@ -200,29 +213,20 @@ mod tests {
     fn batch(n: i64) -> Batch {
         let mut batch = Batch::default();
         for id in 1..=n {
-            let row = Row {
+            let pk = format!("{{\"id\":{id}}}");
+            batch.push(&Stored {
                 id,
-                priority: Priority::Normal,
                 place: (0, id as u16),
                 dedup_key: Uuid::from_u128(id as u128),
-                branch: None,
-                reason: (id != 3).then(|| "count".to_owned()),
-                attempts: 0,
-                refusals: 0,
-                was_offline: false,
-            };
-            let pk = format!("{{\"id\":{id}}}");
-            let wire = Wire {
+                txid: 7,
                 schema: "public",
                 table: "sa\"les",
                 op: "DELETE",
                 pk: Some(&pk),
-                data: None,
-                old: None,
-                txid: 7,
+                reason: (id != 3).then_some("count"),
                 created_at: "2026-01-01T00:00:00+00:00",
-            };
-            batch.push(row, &wire);
+                ..Stored::default()
+            });
         }
         batch
     }
@@ -240,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn the_idempotency_key_follows_the_content() {
+    fn the_idempotency_key_follows_the_changes() {
         let batch = batch(3);
-        let key = |picked: &[usize]| Batch::idempotency_key(&batch.body(picked));
+        let key = |picked: &[usize]| batch.idempotency_key(picked);
         assert_eq!(key(&[0, 1]), key(&[0, 1]));
         assert_ne!(key(&[0, 1]), key(&[0]));
     }

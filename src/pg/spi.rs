@@ -88,19 +88,24 @@ impl Arg {
         Arg::datum(pg_sys::JSONOID, super::text::datum(&super::text::from_utf8(text)))
     }
 
+    pub fn xid8(xid: u64) -> Self {
+        Arg::datum(pg_sys::XID8OID, pg_sys::Datum::from(xid))
+    }
+
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
         Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
     }
 }
 
-/// One row of a result, valid during the closure that receives it.
-pub struct Row {
-    tuple: pg_sys::HeapTuple,
+/// One row of a result, taken apart; valid during the closure that receives it.
+pub struct Row<'a> {
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
     desc: pg_sys::TupleDesc,
 }
 
-impl Row {
+impl Row<'_> {
     /// Column `n`, from 1; `None` for NULL. The column's type must be the one `T` reads.
     pub fn get<T: FromDatum + IntoDatum>(&self, n: usize) -> Option<T> {
         let (datum, null) = self.raw(n);
@@ -115,7 +120,8 @@ impl Row {
 
     /// Column `n` as 64-bit integer, 0 for NULL.
     pub fn int(&self, n: usize) -> i64 {
-        self.get::<i64>(n).unwrap_or_default()
+        let (datum, null) = self.raw(n);
+        if null { 0 } else { datum.value() as i64 }
     }
 
     /// The bytes of a text, json or bytea column, detoasted where necessary, without a copy where not.
@@ -151,14 +157,12 @@ impl Row {
         elements.map(|bytes| super::text::to_utf8(bytes).into_owned()).collect()
     }
 
-    /// Column `n`, a timestamptz, as ISO 8601 in UTC; empty for NULL.
-    pub fn iso_time(&self, n: usize) -> String {
+    /// Writes column `n`, a timestamptz, as ISO 8601 in UTC; nothing for NULL.
+    pub fn iso_time(&self, n: usize, out: &mut Vec<u8>) {
         let (datum, null) = self.raw(n);
-        let mut out = Vec::new();
         if !null {
-            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, &mut out);
+            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, out);
         }
-        String::from_utf8(out).unwrap_or_default()
     }
 
     /// Column `n`, a ctid: block and offset.
@@ -191,13 +195,32 @@ impl Row {
         !null
     }
 
-    /// The row as datums, in column order.
+    /// Column `n` as a datum, and whether it is NULL.
     pub fn raw(&self, n: usize) -> (pg_sys::Datum, bool) {
-        let mut null = false;
-        // SAFETY: tuple and descriptor are those of the current SPI result.
-        let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.desc, n as i32, &mut null) };
-        (datum, null)
+        (self.values[n - 1], self.nulls[n - 1])
     }
+}
+
+/// Hands the rows of a result to `each`, one after the other, until it says stop; whether it did.
+///
+/// # Safety
+/// `table` is the result of the statement just executed in this connection, with `count` rows.
+unsafe fn each_row(
+    table: *mut pg_sys::SPITupleTable,
+    count: usize,
+    mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    // SAFETY: by contract; both arrays have the descriptor's number of attributes, and the datums point into the tuples.
+    unsafe {
+        let desc = (*table).tupdesc;
+        let columns = (*desc).natts as usize;
+        let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); columns], vec![true; columns]);
+        for i in 0..count {
+            pg_sys::heap_deform_tuple(*(*table).vals.add(i), desc, values.as_mut_ptr(), nulls.as_mut_ptr());
+            each(&Row { values: &values, nulls: &nulls, desc })?;
+        }
+    }
+    ControlFlow::Continue(())
 }
 
 struct Connection;
@@ -266,16 +289,17 @@ fn execute(plan: pg_sys::SPIPlanPtr, args: &[Arg], read_only: bool) -> u64 {
 }
 
 /// Hands every row of the last result to `each` and frees the result.
-fn rows(mut each: impl FnMut(&Row)) {
+fn rows(mut each: impl FnMut(&Row<'_>)) {
     // SAFETY: SPI_tuptable is the result of the statement just executed in this connection, or null.
     unsafe {
         let table = pg_sys::SPI_tuptable;
         if table.is_null() {
             return;
         }
-        for i in 0..(*table).numvals as usize {
-            each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc });
-        }
+        let _ = each_row(table, (*table).numvals as usize, |row| {
+            each(row);
+            ControlFlow::Continue(())
+        });
         pg_sys::SPI_freetuptable(table);
     }
 }
@@ -297,7 +321,7 @@ pub fn run_varied(sql: &str, args: &[Arg]) -> u64 {
 }
 
 /// Runs a query with a plan kept for the session and hands its rows to `each`.
-pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
+pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
     let _spi = Connection::open();
     let processed = execute(plan(sql, args), args, false);
     rows(each);
@@ -305,7 +329,7 @@ pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
 }
 
 /// Runs a query once, without keeping its plan: for DDL and for text made of user input.
-pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
+pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
     let _spi = Connection::open();
     let processed = execute(prepare(sql, args), args, false);
     rows(each);
@@ -314,45 +338,59 @@ pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row)) -> u64 {
 
 /// Runs a query and hands over its rows until `each` says stop. They are fetched a few at a time, so that a reader that
 /// stops at a number of bytes never holds many times that.
-pub fn scan(sql: &str, args: &[Arg], each: impl FnMut(&Row) -> ControlFlow<()>) {
+pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
+    scan_by(sql, args, &mut |row| match each(row) {
+        ControlFlow::Continue(()) => FEW,
+        ControlFlow::Break(()) => 0,
+    });
+}
+
+/// As [`scan`]; `each` says how many more rows it wants at most, 0 for none. At first it is handed a few.
+pub fn scan_by(sql: &str, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {
     let _spi = Connection::open();
     scan_plan(plan(sql, args), args, each);
 }
 
 /// As [`scan`], without keeping the plan: for text made of user input.
-pub fn scan_once(sql: &str, args: &[Arg], each: impl FnMut(&Row) -> ControlFlow<()>) {
+pub fn scan_once(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
     let _spi = Connection::open();
-    scan_plan(prepare(sql, args), args, each);
+    scan_plan(prepare(sql, args), args, &mut |row| match each(row) {
+        ControlFlow::Continue(()) => FEW,
+        ControlFlow::Break(()) => 0,
+    });
 }
 
-fn scan_plan(plan: pg_sys::SPIPlanPtr, args: &[Arg], mut each: impl FnMut(&Row) -> ControlFlow<()>) {
-    const CHUNK: core::ffi::c_long = 64;
+/// Rows fetched at a time where nothing is known of their size.
+const FEW: usize = 64;
+
+fn scan_plan(plan: pg_sys::SPIPlanPtr, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {
     let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
     let nulls: Vec<core::ffi::c_char> =
         args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
     // SAFETY: as in `execute`; the portal is closed before the connection, or by the abort.
     unsafe {
         let portal = pg_sys::SPI_cursor_open(core::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), false);
-        let mut stop = false;
-        while !stop {
-            pg_sys::SPI_cursor_fetch(portal, true, CHUNK);
+        let mut wanted = FEW;
+        while wanted > 0 {
+            let asked = wanted;
+            pg_sys::SPI_cursor_fetch(portal, true, asked as core::ffi::c_long);
             let table = pg_sys::SPI_tuptable;
             let fetched = pg_sys::SPI_processed as usize;
-            for i in 0..fetched {
-                if each(&Row { tuple: *(*table).vals.add(i), desc: (*table).tupdesc }).is_break() {
-                    stop = true;
-                    break;
-                }
-            }
+            let _ = each_row(table, fetched, |row| {
+                wanted = each(row);
+                if wanted == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
             pg_sys::SPI_freetuptable(table);
-            stop |= fetched < CHUNK as usize;
+            if fetched < asked {
+                break;
+            }
         }
         pg_sys::SPI_cursor_close(portal);
     }
 }
 
 /// The first row of a query, if there is one.
-pub fn first<T>(sql: &str, args: &[Arg], mut read: impl FnMut(&Row) -> T) -> Option<T> {
+pub fn first<T>(sql: &str, args: &[Arg], mut read: impl FnMut(&Row<'_>) -> T) -> Option<T> {
     let mut found = None;
     query(sql, args, |row| {
         if found.is_none() {

@@ -140,7 +140,7 @@ fn request(batch: &Batch, part: &[usize], endpoint: &Endpoint, token: &str) -> R
     let mut headers = vec![
         ("Authorization", format!("Bearer {token}")),
         ("X-Upload-Token", token.to_owned()),
-        ("Idempotency-Key", Batch::idempotency_key(&body)),
+        ("Idempotency-Key", batch.idempotency_key(part)),
     ];
     if let Some(reason) = batch.shared_reason(part) {
         headers.push(("X-Reason", utf8_percent_encode(reason, REASON).to_string()));

@@ -1,7 +1,7 @@
 //! Reading batches in order: forward from a cursor, so that what lies dead behind it costs nothing, and again from the
 //! head, because a change can become visible, due or free behind the cursor.
 //!
-//! A *pass* goes from somewhere to the end of every lane, over what was committed when it began. What is committed later
+//! A *pass* goes from the head to the end of every lane, over what was committed when it began. What is committed later
 //! waits for the next pass: an earlier change of its key may have become visible behind the cursor just before, and only a
 //! pass that began after both sees them in order. A session is over when a pass from the head has found nothing to
 //! send: only then may it say "empty".
@@ -11,6 +11,7 @@ use crate::capture::Priority;
 use crate::delivery::batch::Batch;
 use crate::delivery::keys::{Parked, Touched};
 use crate::pg::wal;
+use crate::store::snapshot::Snapshot;
 use crate::store::{Schema, queue};
 use std::collections::HashMap;
 
@@ -26,9 +27,8 @@ pub struct Reader {
     target_id: i16,
     scope: Scope,
     cursors: [i64; 3],
-    from_head: bool,
     /// What was committed when the pass began.
-    committed: String,
+    committed: Snapshot,
     /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
     /// their keys waits, also when their time has come meanwhile.
     tried: HashMap<i64, Touched>,
@@ -41,23 +41,16 @@ impl Reader {
             target_id,
             scope,
             cursors: [i64::MIN; 3],
-            from_head: true,
-            committed: String::new(),
+            committed: Snapshot::default(),
             tried: HashMap::new(),
             crossing: Crossing::default(),
         }
     }
 
-    /// Whether the present pass began at the head.
-    pub fn is_from_head(&self) -> bool {
-        self.from_head
-    }
-
     /// Begins a pass at the head.
     pub fn rewind(&mut self, schema: &Schema) {
         self.cursors = [i64::MIN; 3];
-        self.from_head = true;
-        self.committed = queue::snapshot();
+        self.committed = Snapshot::take();
         self.crossing = Crossing::load(schema, self.target_id);
     }
 
@@ -102,7 +95,8 @@ impl Reader {
     /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to wait,
     /// or belongs to another branch, makes everything later of its keys wait as well.
     pub fn pick(&mut self, batch: &Batch, parked: &mut Parked) -> (Vec<usize>, usize) {
-        let in_branch = |branch: &Option<String>| self.scope.branch.is_none() || *branch == self.scope.branch;
+        let wanted = self.scope.branch.as_deref();
+        let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;
         let nothing_waits = parked.is_empty() && self.crossing.is_empty();
         if nothing_waits && self.scope.branch.is_none() {
             return ((0..batch.len()).collect(), 0);
@@ -110,7 +104,7 @@ impl Reader {
         let (mut picked, mut blocked) = (Vec::with_capacity(batch.len()), 0);
         for (i, change) in batch.changes.iter().enumerate() {
             let touched: Touched = batch.touched(change);
-            if !in_branch(&change.branch) {
+            if !in_branch(change.branch.as_deref()) {
                 parked.park(&touched, change.id);
             } else if parked.blocks(&touched, change.id) || self.crossing.blocks(&touched, change) {
                 parked.park(&touched, change.id);

@@ -179,7 +179,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             if !batch.is_empty() {
                 return Some(batch);
             }
-            if self.reader.is_from_head() && !self.sent_in_pass {
+            if !self.sent_in_pass {
                 return None;
             }
             self.next_pass();

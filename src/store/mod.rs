@@ -13,6 +13,7 @@ pub mod overview;
 pub mod queue;
 pub mod reclaim;
 pub mod relation;
+pub mod snapshot;
 pub mod stats;
 pub mod steer;
 pub mod target;

@@ -1,9 +1,11 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
 use super::Schema;
+use super::snapshot::Snapshot;
 use crate::capture::Priority;
-use crate::delivery::batch::{Batch, Change, Row, Wire};
+use crate::delivery::batch::{Batch, Change, Stored};
 use crate::pg::spi::{self, Arg};
+use crate::pg::text;
 use std::ops::ControlFlow;
 
 /// The statement capture falls back to, columns in the table's order.
@@ -77,19 +79,14 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
 pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
     AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
 
-/// What is committed now.
-pub fn snapshot() -> String {
-    spi::first("SELECT pg_catalog.pg_current_snapshot()::text", &[], |row| row.text(1)).unwrap_or_default()
-}
-
 /// A run of deliverable changes of one lane.
 pub struct Run<'a> {
     pub target_id: i16,
     pub priority: Priority,
     /// Only ids above this one.
     pub after: i64,
-    /// Only changes that this [`snapshot`] sees.
-    pub committed: &'a str,
+    /// Only changes that it sees.
+    pub committed: &'a Snapshot,
     pub rows: usize,
     pub bytes: usize,
     /// The reader's own transaction, whose changes must not leave before it commits.
@@ -102,60 +99,74 @@ impl Run<'_> {
     /// be more.
     pub fn read(&self, schema: &Schema, batch: &mut Batch, mut wanted: impl FnMut(i64) -> bool) -> (i64, bool) {
         let (mut last, mut more) = (self.after, false);
-        spi::scan(
+        let mut created_at = Vec::new();
+        spi::scan_by(
             &schema.sql(&format!(
                 "SELECT id, ctid, dedup_key, txid, schema_name, table_name, op, pk, data, old, branch, reason, created_at,
                         attempt_count, refusals, status = 'FAILED' AND next_attempt_at IS NULL
                    FROM @.sync_outbox
                   WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 AND {DELIVERABLE}
-                    AND (pg_catalog.pg_visible_in_snapshot(txid, $4::text::pg_snapshot)
+                    AND (txid < $4
                          -- The number of another cluster's transaction, from a dump.
                          OR txid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()))
                   ORDER BY id"
             )),
-            &[self.target_id.into(), self.priority.name().into(), self.after.into(), self.committed.into()],
-            |row| {
-                let size: usize = [8, 9, 10].iter().map(|n| row.bytes(*n).map_or(0, <[u8]>::len)).sum();
+            &[
+                self.target_id.into(),
+                self.priority.name().into(),
+                self.after.into(),
+                Arg::xid8(self.committed.xmax()),
+            ],
+            &mut |row| {
+                let json = [8, 9, 10].map(|n| row.bytes(n));
+                let size: usize = json.iter().flatten().map(|part| part.len()).sum();
                 if batch.len() >= self.rows || (!batch.is_empty() && batch.bytes() + size > self.bytes) {
                     more = true;
-                    return ControlFlow::Break(());
+                    return 0;
                 }
-                last = row.int(1);
-                if Some(row.xid8(4)) != self.own_txid && wanted(last) {
-                    self.take(row, batch);
+                let (id, txid) = (row.int(1), row.xid8(4));
+                last = id;
+                let committed = txid >= self.committed.xmax() || self.committed.sees(txid);
+                if committed && Some(txid) != self.own_txid && wanted(id) {
+                    created_at.clear();
+                    row.iso_time(13, &mut created_at);
+                    self.take(row, json, &created_at, batch);
                 }
-                ControlFlow::Continue(())
+                self.rows_to_come(batch)
             },
         );
         (last, more)
     }
 
-    fn take(&self, row: &spi::Row, batch: &mut Batch) {
-        let (schema, table, op) = (row.utf8(5), row.utf8(6), row.utf8(7));
-        let (pk, data, old) = (row.utf8(8), row.utf8(9), row.utf8(10));
-        let created_at = row.iso_time(13);
-        let state = Row {
+    /// How many rows may still fit, and one more to see whether there are any.
+    fn rows_to_come(&self, batch: &Batch) -> usize {
+        let by_bytes =
+            batch.bytes().checked_div(batch.len()).map_or(1, |each| self.bytes.saturating_sub(batch.bytes()) / each);
+        by_bytes.min(self.rows - batch.len()) + 1
+    }
+
+    fn take(&self, row: &spi::Row<'_>, json: [Option<&[u8]>; 3], created_at: &[u8], batch: &mut Batch) {
+        let [schema, table, op, branch, reason] = [5, 6, 7, 11, 12].map(|n| row.bytes(n).map(text::to_utf8));
+        let [pk, data, old] = json.map(|part| part.map(text::to_utf8));
+        batch.push(&Stored {
             id: row.int(1),
             priority: self.priority,
             place: row.place(2),
             dedup_key: row.uuid(3),
-            branch: row.utf8(11),
-            reason: row.utf8(12),
-            attempts: row.get(14).unwrap_or_default(),
-            refusals: row.get(15).unwrap_or_default(),
-            was_offline: row.get(16).unwrap_or_default(),
-        };
-        let wire = Wire {
+            txid: row.xid8(4),
             schema: schema.as_deref().unwrap_or_default(),
             table: table.as_deref().unwrap_or_default(),
             op: op.as_deref().unwrap_or_default(),
             pk: pk.as_deref(),
             data: data.as_deref(),
             old: old.as_deref(),
-            txid: row.xid8(4),
-            created_at: &created_at,
-        };
-        batch.push(state, &wire);
+            branch: branch.as_deref(),
+            reason: reason.as_deref(),
+            created_at: std::str::from_utf8(created_at).unwrap_or_default(),
+            attempts: row.get(14).unwrap_or_default(),
+            refusals: row.get(15).unwrap_or_default(),
+            was_offline: row.get(16).unwrap_or_default(),
+        });
     }
 }
 
@@ -168,7 +179,7 @@ pub struct KeyRow {
     pub data: Option<String>,
 }
 
-fn key_row(row: &spi::Row) -> KeyRow {
+fn key_row(row: &spi::Row<'_>) -> KeyRow {
     KeyRow {
         id: row.int(1),
         schema_name: row.utf8(2).unwrap_or_default(),
@@ -264,7 +275,11 @@ pub fn due_in_ms(schema: &Schema, target_id: i16) -> Option<i64> {
 pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     let places: Vec<_> = changes.iter().map(|c| c.place).collect();
     let deleted = spi::run(
-        &schema.sql("DELETE FROM @.sync_outbox WHERE ctid = ANY ($1) AND dedup_key = ANY ($2)"),
+        // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
+        &schema.sql(
+            "DELETE FROM @.sync_outbox o USING unnest($1, $2) AS acked (place, dedup_key)
+              WHERE o.ctid = acked.place AND o.dedup_key = acked.dedup_key",
+        ),
         &[Arg::places(&places), Arg::uuids(changes.iter().map(|c| &c.dedup_key))],
     );
     if deleted as usize == changes.len() {

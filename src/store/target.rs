@@ -217,10 +217,11 @@ pub fn end_drain(schema: &Schema, id: i16) {
 
 /// The time `wait` from now, ISO 8601 in UTC.
 pub fn iso_after(wait: std::time::Duration) -> String {
+    let mut text = Vec::new();
     spi::first(
         "SELECT pg_catalog.clock_timestamp() + $1 * interval '1 millisecond'",
         &[(wait.as_millis() as i64).into()],
-        |row| row.iso_time(1),
-    )
-    .unwrap_or_default()
+        |row| row.iso_time(1, &mut text),
+    );
+    String::from_utf8(text).unwrap_or_default()
 }
