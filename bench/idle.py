@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import singles
 from measuring import Process, median, next_transaction_id, wal_position
-from report import Goals, Table, count, ratio
+from report import Goals, Table, count, progress, ratio
 from stage import ROWS, stage
 from support.database import TOKEN
 from support.wait import wait_for
@@ -36,8 +36,8 @@ def measure(run, plan):
 
 
 def _watch_idle(at, plan):
-    at.insert("sales", 1)
-    wait_for(lambda: at.db.value("SELECT count(*) FROM sync_outbox") == 0)
+    at.db.run("SELECT sync_outbox_resume()")  # starts a worker, though there is nothing to send
+    wait_for(lambda: at.workers("worker"))
     return _watch(at, plan.watch_seconds)
 
 
@@ -45,7 +45,7 @@ def _watch_offline(at, plan):
     _aim(at, NOWHERE)
     at.db.run("TRUNCATE sales")
     at.insert("sales", plan.waiting)
-    wait_for(lambda: at.db.value("SELECT consecutive_failures FROM sync_outbox_target_state") >= 3, 60)
+    wait_for(lambda: at.db.value("SELECT max(consecutive_failures) >= 3 FROM sync_outbox_target_state"), 60)
     return _watch(at, plan.watch_seconds)
 
 
@@ -72,13 +72,14 @@ def _used(at, processes):
 
 def _writers(at, plan):
     """Transactions a second of writers whose changes go out, wait for a target that is down, or are not sent at all."""
-    script = singles.write_script(at, plan.bulk_rows)
+    script = singles.write_script(at, plan.peer_rows)
     rates = {"up": [], "down": [], "off": []}
-    for _ in range(plan.rounds):
+    for n in range(plan.rounds):
+        progress(f"offline, round {n + 1} of {plan.rounds}")
         for state, results in rates.items():
             at.server.set(sync_outbox__enabled="off")
             wait_for(lambda: not at.workers("worker"))
-            _refill(at, plan.bulk_rows)
+            _refill(at, plan.peer_rows)
             _aim(at, NOWHERE if state == "down" else at.receiver.url)
             at.db.run("SELECT sync_outbox_resume()")
             at.server.set(sync_outbox__enabled="off" if state == "off" else "on")
@@ -97,11 +98,13 @@ def _refill(at, rows):
 
 def _report(plan, idle, offline, writers):
     table = Table(f"in {plan.watch_seconds} s", "CPU s", "of a core", "wake-ups", "transaction ids", "WAL bytes")
-    for title, used in {"nothing to send": idle, f"target down, {count(plan.waiting)} changes waiting": offline}.items():
+    watched = {"nothing to send": idle, f"target down, {count(plan.waiting)} changes waiting": offline}
+    for title, used in watched.items():
         table.add(title, f"{used.cpu:.2f}", f"{used.cpu / plan.watch_seconds:.2%}", used.wake_ups, used.transactions,
                   count(used.wal))
 
-    titles = {"up": "target up, changes go out meanwhile", "down": "target down, changes wait", "off": "sending switched off"}
+    titles = {"up": "target up, changes go out meanwhile", "down": "target down, changes wait",
+              "off": "sending switched off"}
     tps = Table("single-row UPDATE, 4 clients, synchronous_commit = off", "tps", "of sending switched off")
     for state, title in titles.items():
         tps.add(title, count(writers[state]), ratio(writers[state], writers["off"]))

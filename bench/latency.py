@@ -12,6 +12,7 @@ from support.wait import wait_for
 
 PER_SECOND = 100
 WARM_UP = 1
+INSERT = "INSERT INTO sales VALUES (%s, 'store-1', 7, 1, 9.90, now(), 'sold at counter 7')"
 
 
 def measure(run, plan):
@@ -58,7 +59,7 @@ class Writer:
     def write(self):
         Writer.last += 1
         began = time.time_ns()
-        self.session.execute("INSERT INTO sales VALUES (%s, 'store-1', 7, 1, 9.90, now(), 'sold at counter 7')", [Writer.last])
+        self.session.execute(INSERT, [Writer.last])
         self.written.append((Writer.last, began // 1000, time.time_ns() // 1000))
 
     def latencies(self, skip=0):

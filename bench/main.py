@@ -11,7 +11,7 @@ import idle
 import latency
 from machine import describe
 from plan import FULL, QUICK
-from report import Report
+from report import Report, progress
 from support import run as runs
 
 PARTS = {"capture": capture, "drain": drain, "latency": latency, "idle": idle}
@@ -31,6 +31,7 @@ def main():
         report.put("machine", describe(run))
         for name in chosen:
             report.part(name, PARTS[name].measure(run, plan))
+            progress(f"\n{name} done, {time.monotonic() - began:.0f} s since the start")
     finally:
         run.close()
         run.remove()

@@ -13,7 +13,8 @@ PROGRAM = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target")) / "release"
 class Receiver:
     def __init__(self):
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=TERM", PROJECT / PROGRAM], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+            ["setpriv", "--pdeathsig=TERM", PROJECT / PROGRAM],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         self.pid = self.process.pid
         self.port = int(self.process.stdout.readline())
         self.url = f"http://127.0.0.1:{self.port}"

@@ -29,10 +29,10 @@ class Goals:
     def __init__(self):
         self.table = Table("goal", "at least", "reach for", "measured", "")
 
-    def at_most(self, what, limit, reach, value, show="{:.2f}"):
+    def at_most(self, what, limit, reach, value, show="{:.3f}"):
         self._add(what, limit, reach, value, show, lambda bound: value <= bound, "≤ ")
 
-    def at_least(self, what, limit, reach, value, show="{:.2f}"):
+    def at_least(self, what, limit, reach, value, show="{:.3f}"):
         self._add(what, limit, reach, value, show, lambda bound: value >= bound, "≥ ")
 
     def _add(self, what, limit, reach, value, show, holds, sign):
