@@ -46,8 +46,8 @@ struct Stats {
     requests: u64,
     changes: u64,
     bytes: u64,
+    /// When the first upload arrived.
     first_us: u64,
-    last_us: u64,
 }
 
 #[derive(Default)]
@@ -120,6 +120,9 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
     let upload: Upload = serde_json::from_slice(body)?;
     let config = locked(shared, |state| {
         let stats = &mut state.stats;
+        if stats.requests == 0 {
+            stats.first_us = arrived;
+        }
         stats.requests += 1;
         stats.changes += upload.changes.len() as u64;
         stats.bytes += bytes_on_the_wire as u64;
@@ -131,12 +134,6 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
     });
     let answer = json(&Answer { acked: upload.changes.into_iter().map(|change| change.dedup_key).collect() })?;
     thread::sleep(Duration::from_millis(config.latency_ms));
-    locked(shared, |state| {
-        if state.stats.first_us == 0 {
-            state.stats.first_us = arrived;
-        }
-        state.stats.last_us = now_us();
-    });
     Ok(answer)
 }
 
