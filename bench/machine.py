@@ -13,6 +13,7 @@ def describe(run):
     table.add("processor", f"{os.cpu_count()} x {_first('/proc/cpuinfo', 'model name')}")
     table.add("memory", f"{int(_first('/proc/meminfo', 'MemTotal').split()[0]) / 1024 ** 2:.0f} GiB")
     table.add("kernel", f"{platform.system()} {platform.release()}")
+    table.add("load before the run", f"{os.getloadavg()[0]:.1f}")
     table.add("server", run.call("postgres", "--version").strip())
     table.add("settings", ", ".join(f"{name} = {value}" for name, value in SETTINGS.items()))
     return table

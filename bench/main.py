@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -25,6 +26,7 @@ def main():
         sys.exit(f"PARTS may name {', '.join(PARTS)}; not {', '.join(sorted(unknown))}")
     plan = QUICK if os.environ.get("QUICK", "0") not in ("", "0") else FULL
     report = Report(pathlib.Path(os.environ.get("REPORT") or PROJECT / "docs" / "performance.md"), plan.name)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     began = time.monotonic()
     run = runs.create()
     try:

@@ -39,7 +39,7 @@ FULL = Plan(
 
 QUICK = Plan(
     name="quick", rounds=3,
-    bulk_rows=100_000, peer_rows=30_000, single_rows=("bare", "ours", "pgq", "row"),
+    bulk_rows=100_000, peer_rows=20_000, single_rows=("bare", "ours", "pgq", "row"),
     pgbench_seconds=2, large_update_rows=200_000,
     small_backlog=100_000, long_backlogs=(1_000_000,), held_backlogs=(), long_rounds=1,
     latency_seconds=10, cold_commits=5,
