@@ -11,8 +11,8 @@ scripts/prerequisites.sh
 if ! dpkg-query -W -f '${Status}' postgresql-15-pgq3 2>/dev/null | grep -q '^install ok installed'; then
     as_root=()
     [[ $EUID -eq 0 ]] || as_root=(sudo)
-    { "${as_root[@]}" apt-get update -q && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-        postgresql-15-pgq3; } ||
+    as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -q)
+    { "${as_root[@]}" update && "${as_root[@]}" install -y --no-install-recommends postgresql-15-pgq3; } ||
         echo "postgresql-15-pgq3 cannot be installed: measuring without pgq" >&2
 fi
 make --no-print-directory -s build bench-receiver

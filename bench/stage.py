@@ -3,6 +3,7 @@
 The server's settings are those of the reference figures in docs/design.md, and what is measured is durable: fsync is on."""
 
 import contextlib
+import shutil
 
 from receiver import Receiver
 from support.database import Database
@@ -42,6 +43,7 @@ def stage(run, name, **settings):
         db.close()
         server.stop("immediate")
         receiver.close()
+        shutil.rmtree(server.data)  # gigabytes of WAL, of which the next part keeps as many
 
 
 class Stage:
