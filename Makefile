@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites build install install-files uninstall test unit e2e lint demo bench clean print-pg-config
+.PHONY: help prerequisites build install install-files uninstall test unit e2e lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,8 +63,12 @@ lint: ## formatting, clippy and documentation, warnings denied
 demo: ## the whole story on two throwaway servers
 	demo/run.sh
 
-bench: ## the measurements of docs/, peers included
+# All of it takes about 40 minutes; QUICK=1 at most 5. Some of it: make bench PARTS="capture drain"
+bench: ## measure, beside peers, and write docs/performance.md
 	bench/run.sh
+
+bench-receiver:
+	$(CARGO) build --release $(FEATURES) --example bench_receiver
 
 clean: ## remove what was built
 	cargo clean
