@@ -16,6 +16,11 @@ TABLES = """
     ALTER TABLE sale_4 DROP gone;
     ALTER TABLE sale ATTACH PARTITION sale_4 FOR VALUES FROM (4) TO (8);
     CREATE TABLE event (code text PRIMARY KEY, doc jsonb, secret text);
+    -- Statistics of one database alone would let the same statement take its rows in another order.
+    ALTER TABLE stock SET (autovacuum_enabled = off);
+    ALTER TABLE sale_0 SET (autovacuum_enabled = off);
+    ALTER TABLE sale_4 SET (autovacuum_enabled = off);
+    ALTER TABLE event SET (autovacuum_enabled = off);
 
     -- Changes other rows of the statement that fires it: their capture comes too early and is given new ids.
     CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -23,7 +28,7 @@ TABLES = """
     CREATE TRIGGER bump AFTER INSERT ON stock FOR EACH ROW WHEN (NEW.qty = 5) EXECUTE FUNCTION bump();
 """
 EVERY = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
-# Everything but the table's own columns, and those of which only the shape can be compared.
+# The column of an altered outbox, and those of which only the shape can be compared.
 INCOMPARABLE = ("txid", "dedup_key", "created_at", "inserted_at")
 
 few = st.integers(0, 7)
