@@ -14,7 +14,8 @@ static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static ALLOW_HTTP: GucSetting<bool> = GucSetting::<bool>::new(false);
 static COMPRESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_WHEN_EMPTY: GucSetting<bool> = GucSetting::<bool>::new(true);
-static REASON: Text = Text::new(Some(c""));
+/// No value where there is none, because it is read for every row.
+static REASON: Text = Text::new(None);
 static BASE_URL: Text = Text::new(Some(c""));
 static UPLOAD_PATH: Text = Text::new(Some(c"/api/sync/upload_outbox"));
 static UPLOAD_TOKEN: Text = Text::new(Some(c""));

@@ -12,7 +12,7 @@ use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, queue};
 use pgrx::pg_sys::{Datum, Oid};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// A change about to be written. `pk`, `data` and `old` are json datums.
@@ -32,13 +32,14 @@ pub struct Outbox {
     shape: Shape,
     /// The names of operations, by [`Event`].
     operations: [Kept; 4],
-    /// This transaction, and the first id it drew.
-    first: std::cell::Cell<(u64, i64)>,
+    /// The transaction that has locked it, and the first id which that drew.
+    locked_by: Cell<u64>,
+    first_id: Cell<Option<i64>>,
 }
 
 thread_local! {
     static OUTBOX: RefCell<Option<Rc<Outbox>>> = const { RefCell::new(None) };
-    static STALE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Takes note that a relation has changed; called from an invalidation callback.
@@ -58,16 +59,20 @@ pub fn forget(oid: Oid) {
 /// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
 /// truncates it when it is empty knows that nobody is about to commit a change (`hard-facts` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
-    if let Some(outbox) = OUTBOX.with_borrow(Clone::clone)
-        && outbox.function == function
-    {
-        outbox.shape.lock(LockMode::RowExclusive);
+    let txid = heap::top_transaction_id();
+    let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);
+    if let Some(outbox) = &known {
+        if outbox.locked_by.get() != txid {
+            outbox.lock(txid);
+        }
         if !STALE.get() {
-            return outbox;
+            return outbox.clone();
         }
     }
     STALE.set(false);
     let outbox = Rc::new(Outbox::look_up(function));
+    outbox.lock(txid);
+    outbox.first_id.set(known.and_then(|before| before.first_id.get()));
     OUTBOX.set(Some(outbox.clone()));
     outbox
 }
@@ -75,18 +80,29 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
 impl Outbox {
     fn look_up(function: Oid) -> Self {
         let schema = relation::schema_of_function(function);
-        let shape = Shape::of(schema, LockMode::RowExclusive);
-        let operations = Event::ALL.map(|event| Kept::new(event.name().as_bytes()));
-        Outbox { function, schema, shape, operations, first: Default::default() }
+        Outbox {
+            function,
+            schema,
+            shape: Shape::of(schema, LockMode::RowExclusive),
+            operations: Event::ALL.map(|event| Kept::new(event.name().as_bytes())),
+            locked_by: Cell::new(0),
+            first_id: Cell::new(None),
+        }
+    }
+
+    fn lock(&self, txid: u64) {
+        self.shape.lock_for_writing();
+        self.locked_by.set(txid);
+        self.first_id.set(None);
     }
 
     /// Writes one change; returns its id. The id is drawn here, while the source row is locked: that is what makes the
     /// order of ids the order of the changes of a key.
     pub fn append(&self, plan: &Plan, change: &Change) -> i64 {
-        let txid = heap::top_transaction_id();
+        let txid = self.locked_by.get();
         let id = self.next_id();
-        if self.first.get().0 != txid {
-            self.first.set((txid, id));
+        if self.first_id.get().is_none() {
+            self.first_id.set(Some(id));
         }
         let key = uuid::Uuid::now_v7();
         let priority = self.shape.priority(plan.priority);
@@ -112,8 +128,8 @@ impl Outbox {
             None,
             None,
         ];
-        match self.shape.direct(LockMode::RowExclusive) {
-            Some((table, index)) => heap::append(&table, &fields, &index, &shape::KEY),
+        match self.shape.direct_oids() {
+            Some((table, index)) => heap::append(table, index, &fields, &shape::KEY),
             None => self.insert(&fields, plan.priority),
         }
         crate::wake::at_commit();
@@ -126,7 +142,7 @@ impl Outbox {
 
     /// The first id that this transaction drew.
     pub fn first_own_id(&self) -> i64 {
-        self.first.get().1
+        self.first_id.get().unwrap_or(i64::MAX)
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.

@@ -48,6 +48,8 @@ pub struct Plan {
 thread_local! {
     /// By the trigger's oid, which is another one for every partition.
     static PLANS: RefCell<HashMap<Oid, Rc<Plan>>> = RefCell::new(HashMap::new());
+    /// The plan that was used last: most rows are of the same table as the one before.
+    static LAST: RefCell<Option<(Oid, Rc<Plan>)>> = const { RefCell::new(None) };
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -68,14 +70,21 @@ pub fn init() {
 pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     if ALL_STALE.take() {
         PLANS.with_borrow_mut(HashMap::clear);
+        LAST.take();
     }
-    if let Some(plan) = PLANS.with_borrow(|plans| plans.get(&fired.oid()).cloned())
-        && plan.valid.get()
-    {
+    let trigger = fired.oid();
+    let last = LAST.with_borrow(|last| last.as_ref().filter(|(of, _)| *of == trigger).map(|(_, plan)| plan.clone()));
+    let known = last.or_else(|| PLANS.with_borrow(|plans| plans.get(&trigger).cloned()));
+    if let Some(plan) = known.filter(|plan| plan.valid.get()) {
+        LAST.with_borrow_mut(|last| match last {
+            Some((of, _)) if *of == trigger => {}
+            _ => *last = Some((trigger, plan.clone())),
+        });
         return plan;
     }
     let plan = Rc::new(Plan::make(fired));
-    PLANS.with_borrow_mut(|plans| plans.insert(fired.oid(), plan.clone()));
+    PLANS.with_borrow_mut(|plans| plans.insert(trigger, plan.clone()));
+    LAST.set(Some((trigger, plan.clone())));
     plan
 }
 

@@ -1,6 +1,7 @@
 //! Heap rows: taking them apart, and appending one with its index entry.
 
 use super::datum::Value;
+use super::externs;
 use super::relation::Open;
 use pgrx::pg_sys;
 use std::marker::PhantomData;
@@ -120,41 +121,20 @@ impl VarlenaBuffer {
 /// A column of a row to be appended.
 pub type Field = Option<pg_sys::Datum>;
 
-/// Appends a row to `table` and its entry to the unique index `index` over the columns with the attribute numbers `keys` (none
-/// of them NULL).
-pub fn append(table: &Open, fields: &[Field], index: &Open, keys: &[usize]) {
-    let mut values: [pg_sys::Datum; 32] = [pg_sys::Datum::from(0); 32];
-    let mut nulls = [true; 32];
-    for (i, field) in fields.iter().enumerate() {
-        if let Some(datum) = field {
-            values[i] = *datum;
-            nulls[i] = false;
-        }
-    }
-    let mut key_values = [pg_sys::Datum::from(0); 4];
-    let mut key_nulls = [false; 4];
-    for (k, column) in keys.iter().enumerate() {
-        key_values[k] = values[*column - 1];
-    }
-    // SAFETY: both relations are open with ROW EXCLUSIVE; the caller has verified that `fields` matches the table's
-    // descriptor, that the table is a plain heap, and that `index` is a plain unique btree over `keys`.
-    unsafe {
-        let tuple = pg_sys::heap_form_tuple(table.descriptor(), values.as_mut_ptr(), nulls.as_mut_ptr());
-        pg_sys::heap_insert(table.raw(), tuple, pg_sys::GetCurrentCommandId(true), 0, core::ptr::null_mut());
-        let info = pg_sys::BuildIndexInfo(index.raw());
-        pg_sys::index_insert(
-            index.raw(),
-            key_values.as_mut_ptr(),
-            key_nulls.as_mut_ptr(),
-            &mut (*tuple).t_self,
-            table.raw(),
-            pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES,
-            false,
-            info,
-        );
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        pg_sys::index_insert_cleanup(index.raw(), info);
-    }
+/// Appends a row to a table and its entry to the unique index over the columns with the attribute numbers `keys` (none of
+/// them NULL). Both are locked; `fields` match the table's columns, which is a plain heap, and the index is a plain btree.
+pub fn append<const N: usize, const K: usize>(
+    table: pg_sys::Oid,
+    index: pg_sys::Oid,
+    fields: &[Field; N],
+    keys: &[usize; K],
+) {
+    let nothing = pg_sys::Datum::from(0);
+    let values = fields.map(|field| field.unwrap_or(nothing));
+    let nulls = fields.map(|field| field.is_none());
+    let key = keys.map(|column| values[column - 1]);
+    // SAFETY: what has to match was verified by the caller, with the locks that keep it so.
+    unsafe { externs::append(table, index, &externs::NewRow { values: &values, nulls: &nulls, key: &key }) }
 }
 
 /// Deletes the row version at `place` (block and offset) if it is there and visible, nobody has replaced or deleted it, and
@@ -199,7 +179,7 @@ pub(super) fn address((block, offset): (u32, u16)) -> pg_sys::ItemPointerData {
 /// The next value of a sequence, without a check of rights: capture works for a writer who has none on the outbox.
 pub fn next_value(sequence: pg_sys::Oid) -> i64 {
     // SAFETY: the oid is that of a sequence; errors are raised.
-    unsafe { super::externs::nextval_internal(sequence, false) }
+    unsafe { externs::nextval_internal(sequence, false) }
 }
 
 /// The top-level transaction id, assigned if there is none yet.

@@ -214,6 +214,17 @@ pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
     unsafe { pg_sys::LockRelationOid(oid, mode.number()) }
 }
 
+/// As [`lock`]; a savepoint that is rolled back does not give the lock back.
+pub fn lock_for_good(oid: pg_sys::Oid, mode: LockMode) {
+    // SAFETY: as sequence.c does it; after an error the abort puts the resource owner back.
+    unsafe {
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::CurrentResourceOwner = pg_sys::TopTransactionResourceOwner;
+        lock(oid, mode);
+        pg_sys::CurrentResourceOwner = owner;
+    }
+}
+
 /// The oid of a relation in a schema, if there is one.
 pub fn lookup(schema: pg_sys::Oid, name: &CStr) -> Option<pg_sys::Oid> {
     // SAFETY: syscache look-up inside a transaction.

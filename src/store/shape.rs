@@ -121,9 +121,15 @@ impl Shape {
         relation == Oid::INVALID || relation == self.table || self.indexes.contains(&relation)
     }
 
-    /// Locks the outbox to the end of the transaction.
-    pub fn lock(&self, mode: LockMode) {
-        relation::lock(self.table, mode)
+    /// Locks the outbox and its primary key for writing, to the end of the transaction whatever becomes of savepoints.
+    pub fn lock_for_writing(&self) {
+        relation::lock_for_good(self.table, LockMode::RowExclusive);
+        self.direct.iter().for_each(|index| relation::lock_for_good(*index, LockMode::RowExclusive));
+    }
+
+    /// The outbox and its primary key, if the table is as it was made.
+    pub fn direct_oids(&self) -> Option<(Oid, Oid)> {
+        self.direct.map(|index| (self.table, index))
     }
 
     /// The value of the column `priority`.
