@@ -163,20 +163,9 @@ impl Plan {
         }
     }
 
-    /// Default output settings for as long as the result lives, if a column needs them and the session has others. Real
-    /// settings and not just C variables: a user's cast may change and restore them in between.
+    /// Default output settings for as long as the result lives, if a column needs them and the session has others.
     pub fn neutral_settings(&self) -> Option<Nest> {
-        if !self.follows_settings || datum::output_settings_are_default() {
-            return None;
-        }
-        let nest = Nest::new();
-        nest.set("DateStyle", "ISO")
-            .set("IntervalStyle", "postgres")
-            .set("TimeZone", "UTC")
-            .set("extra_float_digits", "1")
-            .set("bytea_output", "hex")
-            .set("quote_all_identifiers", "off");
-        Some(nest)
+        (self.follows_settings && !datum::output_settings_are_default()).then(Nest::neutral_output)
     }
 
     /// The key as an object.

@@ -59,13 +59,8 @@ pub fn apply(payload: &str) -> Result<String> {
 /// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are read
 /// under the settings they were written under.
 fn as_a_replica() -> Nest {
-    let nest = Nest::new();
-    nest.set("session_replication_role", "replica")
-        .set("sync_outbox.capture", "off")
-        .set("DateStyle", "ISO")
-        .set("IntervalStyle", "postgres")
-        .set("TimeZone", "UTC")
-        .set("xmloption", "content");
+    let nest = Nest::neutral_output();
+    nest.set("session_replication_role", "replica").set("sync_outbox.capture", "off").set("xmloption", "content");
     nest
 }
 

@@ -12,6 +12,19 @@ impl Nest {
         Nest(unsafe { pg_sys::NewGUCNestLevel() })
     }
 
+    /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings and not
+    /// just C variables: a user's cast may change and restore them in between.
+    pub fn neutral_output() -> Self {
+        let nest = Nest::new();
+        nest.set("DateStyle", "ISO")
+            .set("IntervalStyle", "postgres")
+            .set("TimeZone", "UTC")
+            .set("extra_float_digits", "1")
+            .set("bytea_output", "hex")
+            .set("quote_all_identifiers", "off");
+        nest
+    }
+
     /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
     pub fn set(&self, name: &str, value: &str) -> &Self {
         let name = CString::new(name).unwrap_or_default();
