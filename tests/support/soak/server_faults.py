@@ -1,6 +1,9 @@
 """The server dies, wholly or in part, and comes back."""
 
+import pathlib
 import time
+
+from ..wait import wait_for
 
 
 def kill_worker(stand, rng):
@@ -25,14 +28,24 @@ def kill_pusher(stand, rng):
 
 def kill_postmaster(stand, rng):
     """kill -9 of the postmaster"""
+    children = _children(stand.server.process.pid)
     stand.server.kill9()
-    # Until the last of its children has noticed, the shared memory is in use and no other postmaster may start.
-    for _ in range(100):
-        try:
-            return stand.server.start()
-        except AssertionError:
-            time.sleep(0.1)
-    raise AssertionError("no server starts after kill -9 of the postmaster")
+    # While one of its children is left the shared memory is in use, and no other postmaster starts.
+    wait_for(lambda: not any(_command(pid) for pid in children), 20,
+             lambda: f"the postmaster's children gone; left are {[_command(pid) for pid in children if _command(pid)]}")
+    stand.server.start()
+
+
+def _children(pid):
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid):
+    """Of a process that has not ended."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def immediate_stop(stand, rng):

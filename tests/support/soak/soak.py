@@ -17,7 +17,7 @@ from .schedule import schedule
 def _of(module):
     """The faults of a module by their descriptions: public functions of (stand, rng)."""
     found = [function for name, function in inspect.getmembers(module, inspect.isfunction)
-             if not name.startswith("_") and list(inspect.signature(function).parameters) == ["stand", "rng"]]
+             if list(inspect.signature(function).parameters) == ["stand", "rng"]]
     return {function.__doc__: function for function in found}
 
 
@@ -70,12 +70,20 @@ class Soak:
                 if getattr(error, "sqlstate", None) is not None and not isinstance(error, EXPECTED):
                     self.stand.findings.append(f"{event.fault}: {error.sqlstate} {error}")
                 if event.lane == "sessions":
-                    self.stand.restore()
+                    self.recover()
             except Exception as error:
                 self.stand.findings.append(f"{event.fault}: {error!r}")
             self.done.append((began, time.time(), event.fault))
             if event.fault not in HARMLESS:
                 self.stand.disturbed(began)
+
+    def recover(self):
+        """After a fault that could not end what it began."""
+        self.stand.restore()
+        try:
+            session_faults.clear_away(self.stand)
+        except psycopg.Error:
+            pass  # again after the next one
 
     # What came of it
 
