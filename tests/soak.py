@@ -8,7 +8,8 @@ import sys
 
 from support import run as runs
 from support.server import Server
-from support.soak.soak import SETTINGS, Soak
+from support.soak.soak import Soak
+from support.stand import SETTINGS
 
 
 def main():

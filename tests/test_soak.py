@@ -6,7 +6,8 @@ import os
 import pytest
 
 from support.soak.schedule import schedule
-from support.soak.soak import FAULTS, PACE, SETTINGS, Soak
+from support.soak.soak import FAULTS, PACE, Soak
+from support.stand import SETTINGS
 
 MINUTES = float(os.environ.get("SYNC_OUTBOX_SOAK_MINUTES", 1))
 SEED = int(os.environ.get("SYNC_OUTBOX_SOAK_SEED", 15))

@@ -9,7 +9,7 @@ from collections import Counter
 import psycopg
 
 from ..load import EXPECTED
-from ..stand import SETTINGS, Stand
+from ..stand import Stand
 from . import hub_faults, server_faults, session_faults
 from .schedule import schedule
 
@@ -118,6 +118,3 @@ class Soak:
                 if fault in FAULTS[lane] and fault not in HARMLESS and began <= repeat.again and repeat.before <= ended + 1:
                     return fault
         return "the end"
-
-
-__all__ = ["SETTINGS", "Soak"]
