@@ -1,0 +1,29 @@
+"""docs/reliability.md names tests: all of them exist, and every fault of the soak and every hard fact has its row."""
+
+import re
+
+from support.document import Document
+from support.prefix import PROJECT
+from support.soak.soak import FAULTS
+
+DOCUMENT = Document("docs/reliability.md")
+TESTS = {name for path in (PROJECT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
+
+
+def test_every_test_that_is_named_exists():
+    named = set(re.findall(r"`(test_\w+)`", DOCUMENT.text))
+
+    assert len(named) > 50
+    assert named - TESTS == set()
+
+
+def test_every_hard_fact_has_a_row():
+    numbers = [int(row[0]) for row in DOCUMENT.tables("The hard facts")]
+
+    assert numbers == list(range(1, 30))
+
+
+def test_every_fault_of_the_soak_is_listed():
+    listed = {row[0] for row in DOCUMENT.tables("The long soak")}
+
+    assert {fault for faults in FAULTS.values() for fault in faults} - listed == set()
