@@ -74,6 +74,7 @@ pub struct Destination {
     pub endpoint: Endpoint,
     pub source: Source,
     pub token: String,
+    pub settings: Delivery,
 }
 
 /// Bounds of one session.
@@ -89,7 +90,6 @@ pub struct Bounds {
 pub struct Session<'a, T> {
     transactions: T,
     schema: Schema,
-    settings: Delivery,
     destination: Destination,
     bounds: Bounds,
     link: &'a mut Link,
@@ -111,7 +111,6 @@ impl<'a, T: Transactions> Session<'a, T> {
     pub fn new(
         transactions: T,
         schema: Schema,
-        settings: Delivery,
         destination: Destination,
         bounds: Bounds,
         link: &'a mut Link,
@@ -122,8 +121,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             reader: Reader::new(destination.target.id, bounds.scope.clone(), bounds.mark.clone()),
             transactions,
             schema,
-            batch_rows: settings.batch_rows,
-            settings,
+            batch_rows: destination.settings.batch_rows,
             destination,
             bounds,
             link,
@@ -204,13 +202,13 @@ impl<'a, T: Transactions> Session<'a, T> {
     fn rows_wanted(&self) -> usize {
         let bound = if self.failures > 0 { PROBE_ROWS } else { self.batch_rows };
         let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
-        bound.min(self.settings.batch_rows).min(left)
+        bound.min(self.destination.settings.batch_rows).min(left)
     }
 
     fn read(&mut self) -> Batch {
         let rows = self.rows_wanted();
-        let Session { transactions, schema, settings, reader, .. } = self;
-        transactions.step(|| reader.read(schema, rows, settings.batch_bytes))
+        let Session { transactions, schema, destination, reader, .. } = self;
+        transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes))
     }
 
     /// Sends a batch and takes note of every word; settled later, while the next request is out.
@@ -246,7 +244,7 @@ impl<'a, T: Transactions> Session<'a, T> {
     /// After a 401: whether the token has been changed since the session began.
     fn token_changed(&mut self) -> Result<bool> {
         let Session { transactions, destination, .. } = self;
-        let Destination { target, endpoint, source, token } = destination;
+        let Destination { target, endpoint, source, token, .. } = destination;
         match transactions.step(|| credentials::token(target, endpoint, *source, false))? {
             Token::Found { value, .. } if value != *token => {
                 *token = value;
@@ -261,9 +259,9 @@ impl<'a, T: Transactions> Session<'a, T> {
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
         } else if answered.trouble.is_none() {
-            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.settings.batch_rows);
+            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.destination.settings.batch_rows);
         }
-        let settlement = Settlement::new(batch, answered, &self.settings, self.failures);
+        let settlement = Settlement::new(batch, answered, &self.destination.settings, self.failures);
         settlement.left().for_each(|(id, touched)| self.reader.tried(id, touched));
         self.failures = settlement.failures();
         settlement.add_to(&mut self.report);
@@ -313,13 +311,13 @@ impl<T: Transactions> Waiting for Session<'_, T> {
         let unsettled = self.unsettled.take();
         let read_ahead = self.ahead.is_none() && self.failures == 0 && self.bounds.max_rows.is_none();
         let rows = self.rows_wanted();
-        let Session { transactions, schema, settings, destination, bounds, link, reader, ahead, books, .. } = self;
+        let Session { transactions, schema, destination, bounds, link, reader, ahead, books, .. } = self;
         link.exchange(request, bounds.until, || {
             if let Some(settlement) = unsettled {
                 transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
             }
             if read_ahead {
-                *ahead = Some(transactions.step(|| reader.read(schema, rows, settings.batch_bytes)));
+                *ahead = Some(transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes)));
             }
         })
     }
