@@ -135,6 +135,24 @@ COMMENT ON TABLE @extschema@.sync_outbox_throughput IS
     'changes sent and acknowledged per minute, an hour of them: what the rates of sync_outbox_overview() are made of';
 
 ------------------------------------------------------------------------------------------------------------------------
+-- Who sends. Without rows until there is something to send, and dumped, so that a copy knows that it is one.
+------------------------------------------------------------------------------------------------------------------------
+CREATE TABLE @extschema@.sync_outbox_identity (
+    system_identifier bigint      NOT NULL,
+    database_oid      oid         NOT NULL,
+    host              text        NOT NULL,
+    data_directory    text        NOT NULL,
+    timeline          integer     NOT NULL,
+    source            uuid        NOT NULL,
+    recorded_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    adopted_by        name,
+    -- A restored row stands beside that of the database it was restored into.
+    PRIMARY KEY (system_identifier, database_oid)
+);
+COMMENT ON TABLE @extschema@.sync_outbox_identity IS
+    'the database that sends what is in the outbox; where it is another one than this, nothing is sent until sync_outbox_adopt()';
+
+------------------------------------------------------------------------------------------------------------------------
 -- What happened
 ------------------------------------------------------------------------------------------------------------------------
 CREATE TABLE @extschema@.sync_outbox_history (
@@ -267,6 +285,11 @@ CREATE FUNCTION @extschema@.sync_outbox_resume(target text DEFAULT 'default')
     RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_resume_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_resume(text) IS 'ends a pause and wakes the worker';
 
+CREATE FUNCTION @extschema@.sync_outbox_adopt("as" text)
+    RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_adopt_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_adopt(text) IS
+    'lets a copy send: ''same'' if it replaces the original, ''new'' if the original goes on';
+
 ------------------------------------------------------------------------------------------------------------------------
 -- See and steer
 ------------------------------------------------------------------------------------------------------------------------
@@ -357,6 +380,7 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_set_token(text, text),
     @extschema@.sync_outbox_pause(text, text),
     @extschema@.sync_outbox_resume(text),
+    @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_stats(text),
     @extschema@.sync_outbox_overview(),
     @extschema@.sync_outbox_requeue(bigint[], text, regclass, text),
@@ -375,6 +399,7 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_set_token(text, text),
     @extschema@.sync_outbox_pause(text, text),
     @extschema@.sync_outbox_resume(text),
+    @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_discard(bigint[], text),
     @extschema@.sync_outbox_apply(json),
     @extschema@.sync_outbox_accept(regclass)
@@ -389,7 +414,7 @@ GRANT EXECUTE ON PROCEDURE @extschema@.sync_outbox_drain(text, text) TO sync_out
 GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_stats(text), @extschema@.sync_outbox_overview() TO pg_monitor;
 GRANT SELECT ON @extschema@.sync_outbox_queue, @extschema@.sync_outbox_attached, @extschema@.sync_outbox_history
     TO sync_outbox_admin, sync_outbox_operator, pg_monitor;
-GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_target,
+GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_identity, @extschema@.sync_outbox_target,
     @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_accepted
     TO sync_outbox_admin;
 -- The columns that name files are left out: who sets them makes the server read a file of its choice.
@@ -397,12 +422,14 @@ GRANT INSERT (name, base_url, upload_path), UPDATE (name, base_url, upload_path)
     ON @extschema@.sync_outbox_target TO sync_outbox_admin;
 
 ------------------------------------------------------------------------------------------------------------------------
--- Dumps carry what cannot be made again: undelivered changes, targets, decisions, and what the hub has applied.
+-- Dumps carry what cannot be made again: undelivered changes, targets, decisions, what the hub has applied, and whose all
+-- this is.
 ------------------------------------------------------------------------------------------------------------------------
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_target', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_target_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_identity', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_history', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_history_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_discarded', '');

@@ -5,6 +5,7 @@ use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
+use crate::store::identity::{self, Standing};
 use crate::store::Schema;
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
@@ -15,6 +16,8 @@ use pgrx::name;
 use std::collections::HashMap;
 
 /// A row per target, the one named `default` also before anything has made it.
+///
+/// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
 ///
 /// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`; `open`
 /// until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
@@ -100,7 +103,14 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
         *figures.entry(place.target_id).or_default() += counted;
     }
     let settings = settings_report::Settings::read(caller);
-    let rows = overview::targets(&schema).into_iter().map(|target| {
+    let cloned = match identity::standing(&schema) {
+        Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
+        _ => None,
+    };
+    let rows = overview::targets(&schema).into_iter().map(|mut target| {
+        if cloned.is_some() {
+            (target.paused, target.paused_reason) = (true, cloned.clone());
+        }
         let figures = figures.remove(&target.id).unwrap_or_default();
         Overview {
             status: overview::status(&schema, target.id, left(&figures)),

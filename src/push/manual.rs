@@ -1,5 +1,5 @@
 //! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
-//! says, with a small probe first; only a pause stops them.
+//! says, with a small probe first; only a pause stops them, and that the database is a copy.
 
 use super::books::Books;
 use super::credentials::{self, Token};
@@ -13,7 +13,7 @@ use crate::pg::lock::{Scope as LockScope, SenderLock};
 use crate::pg::{heap, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
-use crate::store::{Schema, queue, target};
+use crate::store::{Schema, identity, queue, target};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,9 @@ fn destination<T: Transactions>(
 
 /// As [`destination`], inside a transaction.
 pub fn find_destination(schema: &Schema, name: &str) -> Result<std::result::Result<Destination, Stop>> {
+    if identity::admit(schema).is_err() {
+        return Ok(Err(Stop::Cloned));
+    }
     let target = target::find(schema, name)?; // again: it may have been paused while we waited for the lock
     if target.paused {
         return Ok(Err(Stop::Paused));

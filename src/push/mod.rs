@@ -19,5 +19,5 @@ mod stretch;
 mod token_file;
 pub mod transactions;
 
-pub use background::{Background, Next};
+pub use background::{Background, CLONED, Next};
 pub use manual::{drain, flush};

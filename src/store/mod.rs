@@ -7,6 +7,7 @@ pub mod accepted;
 pub mod applied;
 pub mod attached;
 pub mod history;
+pub mod identity;
 pub mod import;
 pub mod lane;
 pub mod overview;

@@ -179,6 +179,12 @@ pub fn close_breaker(schema: &Schema, id: i16) {
     );
 }
 
+/// Forgets what was noted of a target: breaker, rates, drain.
+pub fn forget(schema: &Schema, id: i16) {
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target_state WHERE target_id = $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_throughput WHERE target_id = $1"), &[id.into()]);
+}
+
 /// Adds to the rates of the overview, and drops what is older than an hour.
 pub fn count(schema: &Schema, id: i16, sent: i64, acked: i64) {
     spi::run(

@@ -6,11 +6,12 @@
 
 use super::retry::Retry;
 use super::shared::Seat;
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
-use crate::push::{Background, Next};
+use crate::push::{Background, CLONED, Next};
 use crate::settings;
+use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,11 @@ impl Worker {
         }
         let Some(next) = self.push() else { return Break(Leave::NotNeeded) };
         self.recovered();
+        if let Some(copied) = next.cloned
+            && self.seat.tell_cloned(CLONED)
+        {
+            warn_cloned(copied);
+        }
         self.rest(next)
     }
 
@@ -173,8 +179,16 @@ impl Worker {
     }
 }
 
+fn warn_cloned(copied: Copied) {
+    Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "sync_outbox sends nothing: this database is a copy")
+        .detail(format!("It is paused as cloned: {}.", copied.reason()))
+        .hint("SELECT sync_outbox_adopt('same'); if it replaces the original, SELECT sync_outbox_adopt('new'); if the original goes on sending.")
+        .log();
+}
+
 fn show(next: &Next) {
     activity::idle(&match next.due_in {
+        _ if next.cloned.is_some() => "cloned: nothing is sent".to_owned(),
         Some(due_in) => format!("next try in {due_in:.0?}"),
         None => "nothing to send".to_owned(),
     });
