@@ -101,6 +101,7 @@ CREATE TABLE @extschema@.sync_outbox_target (
     ca_file          text,
     client_cert_file text,
     client_key_file  text,
+    signing_secret_file text,
     paused           boolean NOT NULL DEFAULT false,
     paused_reason    text,
     paused_at        timestamptz,
@@ -109,6 +110,8 @@ CREATE TABLE @extschema@.sync_outbox_target (
 COMMENT ON TABLE @extschema@.sync_outbox_target IS
     'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default';
 COMMENT ON COLUMN @extschema@.sync_outbox_target.ca_file IS 'PEM file of the authorities that may sign the server (superuser only)';
+COMMENT ON COLUMN @extschema@.sync_outbox_target.signing_secret_file IS
+    'file with the secrets that its requests are signed with, one whsec_<base64> a line (superuser only)';
 
 CREATE TABLE @extschema@.sync_outbox_target_state (
     target_id            smallint PRIMARY KEY REFERENCES @extschema@.sync_outbox_target ON DELETE CASCADE,

@@ -24,6 +24,8 @@ static CA_FILE: Text = Text::new(Some(c""));
 static CLIENT_CERT_FILE: Text = Text::new(Some(c""));
 static CLIENT_KEY_FILE: Text = Text::new(Some(c""));
 static PROXY: Text = Text::new(Some(c""));
+static ALLOWED_ADDRESSES: Text = Text::new(Some(c""));
+static SIGNING_SECRET_FILE: Text = Text::new(Some(c""));
 static BATCH_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
@@ -73,6 +75,21 @@ pub fn init() {
     text(c"sync_outbox.client_cert_file", c"PEM file of the client certificate.", &CLIENT_CERT_FILE, Sighup, private);
     text(c"sync_outbox.client_key_file", c"PEM file of the client key.", &CLIENT_KEY_FILE, Sighup, private);
     text(c"sync_outbox.proxy", c"URL of an HTTP proxy; none is taken from the environment.", &PROXY, Sighup, private);
+
+    text(
+        c"sync_outbox.allowed_addresses",
+        c"Networks that may be connected to; empty: all but metadata and link-local addresses.",
+        &ALLOWED_ADDRESSES,
+        Sighup,
+        none,
+    );
+    text(
+        c"sync_outbox.signing_secret_file",
+        c"File with the secrets that requests are signed with.",
+        &SIGNING_SECRET_FILE,
+        Sighup,
+        private,
+    );
 
     number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
     number(
@@ -244,6 +261,8 @@ pub struct Delivery {
     pub client_cert_file: Option<String>,
     pub client_key_file: Option<String>,
     pub proxy: Option<String>,
+    pub allowed_addresses: String,
+    pub signing_secret_file: Option<String>,
 }
 
 pub fn delivery() -> Delivery {
@@ -261,6 +280,8 @@ pub fn delivery() -> Delivery {
         client_cert_file: path(&CLIENT_CERT_FILE),
         client_key_file: path(&CLIENT_KEY_FILE),
         proxy: path(&PROXY),
+        allowed_addresses: string(&ALLOWED_ADDRESSES),
+        signing_secret_file: path(&SIGNING_SECRET_FILE),
     }
 }
 
@@ -271,6 +292,7 @@ impl Delivery {
         self.ca_file = own(self.ca_file, &target.ca_file);
         self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
         self.client_key_file = own(self.client_key_file, &target.client_key_file);
+        self.signing_secret_file = own(self.signing_secret_file, &target.signing_secret_file);
         self
     }
 }

@@ -167,8 +167,9 @@ pub fn find_destination(schema: &Schema, name: &str) -> Result<std::result::Resu
     let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
         return Err(no_url(name));
     };
+    let signing = credentials::signing_secrets(&settings)?;
     Ok(match credentials::token(&target, &endpoint, source, true)? {
-        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value, settings }),
+        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value, signing, settings }),
         Token::Missing { why } => {
             target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
             Err(Stop::TokenMissing { why })

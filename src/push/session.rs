@@ -13,14 +13,16 @@ use super::settle::{self, Settlement};
 use super::transactions::Transactions;
 use crate::delivery::batch::Batch;
 use crate::delivery::endpoint::Endpoint;
-use crate::delivery::http::{Http, Reply, Request};
+use crate::delivery::http::{Http, NoResponse, Reply, Request};
 use crate::delivery::keys::{Parked, Touched};
+use crate::delivery::signature::Secrets;
 use crate::error::Result;
 use crate::pg::latch::{self, Bell};
 use crate::pg::lock::Scope as LockScope;
 use crate::settings::{self, Delivery};
 use crate::store::target::Target;
 use crate::store::{Schema, queue, reclaim, target};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +56,7 @@ impl Link {
             }
             let left = until.map_or(Duration::from_secs(60), |until| until.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                return Err("timeout (flush_timeout)".into());
+                return Err(NoResponse::Offline("timeout (flush_timeout)".into()));
             }
             latch::wait(Some(&self.bell), left);
             self.bell.clear();
@@ -74,6 +76,7 @@ pub struct Destination {
     pub endpoint: Endpoint,
     pub source: Source,
     pub token: String,
+    pub signing: Option<Rc<Secrets>>,
     pub settings: Delivery,
 }
 
@@ -223,7 +226,7 @@ impl<'a, T: Transactions> Session<'a, T> {
         }
         self.sent_in_pass = true;
         let mut answered = self.exchange(&batch, picked.clone());
-        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.token_changed()? {
+        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.credentials_changed()? {
             let rest = picked.into_iter().filter(|i| !answered.said.iter().any(|s| s.change == *i)).collect();
             let before = std::mem::take(&mut answered.said);
             answered = self.exchange(&batch, rest);
@@ -235,23 +238,24 @@ impl<'a, T: Transactions> Session<'a, T> {
 
     fn exchange(&mut self, batch: &Batch, picked: Vec<usize>) -> Answered {
         let mut parked = std::mem::take(&mut self.parked);
-        let Destination { endpoint, token, .. } = self.destination.clone();
-        let answered = exchange::exchange(batch, picked, &mut parked, &endpoint, &token, self);
+        let destination = self.destination.clone();
+        let answered = exchange::exchange(batch, picked, &mut parked, &destination, self);
         self.parked = parked;
         answered
     }
 
-    /// After a 401: whether the token has been changed since the session began.
-    fn token_changed(&mut self) -> Result<bool> {
+    /// After a 401: whether the token or the signing secrets have been changed since the session began.
+    fn credentials_changed(&mut self) -> Result<bool> {
         let Session { transactions, destination, .. } = self;
-        let Destination { target, endpoint, source, token, .. } = destination;
-        match transactions.step(|| credentials::token(target, endpoint, *source, false))? {
-            Token::Found { value, .. } if value != *token => {
-                *token = value;
-                Ok(true)
-            }
-            _ => Ok(false),
+        let Destination { target, endpoint, source, token, signing, settings } = destination;
+        let secrets = credentials::signing_secrets(settings)?;
+        let mut changed = secrets != *signing;
+        *signing = secrets;
+        if let Token::Found { value, .. } = transactions.step(|| credentials::token(target, endpoint, *source, false))? {
+            changed |= value != *token;
+            *token = value;
         }
+        Ok(changed)
     }
 
     fn take_note(&mut self, batch: Batch, answered: Answered) {
