@@ -2,6 +2,7 @@
 
 use super::sender::Sender;
 use super::transactions::{Own, Transactions};
+use super::watch::Watch;
 use crate::error::Error;
 use crate::settings;
 use crate::store::identity::{self, Copied, Standing};
@@ -39,6 +40,7 @@ impl Next {
 #[derive(Default)]
 pub struct Background {
     senders: HashMap<i16, Sender>,
+    watch: Watch,
 }
 
 impl Background {
@@ -53,9 +55,10 @@ impl Background {
         if !settings::enabled() {
             return Next::idle();
         }
-        let senders = &mut self.senders;
+        let Background { senders, watch } = self;
         let Ok((schema, targets)) = Own.step(|| {
             let schema = Schema::installed()?;
+            watch.look(&schema);
             match identity::standing(&schema) {
                 Standing::Copied(copied) => return Ok((schema, Err(copied))),
                 // At once, so that a copy made of a promoted standby is known as one.
@@ -76,6 +79,7 @@ impl Background {
             Ok(targets) => targets,
             Err(copied) => return Next { due_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
         };
+        let too_old_in = watch.too_old_in();
         let mut next = Next { deaf_for: Duration::MAX, ..Next::idle() };
         for (state, waiting, target) in targets {
             let Some(sender) = self.senders.get_mut(&target.id) else { continue };
@@ -84,6 +88,7 @@ impl Background {
             next.due_in = [next.due_in, one.due_in].into_iter().flatten().min();
             next.deaf_for = next.deaf_for.min(one.deaf_for);
         }
+        next.due_in = [next.due_in, too_old_in].into_iter().flatten().min();
         if next.deaf_for == Duration::MAX {
             next.deaf_for = Duration::ZERO; // no target yet
         }
