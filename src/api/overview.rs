@@ -6,10 +6,10 @@ use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
 use crate::store::identity::{self, Standing};
-use crate::store::{Schema, backlog};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
+use crate::store::{Schema, backlog};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
@@ -60,34 +60,36 @@ fn sync_outbox_overview() -> TableIterator<
     ),
 > {
     let rows = or_raise(overview(role::current_user()));
-    TableIterator::new(rows.into_iter().map(|Overview { target, figures, status, sender_pid, over_threshold, settings }| {
-        (
-            text::from_utf8(&target.name),
-            figures.total() == 0,
-            figures.total(),
-            figures.pending,
-            figures.failed,
-            figures.conflicts,
-            figures.dead,
-            figures.oldest_pending,
-            target.paused,
-            target.paused_reason.as_deref().map(text::from_utf8),
-            status.auth,
-            breaker(status.consecutive_failures, status.waits),
-            status.consecutive_failures,
-            status.next_try_at,
-            status.last_success_at,
-            status.last_error.as_deref().map(text::from_utf8),
-            status.last_error_at,
-            status.rows_per_minute,
-            status.success_rate,
-            percent_done(status.drained, left(&figures)),
-            status.estimated_completion.filter(|_| !target.paused),
-            sender_pid,
-            over_threshold,
-            text::from_utf8(&settings.to_string()),
-        )
-    }))
+    TableIterator::new(rows.into_iter().map(
+        |Overview { target, figures, status, sender_pid, over_threshold, settings }| {
+            (
+                text::from_utf8(&target.name),
+                figures.total() == 0,
+                figures.total(),
+                figures.pending,
+                figures.failed,
+                figures.conflicts,
+                figures.dead,
+                figures.oldest_pending,
+                target.paused,
+                target.paused_reason.as_deref().map(text::from_utf8),
+                status.auth,
+                breaker(status.consecutive_failures, status.waits),
+                status.consecutive_failures,
+                status.next_try_at,
+                status.last_success_at,
+                status.last_error.as_deref().map(text::from_utf8),
+                status.last_error_at,
+                status.rows_per_minute,
+                status.success_rate,
+                percent_done(status.drained, left(&figures)),
+                status.estimated_completion.filter(|_| !target.paused),
+                sender_pid,
+                over_threshold,
+                text::from_utf8(&settings.to_string()),
+            )
+        },
+    ))
 }
 
 struct Overview {

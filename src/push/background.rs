@@ -22,13 +22,15 @@ pub struct Next {
     pub idle: bool,
     /// Nothing can change before, whatever is committed: writers may go on without waking anybody.
     pub deaf_for: Duration,
+    /// Nothing is due then, but a look at what waits.
+    pub look_in: Option<Duration>,
     /// The database is a copy, so that nothing is sent until somebody adopts it.
     pub cloned: Option<Copied>,
 }
 
 impl Next {
     pub fn idle() -> Self {
-        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, cloned: None }
+        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, look_in: None, cloned: None }
     }
 
     pub fn not_before(due_in: Duration) -> Self {
@@ -77,10 +79,9 @@ impl Background {
         };
         let targets = match targets {
             Ok(targets) => targets,
-            Err(copied) => return Next { due_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
+            Err(copied) => return Next { look_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
         };
-        let too_old_in = watch.too_old_in();
-        let mut next = Next { deaf_for: Duration::MAX, ..Next::idle() };
+        let mut next = Next { deaf_for: Duration::MAX, look_in: self.watch.too_old_in(), ..Next::idle() };
         for (state, waiting, target) in targets {
             let Some(sender) = self.senders.get_mut(&target.id) else { continue };
             let one = sender.run(&schema, target, &state, waiting);
@@ -88,7 +89,6 @@ impl Background {
             next.due_in = [next.due_in, one.due_in].into_iter().flatten().min();
             next.deaf_for = next.deaf_for.min(one.deaf_for);
         }
-        next.due_in = [next.due_in, too_old_in].into_iter().flatten().min();
         if next.deaf_for == Duration::MAX {
             next.deaf_for = Duration::ZERO; // no target yet
         }

@@ -130,9 +130,8 @@ pub fn claim(schema: &Schema) {
 
 /// Has capture draw ids above all that are there. Writers are waited for, and kept out, only if it does not already.
 pub fn draw_ids_above(schema: &Schema) {
-    let behind = schema.sql(
-        "SELECT max(o.id) FROM @.sync_outbox o HAVING max(o.id) > (SELECT last_value FROM @.sync_outbox_id_seq)",
-    );
+    let behind = schema
+        .sql("SELECT max(o.id) FROM @.sync_outbox o HAVING max(o.id) > (SELECT last_value FROM @.sync_outbox_id_seq)");
     if spi::first(&behind, &[], |_| ()).is_none() {
         return;
     }
