@@ -137,6 +137,13 @@ CREATE TABLE @extschema@.sync_outbox_throughput (
 COMMENT ON TABLE @extschema@.sync_outbox_throughput IS
     'changes sent and acknowledged per minute, an hour of them: what the rates of sync_outbox_overview() are made of';
 
+CREATE TABLE @extschema@.sync_outbox_threshold (
+    name       text        PRIMARY KEY CHECK (name IN ('rows', 'bytes', 'age')),
+    crossed_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE @extschema@.sync_outbox_threshold IS
+    'thresholds of the backlog that are crossed and have been warned of, see sync_outbox.backlog_rows_warning and the like';
+
 ------------------------------------------------------------------------------------------------------------------------
 -- Who sends. Without rows until there is something to send, and dumped, so that a copy knows that it is one.
 ------------------------------------------------------------------------------------------------------------------------
@@ -311,7 +318,7 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
     OUT breaker text, OUT consecutive_failures integer, OUT next_try_at timestamptz, OUT last_success_at timestamptz,
     OUT last_error text, OUT last_error_at timestamptz, OUT rows_per_minute double precision,
     OUT success_rate double precision, OUT percent_done double precision, OUT estimated_completion timestamptz,
-    OUT sender_pid integer, OUT settings json)
+    OUT sender_pid integer, OUT over_threshold text, OUT settings json)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
     'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
@@ -418,7 +425,8 @@ GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_stats(text), @extschema@.sync_
 GRANT SELECT ON @extschema@.sync_outbox_queue, @extschema@.sync_outbox_attached, @extschema@.sync_outbox_history
     TO sync_outbox_admin, sync_outbox_operator, pg_monitor;
 GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_identity, @extschema@.sync_outbox_target,
-    @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_accepted
+    @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_threshold,
+    @extschema@.sync_outbox_accepted
     TO sync_outbox_admin;
 -- The columns that name files are left out: who sets them makes the server read a file of its choice.
 GRANT INSERT (name, base_url, upload_path), UPDATE (name, base_url, upload_path), DELETE

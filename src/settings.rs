@@ -38,6 +38,12 @@ static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+/// Off: how many changes are many depends on the shop.
+static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);
+/// A tenth of a small disk.
+static BACKLOG_SIZE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(10 * 1024);
+/// Longer than most lines are down.
+static BACKLOG_AGE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
 const MINUTES_MAX: i32 = 100 * 365 * 24 * 60;
@@ -152,6 +158,27 @@ pub fn init() {
         (0, i32::MAX),
         ms,
     );
+    number(
+        c"sync_outbox.backlog_rows_warning",
+        c"Changes in the outbox above which the log warns; 0 is never.",
+        &BACKLOG_ROWS_WARNING,
+        (0, i32::MAX),
+        none,
+    );
+    number(
+        c"sync_outbox.backlog_size_warning",
+        c"Disk space of the outbox above which the log warns; 0 is never.",
+        &BACKLOG_SIZE_WARNING,
+        (0, i32::MAX),
+        GucFlags::UNIT_MB,
+    );
+    number(
+        c"sync_outbox.backlog_age_warning",
+        c"Age of the oldest change in the outbox above which the log warns; 0 is never.",
+        &BACKLOG_AGE_WARNING,
+        (0, i32::MAX),
+        GucFlags::UNIT_S,
+    );
     crate::pg::guc::reserve_prefix();
 }
 
@@ -243,6 +270,22 @@ pub fn history_retention() -> Duration {
 
 pub fn applied_retention() -> Duration {
     Duration::from_secs(60 * APPLIED_RETENTION.get() as u64)
+}
+
+/// Above what the log warns of the backlog; 0 is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    pub rows: i64,
+    pub bytes: i64,
+    pub age: Duration,
+}
+
+pub fn thresholds() -> Thresholds {
+    Thresholds {
+        rows: BACKLOG_ROWS_WARNING.get().into(),
+        bytes: i64::from(BACKLOG_SIZE_WARNING.get()) << 20,
+        age: Duration::from_secs(BACKLOG_AGE_WARNING.get().max(0) as u64),
+    }
 }
 
 /// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.

@@ -230,14 +230,10 @@ def copy_directory(server, run, name):
 @pytest.fixture
 def stopped(new_server, receiver):
     """A preloaded server with a change that waits, stopped."""
-    server = new_server(preload=True)
+    server = new_server(preload=True, settings={"sync_outbox.enabled": "off"})
     shop = shop_on(server, receiver)
-    server.set(sync_outbox__enabled="off")
     shop.run("INSERT INTO sales VALUES (1, 1)")
     shop.close()
-    server.reset_settings()
-    server.set(sync_outbox__enabled="off")
-    server.changed.clear()
     server.stop()
     server.shop = shop
     return server
@@ -249,7 +245,7 @@ def started(run, watched, original, data, **options):
 
 
 def switch_on(server):
-    server.set(sync_outbox__enabled=None)
+    server.set(sync_outbox__enabled="on")
 
 
 def test_a_copied_data_directory_is_silent_beside_the_original(stopped, run, watched, receiver):
@@ -349,8 +345,8 @@ def test_a_promoted_standby_goes_on_and_a_copy_of_it_does_not(stopped, run, watc
 
     wait_for(lambda: database.outbox() == [])
     database.close()
+    standby.reset_settings()
     standby.stop()
-    standby.write_settings({"sync_outbox.enabled": "off"})
     copied, database = started(run, watched, stopped, copy_directory(standby, run, f"{stopped.name}_again"))
     database.run("INSERT INTO sales VALUES (2, 2)")
     assert database.flushed()["error"] == "cloned"

@@ -13,7 +13,7 @@ use crate::pg::secret::HiddenStatement;
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, text, xact};
 use crate::push::credentials;
-use crate::store::{Schema, attached, relation, target};
+use crate::store::{Schema, attached, identity, relation, target};
 use crate::{settings, wake};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -56,6 +56,7 @@ fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
     let schema = Schema::installed()?;
     let mut answer = Answer { ignored: config.ignored, ..Answer::default() };
 
+    let _ = identity::admit(&schema); // as attach does; before there is a URL, which a template has not
     let mut target = target::find(&schema, target::DEFAULT)?;
     if let Some(url) = config.url {
         credentials::parse(&target, &url, &settings::delivery())?;

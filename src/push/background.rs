@@ -2,6 +2,7 @@
 
 use super::sender::Sender;
 use super::transactions::{Own, Transactions};
+use super::watch::Watch;
 use crate::error::Error;
 use crate::settings;
 use crate::store::identity::{self, Copied, Standing};
@@ -21,13 +22,15 @@ pub struct Next {
     pub idle: bool,
     /// Nothing can change before, whatever is committed: writers may go on without waking anybody.
     pub deaf_for: Duration,
+    /// Nothing is due then, but a look at what waits.
+    pub look_in: Option<Duration>,
     /// The database is a copy, so that nothing is sent until somebody adopts it.
     pub cloned: Option<Copied>,
 }
 
 impl Next {
     pub fn idle() -> Self {
-        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, cloned: None }
+        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, look_in: None, cloned: None }
     }
 
     pub fn not_before(due_in: Duration) -> Self {
@@ -39,6 +42,7 @@ impl Next {
 #[derive(Default)]
 pub struct Background {
     senders: HashMap<i16, Sender>,
+    watch: Watch,
 }
 
 impl Background {
@@ -53,9 +57,10 @@ impl Background {
         if !settings::enabled() {
             return Next::idle();
         }
-        let senders = &mut self.senders;
+        let Background { senders, watch } = self;
         let Ok((schema, targets)) = Own.step(|| {
             let schema = Schema::installed()?;
+            watch.look(&schema);
             match identity::standing(&schema) {
                 Standing::Copied(copied) => return Ok((schema, Err(copied))),
                 // At once, so that a copy made of a promoted standby is known as one.
@@ -74,9 +79,9 @@ impl Background {
         };
         let targets = match targets {
             Ok(targets) => targets,
-            Err(copied) => return Next { due_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
+            Err(copied) => return Next { look_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
         };
-        let mut next = Next { deaf_for: Duration::MAX, ..Next::idle() };
+        let mut next = Next { deaf_for: Duration::MAX, look_in: self.watch.too_old_in(), ..Next::idle() };
         for (state, waiting, target) in targets {
             let Some(sender) = self.senders.get_mut(&target.id) else { continue };
             let one = sender.run(&schema, target, &state, waiting);

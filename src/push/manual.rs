@@ -13,7 +13,7 @@ use crate::pg::lock::{Scope as LockScope, SenderLock};
 use crate::pg::{heap, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
-use crate::store::{Schema, identity, queue, target};
+use crate::store::{Schema, backlog, identity, queue, target};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,7 @@ fn push<T: Transactions>(
         };
         (schema, target, report)
     };
+    transactions().step(|| backlog::watch(&schema));
     if report.pending > 0 || report.sent > 0 {
         history.branch = branch;
         history.target = Some(target.name);

@@ -6,6 +6,7 @@
 pub mod accepted;
 pub mod applied;
 pub mod attached;
+pub mod backlog;
 pub mod history;
 pub mod identity;
 pub mod import;

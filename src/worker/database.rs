@@ -144,7 +144,8 @@ impl Worker {
             self.idle_since = Instant::now();
         }
         self.was_idle = next.idle;
-        let due = next.due_in.map(|due_in| Instant::now() + due_in);
+        let due_in = [next.due_in, next.look_in].into_iter().flatten().min();
+        let due = due_in.map(|due_in| Instant::now() + due_in);
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
         if stay.is_zero() || self.seat.is_crowded() {
             self.finish();
@@ -152,7 +153,7 @@ impl Worker {
         }
         show(&next);
         let longest = stay.min(settings::interval());
-        latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
+        latch::wait(None, due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
         Continue(())
     }
 
