@@ -94,7 +94,9 @@ impl Http {
         match self.replies.try_recv() {
             Ok(reply) => Some(reply),
             Err(std::sync::mpsc::TryRecvError::Empty) => None,
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some(Err(NoResponse::Offline("the HTTP thread ended".into()))),
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                Some(Err(NoResponse::Offline("the HTTP thread ended".into())))
+            }
         }
     }
 }
@@ -189,7 +191,8 @@ impl Client {
             location_host: location.and_then(|l| url::Url::parse(&l).ok()?.host_str().map(str::to_owned)),
             body: answer,
         })
-    }}
+    }
+}
 
 /// Why there is no response.
 struct Failure {

@@ -251,7 +251,9 @@ impl<'a, T: Transactions> Session<'a, T> {
         let secrets = credentials::signing_secrets(settings)?;
         let mut changed = secrets != *signing;
         *signing = secrets;
-        if let Token::Found { value, .. } = transactions.step(|| credentials::token(target, endpoint, *source, false))? {
+        if let Token::Found { value, .. } =
+            transactions.step(|| credentials::token(target, endpoint, *source, false))?
+        {
             changed |= value != *token;
             *token = value;
         }

@@ -55,7 +55,9 @@ impl Settlement {
                 Stop::Down { error: error.clone(), retry_in: wait.max(retry_after.unwrap_or_default()) }
             }
             Trouble::Unauthorized { .. } => Stop::TokenInvalid,
-            Trouble::Misconfigured { error } | Trouble::Gone { error } => Stop::Down { error: error.clone(), retry_in: SLOW_PROBE },
+            Trouble::Misconfigured { error } | Trouble::Gone { error } => {
+                Stop::Down { error: error.clone(), retry_in: SLOW_PROBE }
+            }
         });
         Settlement { batch, answered, verdicts, failures, failures_before, stop }
     }

@@ -52,8 +52,7 @@ pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
     )
 }
 
-const COLUMNS: &str =
-    "id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, signing_secret_file, paused, paused_reason";
+const COLUMNS: &str = "id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, signing_secret_file, paused, paused_reason";
 
 fn target(row: &Row<'_>) -> Target {
     Target {
