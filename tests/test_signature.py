@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import hmac
-import os
+import pathlib
+import tempfile
 import time
 
 import pytest
@@ -16,7 +17,7 @@ OLD = "whsec_b2xkIHNlY3JldCwgMzIgYnl0ZXMgbG9uZywgeWVzIQ=="
 NEW = "whsec_bmV3IHNlY3JldCwgMzIgYnl0ZXMgbG9uZywgeWVzIQ"
 
 
-def expected(secret, request, body=None):
+def expected(secret, request):
     """What a receiver computes, from the specification's text."""
     encoded = secret.removeprefix("whsec_")
     key = base64.b64decode(encoded + "=" * (-len(encoded) % 4))
@@ -25,12 +26,17 @@ def expected(secret, request, body=None):
 
 
 @pytest.fixture
-def secret_file(tmp_path):
-    for directory in [tmp_path, *tmp_path.parents[:3]]:
-        directory.chmod(directory.stat().st_mode | 0o111)
-    path = tmp_path / "signing-secret"
+def secrets(run):
+    """A directory of the server's user. Not tmp_path, which another run of pytest closes to other users."""
+    where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
+    own(where)
+    return where
 
-    def write(content, mode=0o600):
+
+@pytest.fixture
+def secret_file(secrets):
+    def write(content, mode=0o600, name="signing-secret"):
+        path = secrets / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.chmod(mode)
         own(path)
@@ -101,12 +107,8 @@ def test_a_secret_that_was_exchanged_is_read_again_after_a_401(signed, receiver,
     assert receiver.requests[1].headers["webhook-signature"] == expected(NEW, receiver.requests[1])
 
 
-def test_a_targets_own_secret_goes_before_the_setting(signed, receiver, tmp_path):
-    path = tmp_path / "own"
-    path.write_text(NEW)
-    path.chmod(0o600)
-    own(path)
-    signed.run("UPDATE sync_outbox_target SET signing_secret_file = %s", [str(path)])
+def test_a_targets_own_secret_goes_before_the_setting(signed, receiver, secret_file):
+    signed.run("UPDATE sync_outbox_target SET signing_secret_file = %s", [str(secret_file(NEW, name="of-the-target"))])
     signed.flush()
 
     assert receiver.requests[0].headers["webhook-signature"] == expected(NEW, receiver.requests[0])
@@ -125,7 +127,7 @@ def test_an_admin_cannot_name_the_file(sales):
     (OLD, 0o644, "can be read or written by others"),
     ("", 0o600, "holds no secret"),
     ("canary-secret", 0o600, "holds a line that is not whsec_"),
-    ("whsec_Y2FuYXJ5", 0o600, "between 16 and 64 bytes"),
+    ("whsec_Y2FuYXJ5", 0o600, "between 24 and 64 bytes"),
     (f"{OLD}\n{OLD}\n{NEW}", 0o600, "holds more than 2 secrets"),
     (b"\xff\xfe", 0o600, "holds a line that is not whsec_"),
     ("x" * 100_000, 0o600, "longer"),
@@ -144,8 +146,8 @@ def test_a_bad_file_sends_nothing_and_is_not_shown(signed, receiver, secret_file
     assert [(change.status, change.attempt_count) for change in signed.outbox()] == [("PENDING", 0)]
 
 
-def test_a_file_that_is_not_there(signed, receiver, tmp_path):
-    os.unlink(tmp_path / "signing-secret")
+def test_a_file_that_is_not_there(signed, receiver, secrets):
+    (secrets / "signing-secret").unlink()
     with pytest.raises(errors.UndefinedFile):
         signed.flush()
     assert receiver.requests == []

@@ -294,3 +294,23 @@ fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_config_is_taken_or_refused_with_a_hint(
+            config in crate::arbitrary::json(&[
+                URL, TOKEN, TABLES, "table", "target", "priority", "HIGH", "columns", "exclude", "branch_column", "key_columns",
+                "operations", "INSERT", "include_old", "require_reason", "always", "s.t",
+            ])
+        ) {
+            if let Err(error) = Config::parse(&config) {
+                let told = error.hint.is_some() && !error.message.is_empty();
+                proptest::prop_assert!(told);
+            }
+        }
+    }
+}

@@ -5,7 +5,6 @@ use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
-use crate::store::Schema;
 use crate::store::identity::{self, Standing};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};

@@ -66,7 +66,11 @@ impl Allowed {
 fn refused(address: IpAddr) -> Option<Refused> {
     match address {
         IpAddr::V4(address) => refused_v4(address),
-        IpAddr::V6(address) => refused_v6(address).or_else(|| embedded(address).into_iter().find_map(refused_v4)),
+        IpAddr::V6(address) => refused_v6(address).or_else(|| {
+            let mut within = embedded(address).into_iter().filter_map(refused_v4);
+            // Zeros where another form would have its address say nothing.
+            within.find(|why| *why != Refused::NotOneMachine)
+        }),
     }
 }
 
@@ -184,6 +188,7 @@ mod tests {
             "93.184.216.34",
             "2606:2800:220:1::1",
             "64:ff9b::93.184.216.34",
+            "64:ff9b:1::10.0.0.1",
             "2002:5db8:d822::1",
             "169.253.255.255",
             "169.255.0.0",

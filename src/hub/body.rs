@@ -187,4 +187,24 @@ mod tests {
         let deep = "[".repeat(5_000) + &"]".repeat(5_000);
         assert!(parse(&change(&format!(r#""op": "UPDATE", "pk": {{"id": 1}}, "data": {{"doc": {deep}}}"#))).is_ok());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_taken_or_refused(
+            body in crate::arbitrary::json(&[
+                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key", "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
+            ])
+        ) {
+            let _ = parse(&body);
+        }
+
+        #[test]
+        fn a_change_that_is_taken_has_a_key(pk in crate::arbitrary::json(&["id"]), data in crate::arbitrary::json(&["a"])) {
+            for op in ["INSERT", "UPDATE", "DELETE"] {
+                let body = change(&format!(r#""op": "{op}", "pk": {pk}, "data": {data}, "old": {data}"#));
+                let unkeyed = parse(&body).is_ok_and(|changes| changes.iter().any(|c| c.pk.members.is_empty()));
+                proptest::prop_assert!(!unkeyed);
+            }
+        }
+    }
 }
