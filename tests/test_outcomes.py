@@ -4,13 +4,17 @@ import datetime
 import gzip
 import json
 import math
+import pathlib
+import tempfile
 import time
 
 import pytest
+from psycopg import errors
 
 from support import behaviours
 from support.authority import Authority
 from support.ledger import Ledger
+from support.run import own
 
 
 def number(wanted):
@@ -745,3 +749,57 @@ def test_https_to_a_port_that_speaks_http(three, receiver):
 
     assert (answer["ok"], answer["acked"]) == (False, 0)
     assert len(three.outbox()) == 3
+
+
+# Client certificates
+
+@pytest.fixture
+def mutual(three, new_receiver, authority, run):
+    """Aims at a receiver that wants a client's certificate; gives the files of one, where the server may read them."""
+    receiver = new_receiver(tls=authority.context("127.0.0.1", require_client=True))
+    where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
+    files = {}
+    for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), (authority.ca_file, *authority.client_files())):
+        files[name] = where / path.name
+        files[name].write_bytes(path.read_bytes())
+        own(files[name])
+    own(where)
+    three.server.set(**{f"sync_outbox__{name}": path for name, path in files.items()})
+    three.aim(receiver)
+    three.files, three.receiver = files, receiver
+    return three
+
+
+def test_a_client_certificate(mutual):
+    assert mutual.flush() == '{"ok": true, "pending": 3, "sent": 3, "acked": 3}'
+
+
+def test_a_client_certificate_that_is_missing(mutual):
+    mutual.server.set(sync_outbox__client_cert_file=None, sync_outbox__client_key_file=None)
+    answer = mutual.flushed()
+
+    assert (answer["ok"], answer["acked"], answer["error"]) == (False, 0, "offline")
+    assert mutual.receiver.requests == []
+
+
+@pytest.mark.parametrize("file, content, why", [
+    ("client_key_file", None, "cannot read sync_outbox.client_key_file"),
+    ("client_key_file", b"", "sync_outbox.client_key_file holds no private key"),
+    ("client_key_file", b"other", "does not belong to the certificate"),
+    ("client_cert_file", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "does not belong to the certificate"),
+    ("client_cert_file", b"nothing", "sync_outbox.client_cert_file holds no certificate"),
+    ("ca_file", b"\xff\x00", "sync_outbox.ca_file holds no certificate"),
+], ids=["missing", "empty", "another key", "no certificate", "no pem", "no authority"])
+def test_certificate_files_that_do_not_fit_are_errors_and_no_panics(mutual, tmp_path, file, content, why):
+    if content is None:
+        mutual.files[file].unlink()
+    elif content == b"other":
+        another = tmp_path / "another"
+        another.mkdir()
+        mutual.files[file].write_bytes(Authority(another).client_files()[1].read_bytes())
+    else:
+        mutual.files[file].write_bytes(content)
+    with pytest.raises(errors.ConfigFileError, match=why):
+        mutual.flush()
+    assert mutual.receiver.connections == 0
+    assert {change.status for change in mutual.outbox()} == {"PENDING"}

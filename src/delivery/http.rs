@@ -5,13 +5,12 @@
 
 use super::address::Allowed;
 use super::resolve::{Filtered, NotAllowed};
+use super::tls;
 use crate::settings::Delivery;
 use std::io::{ErrorKind, Read, Write};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::transport::DefaultConnector;
 
 /// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps with
@@ -253,7 +252,7 @@ fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {
         .timeout_resolve(Some(RESOLVE_TIMEOUT.min(settings.connect_timeout)))
         .timeout_connect(Some(settings.connect_timeout))
         .timeout_global(Some(settings.request_timeout))
-        .tls_config(tls(settings)?)
+        .tls_config(tls::config(settings)?)
         .build();
     // A proxy was chosen by whoever runs the server, and is who looks names up.
     let allowed = match settings.proxy {
@@ -261,40 +260,4 @@ fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {
         Some(_) => Allowed::default(),
     };
     Ok(ureq::Agent::with_parts(config, DefaultConnector::default(), Filtered::new(allowed)))
-}
-
-fn tls(settings: &Delivery) -> Result<TlsConfig, String> {
-    let roots = match &settings.ca_file {
-        None => RootCerts::PlatformVerifier,
-        Some(path) => {
-            let certificates = certificates(path, "sync_outbox.ca_file")?;
-            RootCerts::Specific(Arc::new(certificates))
-        }
-    };
-    let client = match (&settings.client_cert_file, &settings.client_key_file) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some(ClientCert::new_with_certs(
-            &certificates(certificate, "sync_outbox.client_cert_file")?,
-            private_key(key)?,
-        )),
-        _ => return Err("sync_outbox.client_cert_file and sync_outbox.client_key_file go together".into()),
-    };
-    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
-}
-
-/// The certificates of a PEM file; at least one, since ureq would ignore a broken file silently.
-fn certificates(path: &str, setting: &str) -> Result<Vec<Certificate<'static>>, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("cannot read {setting}: {}", e.kind()))?;
-    let found: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if found.is_empty() { Err(format!("{setting} holds no certificate")) } else { Ok(found) }
-}
-
-fn private_key(path: &str) -> Result<PrivateKey<'static>, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("cannot read sync_outbox.client_key_file: {}", e.kind()))?;
-    PrivateKey::from_pem(&pem).map_err(|_| "sync_outbox.client_key_file holds no private key".into())
 }

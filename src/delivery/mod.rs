@@ -11,4 +11,5 @@ pub mod keys;
 pub mod outcome;
 mod resolve;
 pub mod signature;
+mod tls;
 pub mod token;
