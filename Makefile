@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites build install install-files uninstall test unit e2e lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites build install install-files uninstall test unit e2e soak lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -54,6 +54,12 @@ JOBS ?= 2
 T    ?= tests
 e2e: ## end-to-end tests of the release build that is there
 	$(PYTEST) -n $(JOBS) $(T)
+
+# The same seed has the same faults at the same times. A minute of it is part of `make test`, see tests/test_soak.py.
+MINUTES ?= 60
+SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
+soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated
+	/usr/bin/python3 tests/soak.py --minutes $(MINUTES) $(SOAK)
 
 # Licences, origins and advisories of the dependencies, see deny.toml. Without a network: make lint DENY='cargo deny --offline'
 DENY ?= cargo deny

@@ -16,10 +16,6 @@ from support.database import Database
 from support.receiver import Receiver
 from support.server import Server
 
-# A test fails when its server says one of these, whatever else the test saw.
-ALARMING = re.compile(
-    r"PANIC:|TRAP:|was terminated by signal|panicked at|\bleak(ed|s)?\b|WARNING:.*\breference\b|could not find block")
-
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):
@@ -74,8 +70,7 @@ def watched(request):
         lines = server.log.since(position).splitlines()
         for pattern in expected:
             assert any(pattern.search(line) for line in lines), f"not in the server's log: {pattern.pattern}"
-        alarming = [line for line in lines
-                    if ALARMING.search(line) and not any(pattern.search(line) for pattern in expected)]
+        alarming = server.log.alarming(position, expected)
         assert not alarming, "the server's log says:\n" + "\n".join(alarming)
 
 

@@ -76,11 +76,11 @@ class Wire:
 class Receiver:
     """Listens on a port of loopback that stays its own over stop() and start()."""
 
-    def __init__(self, behaviour=behaviours.ack_all, tls=None, host="127.0.0.1"):
+    def __init__(self, behaviour=behaviours.ack_all, tls=None, host="127.0.0.1", port=0):
         self.behaviour = behaviour
         self.tls = tls
         self.host = host
-        self.port = 0
+        self.port = port
         self.requests = []
         self.connections = 0
         self.released = threading.Event()

@@ -18,6 +18,10 @@ FAST = {
     "max_prepared_transactions": "10", "log_line_prefix": "%m [%p] %b %d ", "log_error_verbosity": "default",
 }
 
+# A test fails when its server says one of these, whatever else the test saw.
+ALARMING = re.compile(
+    r"PANIC:|TRAP:|was terminated by signal|panicked at|\bleak(ed|s)?\b|WARNING:.*\breference\b|could not find block|don't own a lock")
+
 
 class Server:
     """A data directory with its own socket directory and log; nothing of it listens on TCP.
@@ -159,3 +163,8 @@ class Log:
     def matches(self, pattern, position=0):
         """The lines that match a regular expression."""
         return [line for line in self.since(position).splitlines() if re.search(pattern, line)]
+
+    def alarming(self, position=0, expected=()):
+        """The lines that no test may leave, but for those that match an expected pattern."""
+        return [line for line in self.since(position).splitlines()
+                if ALARMING.search(line) and not any(re.search(pattern, line) for pattern in expected)]

@@ -11,5 +11,6 @@ def wait_for(predicate, deadline=10.0, what=None):
         if value:
             return value
         if time.monotonic() > end:
+            what = what() if callable(what) else what
             raise AssertionError(f"not within {deadline} s: {what or getattr(predicate, '__doc__', None) or 'the awaited state'}")
         time.sleep(0.01)

@@ -1,0 +1,120 @@
+"""Runs the schedule against a stand, and tells what came of it."""
+
+import inspect
+import random
+import threading
+import time
+from collections import Counter
+
+import psycopg
+
+from ..load import EXPECTED
+from ..stand import Stand
+from . import hub_faults, server_faults, session_faults
+from .schedule import schedule
+
+
+def _of(module):
+    """The faults of a module by their descriptions: public functions of (stand, rng)."""
+    found = [function for name, function in inspect.getmembers(module, inspect.isfunction)
+             if list(inspect.signature(function).parameters) == ["stand", "rng"]]
+    return {function.__doc__: function for function in found}
+
+
+FAULTS = {
+    "server": _of(server_faults), "sessions": _of(session_faults),
+    "hub": {fault.__doc__: fault for fault in hub_faults.FAULTS},
+}
+# A crash now and then, so that there is something to crash; the others all the time.
+PACE = {"server": (4.0, 9.0), "sessions": (0.8, 2.6), "hub": (1.3, 2.6)}
+
+# These end no session and lose no answer: a change that comes again during one of them would need another reason.
+HARMLESS = {fault.__doc__ for fault in (
+    session_faults.other_batches, session_faults.old_snapshot, session_faults.late_commit, session_faults.another_index,
+    session_faults.vacuum_analyze, session_faults.terminate_writer, session_faults.writer_vanishes)}
+
+
+class Soak:
+    def __init__(self, server, directory, seed, seconds, **load):
+        self.seed = seed
+        self.events = schedule(seed, seconds, {lane: (list(faults), *PACE[lane]) for lane, faults in FAULTS.items()})
+        self.stand = Stand(server, directory, seed, **load)
+        self.times, self.missed = Counter(), Counter()
+        self.done = []
+
+    def run(self):
+        """Injects everything, heals, and returns the verdict."""
+        self.began = time.monotonic()
+        with self.stand:
+            # The server's lane is this thread: a server ends with the thread that started it.
+            lanes = [threading.Thread(target=self.lane, args=[lane]) for lane in ("sessions", "hub")]
+            for lane in lanes:
+                lane.start()
+            self.lane("server")
+            for lane in lanes:
+                lane.join()
+            self.seconds = time.monotonic() - self.began
+            self.verdict = self.stand.verdict()
+        return self.verdict
+
+    def lane(self, lane):
+        for event in (event for event in self.events if event.lane == lane):
+            time.sleep(max(0, self.began + event.at - time.monotonic()))
+            began = time.time()
+            self.times[event.fault] += 1
+            try:
+                FAULTS[event.lane][event.fault](self.stand, random.Random(event.seed))
+            except (psycopg.Error, IndexError, ProcessLookupError) as error:
+                # Two faults at a time: the one's server may be gone, or whom it was to hit.
+                self.missed[event.fault] += 1
+                if getattr(error, "sqlstate", None) is not None and not isinstance(error, EXPECTED):
+                    self.stand.findings.append(f"{event.fault}: {error.sqlstate} {error}")
+                if event.lane == "sessions":
+                    self.recover()
+            except Exception as error:
+                self.stand.findings.append(f"{event.fault}: {error!r}")
+            self.done.append((began, time.time(), event.fault))
+            if event.fault not in HARMLESS:
+                self.stand.disturbed(began)
+
+    def recover(self):
+        """After a fault that could not end what it began."""
+        self.stand.restore()
+        try:
+            session_faults.clear_away(self.stand)
+        except psycopg.Error:
+            pass  # again after the next one
+
+    # What came of it
+
+    @property
+    def failures(self):
+        """Everything that must not be, in words."""
+        lines = self.stand.server.log.alarming(self.stand.position, expected=["was terminated by signal (9|3)"])
+        log = Counter(line.partition("] ")[2] for line in lines)
+        return [*(f"{count} {what}" for what, count in self.verdict.failures.items()), *self.findings,
+                *(f"{count} x in the server's log: {line}" for line, count in log.items())]
+
+    @property
+    def findings(self):
+        """What writers, pushers and faults met that is no part of any fault."""
+        return list(dict.fromkeys([*self.stand.findings, *self.stand.load.findings]))
+
+    def report(self):
+        """As Markdown: seed, counts, and a row per fault with the changes that came again because of it."""
+        again = Counter(self.reason(repeat) for repeat in self.verdict.hub.repeats)
+        rows = [f"| {fault} | {lane} | {self.times[fault]} | {self.missed[fault]} | {again[fault]} |"
+                for lane, faults in FAULTS.items() for fault in sorted(faults) if self.times[fault]]
+        return "\n".join([
+            f"seed {self.seed}, {self.seconds:.0f} s of faults, {sum(self.times.values())} faults, then empty after {self.stand.drained:.1f} s",
+            str(self.verdict), "",
+            "| fault | lane | times | of these missed their target | duplicated |", "|---|---|---|---|---|", *rows])
+
+    def reason(self, repeat):
+        """The fault that most likely made a change come again: an answer was lost, or a settlement."""
+        lanes = ["hub", "server", "sessions"] if repeat.answered is None else ["server", "sessions", "hub"]
+        for lane in lanes:
+            for began, ended, fault in reversed(self.done):
+                if fault in FAULTS[lane] and fault not in HARMLESS and began <= repeat.again and repeat.before <= ended + 1:
+                    return fault
+        return "the end"
