@@ -22,12 +22,13 @@ EXECUTE = {
     "sync_outbox_attach": ADMIN, "sync_outbox_detach": ADMIN, "sync_outbox_configure": ADMIN, "sync_outbox_backfill": ADMIN,
     "sync_outbox_import": ADMIN, "sync_outbox_set_token": ADMIN, "sync_outbox_pause": ADMIN, "sync_outbox_resume": ADMIN,
     "sync_outbox_discard": ADMIN, "sync_outbox_apply": ADMIN, "sync_outbox_accept": ADMIN,
+    "sync_outbox_adopt": ADMIN,
     "sync_outbox_flush": OPERATOR, "sync_outbox_drain": OPERATOR, "sync_outbox_requeue": OPERATOR,
     "sync_outbox_stats": MONITOR, "sync_outbox_overview": MONITOR,
 }
 SELECT = {
     "sync_outbox": ADMIN, "sync_outbox_discarded": ADMIN, "sync_outbox_target": ADMIN, "sync_outbox_target_state": ADMIN,
-    "sync_outbox_throughput": ADMIN, "sync_outbox_accepted": ADMIN,
+    "sync_outbox_throughput": ADMIN, "sync_outbox_accepted": ADMIN, "sync_outbox_identity": ADMIN, "sync_outbox_threshold": ADMIN,
     "sync_outbox_queue": MONITOR, "sync_outbox_attached": MONITOR, "sync_outbox_history": MONITOR,
     "sync_outbox_lane": NOBODY, "sync_outbox_applied": NOBODY,
     "sync_outbox_id_seq": NOBODY, "sync_outbox_target_id_seq": NOBODY, "sync_outbox_history_id_seq": NOBODY,
