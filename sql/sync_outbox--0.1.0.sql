@@ -101,6 +101,7 @@ CREATE TABLE @extschema@.sync_outbox_target (
     ca_file          text,
     client_cert_file text,
     client_key_file  text,
+    signing_secret_file text,
     paused           boolean NOT NULL DEFAULT false,
     paused_reason    text,
     paused_at        timestamptz,
@@ -109,6 +110,8 @@ CREATE TABLE @extschema@.sync_outbox_target (
 COMMENT ON TABLE @extschema@.sync_outbox_target IS
     'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default';
 COMMENT ON COLUMN @extschema@.sync_outbox_target.ca_file IS 'PEM file of the authorities that may sign the server (superuser only)';
+COMMENT ON COLUMN @extschema@.sync_outbox_target.signing_secret_file IS
+    'file with the secrets that its requests are signed with, one whsec_<base64> a line (superuser only)';
 
 CREATE TABLE @extschema@.sync_outbox_target_state (
     target_id            smallint PRIMARY KEY REFERENCES @extschema@.sync_outbox_target ON DELETE CASCADE,
@@ -133,6 +136,31 @@ CREATE TABLE @extschema@.sync_outbox_throughput (
 ) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 100, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @extschema@.sync_outbox_throughput IS
     'changes sent and acknowledged per minute, an hour of them: what the rates of sync_outbox_overview() are made of';
+
+CREATE TABLE @extschema@.sync_outbox_threshold (
+    name       text        PRIMARY KEY CHECK (name IN ('rows', 'bytes', 'age')),
+    crossed_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE @extschema@.sync_outbox_threshold IS
+    'thresholds of the backlog that are crossed and have been warned of, see sync_outbox.backlog_rows_warning and the like';
+
+------------------------------------------------------------------------------------------------------------------------
+-- Who sends. Without rows until there is something to send, and dumped, so that a copy knows that it is one.
+------------------------------------------------------------------------------------------------------------------------
+CREATE TABLE @extschema@.sync_outbox_identity (
+    system_identifier bigint      NOT NULL,
+    database_oid      oid         NOT NULL,
+    host              text        NOT NULL,
+    data_directory    text        NOT NULL,
+    timeline          integer     NOT NULL,
+    source            uuid        NOT NULL,
+    recorded_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    adopted_by        name,
+    -- A restored row stands beside that of the database it was restored into.
+    PRIMARY KEY (system_identifier, database_oid)
+);
+COMMENT ON TABLE @extschema@.sync_outbox_identity IS
+    'the database that sends what is in the outbox; where it is another one than this, nothing is sent until sync_outbox_adopt()';
 
 ------------------------------------------------------------------------------------------------------------------------
 -- What happened
@@ -267,6 +295,11 @@ CREATE FUNCTION @extschema@.sync_outbox_resume(target text DEFAULT 'default')
     RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_resume_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_resume(text) IS 'ends a pause and wakes the worker';
 
+CREATE FUNCTION @extschema@.sync_outbox_adopt("as" text)
+    RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_adopt_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_adopt(text) IS
+    'lets a copy send: ''same'' if it replaces the original, ''new'' if the original goes on';
+
 ------------------------------------------------------------------------------------------------------------------------
 -- See and steer
 ------------------------------------------------------------------------------------------------------------------------
@@ -285,7 +318,7 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
     OUT breaker text, OUT consecutive_failures integer, OUT next_try_at timestamptz, OUT last_success_at timestamptz,
     OUT last_error text, OUT last_error_at timestamptz, OUT rows_per_minute double precision,
     OUT success_rate double precision, OUT percent_done double precision, OUT estimated_completion timestamptz,
-    OUT sender_pid integer, OUT settings json)
+    OUT sender_pid integer, OUT over_threshold text, OUT settings json)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
     'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
@@ -357,6 +390,7 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_set_token(text, text),
     @extschema@.sync_outbox_pause(text, text),
     @extschema@.sync_outbox_resume(text),
+    @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_stats(text),
     @extschema@.sync_outbox_overview(),
     @extschema@.sync_outbox_requeue(bigint[], text, regclass, text),
@@ -375,6 +409,7 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_set_token(text, text),
     @extschema@.sync_outbox_pause(text, text),
     @extschema@.sync_outbox_resume(text),
+    @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_discard(bigint[], text),
     @extschema@.sync_outbox_apply(json),
     @extschema@.sync_outbox_accept(regclass)
@@ -389,20 +424,23 @@ GRANT EXECUTE ON PROCEDURE @extschema@.sync_outbox_drain(text, text) TO sync_out
 GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_stats(text), @extschema@.sync_outbox_overview() TO pg_monitor;
 GRANT SELECT ON @extschema@.sync_outbox_queue, @extschema@.sync_outbox_attached, @extschema@.sync_outbox_history
     TO sync_outbox_admin, sync_outbox_operator, pg_monitor;
-GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_target,
-    @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_accepted
+GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_identity, @extschema@.sync_outbox_target,
+    @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_threshold,
+    @extschema@.sync_outbox_accepted
     TO sync_outbox_admin;
 -- The columns that name files are left out: who sets them makes the server read a file of its choice.
 GRANT INSERT (name, base_url, upload_path), UPDATE (name, base_url, upload_path), DELETE
     ON @extschema@.sync_outbox_target TO sync_outbox_admin;
 
 ------------------------------------------------------------------------------------------------------------------------
--- Dumps carry what cannot be made again: undelivered changes, targets, decisions, and what the hub has applied.
+-- Dumps carry what cannot be made again: undelivered changes, targets, decisions, what the hub has applied, and whose all
+-- this is.
 ------------------------------------------------------------------------------------------------------------------------
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_target', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_target_id_seq', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_identity', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_history', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_history_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_discarded', '');

@@ -24,6 +24,8 @@ static CA_FILE: Text = Text::new(Some(c""));
 static CLIENT_CERT_FILE: Text = Text::new(Some(c""));
 static CLIENT_KEY_FILE: Text = Text::new(Some(c""));
 static PROXY: Text = Text::new(Some(c""));
+static ALLOWED_ADDRESSES: Text = Text::new(Some(c""));
+static SIGNING_SECRET_FILE: Text = Text::new(Some(c""));
 static BATCH_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
@@ -36,6 +38,12 @@ static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+/// Off: how many changes are many depends on the shop.
+static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);
+/// A tenth of a small disk.
+static BACKLOG_SIZE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(10 * 1024);
+/// Longer than most lines are down.
+static BACKLOG_AGE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
 const MINUTES_MAX: i32 = 100 * 365 * 24 * 60;
@@ -73,6 +81,21 @@ pub fn init() {
     text(c"sync_outbox.client_cert_file", c"PEM file of the client certificate.", &CLIENT_CERT_FILE, Sighup, private);
     text(c"sync_outbox.client_key_file", c"PEM file of the client key.", &CLIENT_KEY_FILE, Sighup, private);
     text(c"sync_outbox.proxy", c"URL of an HTTP proxy; none is taken from the environment.", &PROXY, Sighup, private);
+
+    text(
+        c"sync_outbox.allowed_addresses",
+        c"Networks that may be connected to; empty: all but metadata and link-local addresses.",
+        &ALLOWED_ADDRESSES,
+        Sighup,
+        none,
+    );
+    text(
+        c"sync_outbox.signing_secret_file",
+        c"File with the secrets that requests are signed with.",
+        &SIGNING_SECRET_FILE,
+        Sighup,
+        private,
+    );
 
     number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
     number(
@@ -134,6 +157,27 @@ pub fn init() {
         &WORKER_IDLE_TIMEOUT,
         (0, i32::MAX),
         ms,
+    );
+    number(
+        c"sync_outbox.backlog_rows_warning",
+        c"Changes in the outbox above which the log warns; 0 is never.",
+        &BACKLOG_ROWS_WARNING,
+        (0, i32::MAX),
+        none,
+    );
+    number(
+        c"sync_outbox.backlog_size_warning",
+        c"Disk space of the outbox above which the log warns; 0 is never.",
+        &BACKLOG_SIZE_WARNING,
+        (0, i32::MAX),
+        GucFlags::UNIT_MB,
+    );
+    number(
+        c"sync_outbox.backlog_age_warning",
+        c"Age of the oldest change in the outbox above which the log warns; 0 is never.",
+        &BACKLOG_AGE_WARNING,
+        (0, i32::MAX),
+        GucFlags::UNIT_S,
     );
     crate::pg::guc::reserve_prefix();
 }
@@ -228,6 +272,22 @@ pub fn applied_retention() -> Duration {
     Duration::from_secs(60 * APPLIED_RETENTION.get() as u64)
 }
 
+/// Above what the log warns of the backlog; 0 is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    pub rows: i64,
+    pub bytes: i64,
+    pub age: Duration,
+}
+
+pub fn thresholds() -> Thresholds {
+    Thresholds {
+        rows: BACKLOG_ROWS_WARNING.get().into(),
+        bytes: i64::from(BACKLOG_SIZE_WARNING.get()) << 20,
+        age: Duration::from_secs(BACKLOG_AGE_WARNING.get().max(0) as u64),
+    }
+}
+
 /// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delivery {
@@ -244,6 +304,8 @@ pub struct Delivery {
     pub client_cert_file: Option<String>,
     pub client_key_file: Option<String>,
     pub proxy: Option<String>,
+    pub allowed_addresses: String,
+    pub signing_secret_file: Option<String>,
 }
 
 pub fn delivery() -> Delivery {
@@ -261,6 +323,8 @@ pub fn delivery() -> Delivery {
         client_cert_file: path(&CLIENT_CERT_FILE),
         client_key_file: path(&CLIENT_KEY_FILE),
         proxy: path(&PROXY),
+        allowed_addresses: string(&ALLOWED_ADDRESSES),
+        signing_secret_file: path(&SIGNING_SECRET_FILE),
     }
 }
 
@@ -271,6 +335,7 @@ impl Delivery {
         self.ca_file = own(self.ca_file, &target.ca_file);
         self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
         self.client_key_file = own(self.client_key_file, &target.client_key_file);
+        self.signing_secret_file = own(self.signing_secret_file, &target.signing_secret_file);
         self
     }
 }

@@ -6,8 +6,8 @@ from psycopg import errors
 from support import behaviours
 from support.database import Database
 
-TABLES = ["sync_outbox", "sync_outbox_target", "sync_outbox_history", "sync_outbox_discarded", "sync_outbox_accepted",
-          "sync_outbox_applied"]
+TABLES = ["sync_outbox", "sync_outbox_target", "sync_outbox_identity", "sync_outbox_history", "sync_outbox_discarded",
+          "sync_outbox_accepted", "sync_outbox_applied"]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def contents(database):
 
 
 def check_copy(used, receiver, name, make):
-    """Makes a copy and checks it: all contents, no token, and it sends when it is given one."""
+    """Makes a copy and checks it: all contents, no token, and it sends when it is adopted and given one."""
     before = contents(used)
     make(name)
     restored = Database(used.server, name)
@@ -38,6 +38,8 @@ def check_copy(used, receiver, name, make):
         assert contents(restored) == before
         assert [row.priority for row in restored.rows("SELECT priority FROM sync_outbox_attached")] == ["HIGH"]
         requests = len(receiver.requests)
+        assert restored.flushed()["error"] == "cloned"
+        restored.run("SELECT sync_outbox_adopt('same')")
         missing = restored.flushed()
         assert (missing["auth"], missing["sent"], len(receiver.requests)) == ("missing", 0, requests)
         restored.run("INSERT INTO sales VALUES (4, 4)")

@@ -1,6 +1,9 @@
 """The receiver that is shipped as an example, over real sockets and a real hub."""
 
+import base64
 import gzip
+import hashlib
+import hmac
 import http.client
 import json
 import pathlib
@@ -14,6 +17,7 @@ import uuid
 
 import pytest
 
+from support.run import own
 from support.wait import wait_for
 
 PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "examples/receiver/receiver.py"
@@ -317,3 +321,79 @@ def test_the_stores_own_changes_arrive(db, new_example, new_server):
     assert store.flushed()["ok"]
     assert db.rows("SELECT * FROM sales ORDER BY id") == store.rows("SELECT * FROM sales ORDER BY id")
     store.close()
+
+
+# Signed requests
+
+SECRETS = ["whsec_b25lIHNlY3JldCwgMzIgYnl0ZXMgbG9uZywgeWVzIQ==", "whsec_dHdvIHNlY3JldCwgMzIgYnl0ZXMgbG9uZywgeWVzIQ"]
+OTHER = "whsec_" + "b3RoZXIg" * 4
+
+
+def signed(secret, body, at=None):
+    """The three headers of a signed body."""
+    encoded = secret.removeprefix("whsec_")
+    key = base64.b64decode(encoded + "=" * (-len(encoded) % 4))
+    timestamp = str(int(time.time() if at is None else at))
+    signature = base64.b64encode(hmac.digest(key, b"an-id." + timestamp.encode() + b"." + body, hashlib.sha256)).decode()
+    return {"webhook_id": "an-id", "webhook_timestamp": timestamp, "webhook_signature": f"v1,{signature}"}
+
+
+@pytest.fixture
+def verifying(new_example, tmp_path):
+    """An example that wants signatures by either of two secrets."""
+    path = tmp_path / "signing-secret"
+    path.write_text("\n".join(SECRETS) + "\n")
+    return new_example("--signing-secret-file", path)
+
+
+def test_a_signature_by_any_of_the_secrets_is_good(verifying):
+    for row, secret in enumerate(SECRETS):
+        data = json.dumps(body(insert(row))).encode()
+        assert verifying.post(data, **signed(secret, data))[0] == 200
+    # Several signatures in one header, some of them not ours.
+    data = json.dumps(body(insert(5))).encode()
+    headers = signed(SECRETS[0], data)
+    headers["webhook_signature"] = f"v1a,xyz v1,bm9uZQ== {headers['webhook_signature']}"
+    assert verifying.post(data, **headers)[0] == 200
+
+
+def test_a_compressed_body_is_verified_as_json(verifying):
+    data = json.dumps(body(insert(1))).encode()
+    assert verifying.post(gzip.compress(data), content_encoding="gzip", **signed(SECRETS[0], data))[0] == 200
+
+
+def test_what_is_not_well_signed_is_turned_away(verifying):
+    data = json.dumps(body(insert(1))).encode()
+    good = signed(SECRETS[0], data)
+    stranger = signed("whsec_" + base64.b64encode(b"x" * 32).decode(), data)
+    for headers, why in [
+            ({}, "not signed"), (good | {"webhook_id": None}, "not signed"), (good | {"webhook_timestamp": "soon"}, "not signed"),
+            (good | {"webhook_signature": None}, "not signed"), (stranger, "wrong"), (good | {"webhook_id": "another"}, "wrong"),
+            (good | {"webhook_signature": good["webhook_signature"].replace("v1,", "v2,")}, "wrong"),
+            (signed(SECRETS[0], data + b" "), "wrong"), (signed(SECRETS[0], data, time.time() - 301), "seconds from now"),
+            (signed(SECRETS[0], data, time.time() + 330), "seconds from now")]:
+        status, answer, _ = verifying.post(data, **headers)
+        assert (status, why in answer["error"]) == (401, True), (headers, answer)
+    assert verifying.db.rows("SELECT * FROM sales") == []
+
+
+def test_a_signing_store_and_a_verifying_hub(verifying, new_server, run):
+    """The whole way, with both secrets in the store's file as while they are exchanged."""
+    server = new_server()
+    path = run.directory("signing_store") / "secret"
+    path.write_text(f"{OTHER}\n{SECRETS[1]}\n")
+    path.chmod(0o600)
+    own(path)
+    server.set(sync_outbox__signing_secret_file=path, sync_outbox__compression="on")
+    store = server.create_database()
+    store.run("CREATE EXTENSION sync_outbox; CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    store.configure(webapp_base_url=f"http://127.0.0.1:{verifying.port}", sync_upload_token=TOKEN)
+    store.attach("sales")
+    store.run("INSERT INTO sales VALUES (1, 5)")
+
+    assert store.flushed()["acked"] == 1
+    assert verifying.db.rows("SELECT * FROM sales") == [(1, 5)]
+    path.write_text(OTHER)
+    store.run("UPDATE sales SET qty = 6")
+    assert store.flushed()["auth"] == "invalid"
+

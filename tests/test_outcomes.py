@@ -1,13 +1,20 @@
 """What a response means for the changes that were in the request: every row of the outcome table."""
 
 import datetime
+import gzip
+import json
 import math
+import pathlib
+import tempfile
+import time
 
 import pytest
+from psycopg import errors
 
 from support import behaviours
 from support.authority import Authority
 from support.ledger import Ledger
+from support.run import own
 
 
 def number(wanted):
@@ -315,8 +322,53 @@ def test_a_wrong_endpoint_costs_no_refusal(three, receiver, code):
 def test_gone_costs_no_refusal(three, receiver):
     receiver.behaviour = behaviours.status(410)
 
+    before = three.outbox()
     assert three.flushed()["acked"] == 0
-    assert [change.refusals for change in three.outbox()] == [0, 0, 0]
+    assert three.outbox() == before
+
+
+def test_gone_pauses_until_a_person_resumes(three, receiver):
+    receiver.script(behaviours.status(410))
+    assert three.flushed()["error"] == "http 410"
+
+    row = three.row("SELECT paused, paused_reason FROM sync_outbox_overview()")
+    assert (row.paused, row.paused_reason) == (True, "http 410")
+    assert three.flushed()["error"] == "paused"
+    assert len(receiver.requests) == 1
+    three.run("SELECT sync_outbox_resume()")
+    assert three.flushed()["acked"] == 3
+
+
+@pytest.mark.parametrize("code", [411, 414, 416, 418, 426, 428, 431, 451])
+def test_other_4xx_blame_no_change(three, receiver, code):
+    before = three.outbox()
+    receiver.behaviour = behaviours.status(code)
+
+    assert three.flushed()["error"].startswith(f"http {code}")
+    assert three.outbox() == before
+
+
+def test_misdirected_on_a_kept_connection_is_tried_on_a_new_one(three, receiver):
+    three.server.set(sync_outbox__batch_rows=1)
+    connections = []
+
+    def behaviour(request, wire):
+        connections.append(request.connection)
+        if len(connections) == 2:
+            wire.answer(421)
+        else:
+            behaviours.ack_all(request, wire)
+    receiver.behaviour = behaviour
+
+    assert three.flush() == '{"ok": true, "pending": 3, "sent": 3, "acked": 3}'
+    assert connections[0] == connections[1] != connections[2]
+    assert receiver.requests[1].text == receiver.requests[2].text
+
+
+def test_misdirected_on_a_new_connection_is_not_tried_again(three, receiver):
+    receiver.behaviour = behaviours.status(421)
+    three.flush()
+    assert len(receiver.requests) == 1
 
 
 # 5xx, 429 and the like: try again later
@@ -335,6 +387,23 @@ def test_a_target_in_trouble(three, receiver, code):
         assert str(code) in change.error_message
     receiver.behaviour = behaviours.ack_all
     assert three.flushed()["acked"] == 3
+
+
+def test_a_network_that_wants_a_login_is_offline(three, receiver):
+    receiver.behaviour = behaviours.status(511, "<html>please log in</html>", {"Content-Type": "text/html"})
+
+    assert three.flushed()["error"] == "offline"
+    assert {change.error_message.split(":")[0] for change in three.outbox()} == {"offline"}
+
+
+def test_a_captive_portal_is_called_a_web_page(three, receiver):
+    receiver.behaviour = behaviours.html
+    answer = three.flushed()
+
+    assert (answer["ok"], answer["acked"]) == (False, 0)
+    assert "a web page" in answer["error"]
+    assert {change.refusals for change in three.outbox()} == {0}
+    assert "hotel" not in str(three.outbox())
 
 
 @pytest.mark.parametrize("code", [429, 503])
@@ -433,6 +502,31 @@ def test_a_single_change_too_large_does_not_stop_the_others(sales, receiver):
     assert change.status in ("FAILED", "DEAD")
 
 
+# Large bodies ask first
+
+@pytest.fixture
+def large(sales):
+    sales.server.set(sync_outbox__batch_bytes="4MB")
+    sales.run("INSERT INTO sales SELECT n, 0, repeat('x', 100000) FROM generate_series(1, 20) n")
+    return sales
+
+
+def test_a_large_body_asks_first(large, receiver):
+    large.flush()
+    assert receiver.requests[0].headers["expect"] == "100-continue"
+
+
+def test_a_server_that_does_not_know_expect_gets_none(large, receiver):
+    def behaviour(request, wire):
+        if "expect" in request.headers:
+            wire.answer(417)
+        else:
+            behaviours.ack_all(request, wire)
+    receiver.behaviour = behaviour
+
+    assert large.flush() == '{"ok": true, "pending": 20, "sent": 20, "acked": 20}'
+
+
 # No answer at all
 
 @pytest.fixture
@@ -510,6 +604,63 @@ def test_a_huge_answer_does_not_fill_the_memory(three, receiver):
 
     assert answer["acked"] == 0
     assert peak_memory(pid) - before < 64 << 10
+
+
+def test_a_bomb_is_not_unpacked(three, receiver):
+    """What came compressed is no answer, whatever it would unpack to."""
+    bomb = gzip.compress(b" " * (200 << 20), 9)
+    receiver.behaviour = lambda request, wire: wire.answer(200, bomb, {"Content-Encoding": "gzip"})
+    pid = three.conn.info.backend_pid
+    before = peak_memory(pid)
+    answer = three.flushed()
+
+    assert (answer["ok"], answer["acked"]) == (False, 0)
+    assert peak_memory(pid) - before < 64 << 10
+    assert all("accept-encoding" not in request.headers for request in receiver.requests)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+def test_an_answer_that_was_compressed_unasked_acks_nothing(three, receiver, encoding):
+    def behaviour(request, wire):
+        wire.answer(200, gzip.compress(json.dumps({"acked": request.keys}).encode()), {"Content-Encoding": encoding})
+    receiver.behaviour = behaviour
+
+    assert three.flushed()["acked"] == 0
+    assert len(three.outbox()) == 3
+
+
+def test_headers_that_drip_are_given_up_in_time(impatient, receiver, clock):
+    def behaviour(request, wire):
+        wire.send(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            wire.send(b"X: y\r\n")
+            time.sleep(0.1)
+    receiver.behaviour = behaviour
+    with clock(4):
+        answer = impatient.flushed()
+    assert_offline(impatient, answer)
+
+
+def test_one_endless_header_is_given_up(impatient, receiver, clock):
+    def behaviour(request, wire):
+        wire.send(b"HTTP/1.1 200 OK\r\nX: ")
+        while True:
+            wire.send(b"y" * 65536)
+    receiver.behaviour = behaviour
+    pid = impatient.conn.info.backend_pid
+    before = peak_memory(pid)
+    with clock(4):
+        answer = impatient.flushed()
+    assert (answer["ok"], answer["acked"]) == (False, 0)
+    assert peak_memory(pid) - before < 64 << 10
+
+
+def test_an_error_of_ten_megabytes_with_control_characters(three, receiver):
+    receiver.behaviour = behaviours.status(500, b"\x00\x1b[31m\xff\r\nbad " * 1_000_000)
+    three.flush()
+
+    for change in three.outbox():
+        assert change.error_message.isprintable() and len(change.error_message) <= 2048
 
 
 def peak_memory(pid):
@@ -598,3 +749,57 @@ def test_https_to_a_port_that_speaks_http(three, receiver):
 
     assert (answer["ok"], answer["acked"]) == (False, 0)
     assert len(three.outbox()) == 3
+
+
+# Client certificates
+
+@pytest.fixture
+def mutual(three, new_receiver, authority, run):
+    """Aims at a receiver that wants a client's certificate; gives the files of one, where the server may read them."""
+    receiver = new_receiver(tls=authority.context("127.0.0.1", require_client=True))
+    where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
+    files = {}
+    for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), (authority.ca_file, *authority.client_files())):
+        files[name] = where / path.name
+        files[name].write_bytes(path.read_bytes())
+        own(files[name])
+    own(where)
+    three.server.set(**{f"sync_outbox__{name}": path for name, path in files.items()})
+    three.aim(receiver)
+    three.files, three.receiver = files, receiver
+    return three
+
+
+def test_a_client_certificate(mutual):
+    assert mutual.flush() == '{"ok": true, "pending": 3, "sent": 3, "acked": 3}'
+
+
+def test_a_client_certificate_that_is_missing(mutual):
+    mutual.server.set(sync_outbox__client_cert_file=None, sync_outbox__client_key_file=None)
+    answer = mutual.flushed()
+
+    assert (answer["ok"], answer["acked"], answer["error"]) == (False, 0, "offline")
+    assert mutual.receiver.requests == []
+
+
+@pytest.mark.parametrize("file, content, why", [
+    ("client_key_file", None, "cannot read sync_outbox.client_key_file"),
+    ("client_key_file", b"", "sync_outbox.client_key_file holds no private key"),
+    ("client_key_file", b"other", "does not belong to the certificate"),
+    ("client_cert_file", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "does not belong to the certificate"),
+    ("client_cert_file", b"nothing", "sync_outbox.client_cert_file holds no certificate"),
+    ("ca_file", b"\xff\x00", "sync_outbox.ca_file holds no certificate"),
+], ids=["missing", "empty", "another key", "no certificate", "no pem", "no authority"])
+def test_certificate_files_that_do_not_fit_are_errors_and_no_panics(mutual, tmp_path, file, content, why):
+    if content is None:
+        mutual.files[file].unlink()
+    elif content == b"other":
+        another = tmp_path / "another"
+        another.mkdir()
+        mutual.files[file].write_bytes(Authority(another).client_files()[1].read_bytes())
+    else:
+        mutual.files[file].write_bytes(content)
+    with pytest.raises(errors.ConfigFileError, match=why):
+        mutual.flush()
+    assert mutual.receiver.connections == 0
+    assert {change.status for change in mutual.outbox()} == {"PENDING"}

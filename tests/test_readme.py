@@ -140,7 +140,7 @@ def test_every_table_view_and_column_stands_in_the_reference(db):
 
 # Links
 
-@pytest.mark.parametrize("name", ["README.md", "docs/design.md", "docs/operations.md", "docs/from-the-scripts.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/design.md", "docs/operations.md", "docs/from-the-scripts.md", "docs/security.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(name):
     document = Document(name)
     for target in re.findall(r"\]\(([^)\s]+)\)", document.text):

@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 """The hub's HTTP server: takes bodies of changes and hands them to sync_outbox_apply().
 
-Everything that matters happens in the database; this is the door. It checks the token, bounds sizes, runs one transaction
+Everything that matters happens in the database; this is the door. It checks the token and the signature, bounds sizes, runs one transaction
 per request, and answers what the database answered. An answer is sent only after COMMIT. Needs Python 3.11 and psycopg 3
 (Debian: python3-psycopg); see README.md beside it.
 """
 
 import argparse
+import base64
 import contextlib
+import hashlib
 import hmac
 import json
 import logging
@@ -27,6 +29,8 @@ import psycopg
 log = logging.getLogger("receiver")
 
 MIB = 1024 * 1024
+# How far a signed request's time may be from ours, in seconds: bounds how long a recorded request can be sent again.
+TOLERANCE = 300
 # Errors of the database that say "not now": the sender tries again by itself. Classes and single codes of SQLSTATE.
 NOT_NOW = ("08", "40", "53", "57", "25006", "55P03")
 
@@ -140,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
     def admitted_length(self):
         """Checks everything that the headers tell; returns the body's length."""
         self.check_token()
+        self.check_signed()
         if self.path != self.server.upload_path:
             raise Refused(404, "nothing is here")
         if self.headers.get_content_type() != "application/json":
@@ -163,6 +168,27 @@ class Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(token.strip().encode("utf-8", "replace"), self.server.token):
             raise Refused(401, "the token is missing or wrong", WWW_Authenticate="Bearer")
 
+    def check_signed(self):
+        """What can be told of the signature before the body is there."""
+        if not self.server.secrets:
+            return
+        timestamp = self.headers.get("webhook-timestamp", "")
+        if not (self.headers.get("webhook-id") and self.headers.get("webhook-signature") and timestamp.isascii() and timestamp.isdigit()):
+            raise Refused(401, "the request is not signed")
+        if abs(time.time() - int(timestamp)) > TOLERANCE:
+            raise Refused(401, f"the request was signed more than {TOLERANCE} seconds from now: compare the clocks")
+
+    def check_signature(self, data):
+        """Standard Webhooks: HMAC-SHA256 over id.timestamp.body, any of the signatures by any of our secrets."""
+        if not self.server.secrets:
+            return
+        signed = f"{self.headers['webhook-id']}.{self.headers['webhook-timestamp']}.".encode("latin-1") + data
+        given = [signature.encode("latin-1") for signature in self.headers["webhook-signature"].split()]
+        known = [b"v1," + base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)) for secret in self.server.secrets]
+        # Every pair is compared, and each in constant time.
+        if not any([hmac.compare_digest(ours, theirs) for ours in known for theirs in given]):
+            raise Refused(401, "the signature is wrong")
+
     def body(self, length):
         data = self.rfile.read(length)
         if len(data) < length:
@@ -170,6 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         self.unread = False
         if self.headers.get("Content-Encoding", "").lower() == "gzip":
             data = self.unpacked(data)
+        self.check_signature(data)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
@@ -232,10 +259,11 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 64
     allow_reuse_address = True
 
-    def __init__(self, address, hub, token, upload_path, max_body):
+    def __init__(self, address, hub, token, secrets, upload_path, max_body):
         super().__init__(address, Handler)
         self.hub = hub
         self.token = token
+        self.secrets = secrets
         self.upload_path = upload_path
         self.max_body = max_body
         self.open = set()
@@ -271,6 +299,20 @@ def read_token(path):
     return token.encode()
 
 
+def read_secrets(path):
+    """The signing secrets of a file, one whsec_<base64> a line: two of them while they are exchanged."""
+    secrets = []
+    for line in pathlib.Path(path).read_text("utf-8").split() if path else []:
+        encoded = line.removeprefix("whsec_")
+        try:
+            secrets.append(base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+        except ValueError:
+            sys.exit("the signing secret is not whsec_ and base64")
+    if path and not secrets:
+        sys.exit("the file of --signing-secret-file holds no secret")
+    return secrets
+
+
 def listen_address(text):
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
@@ -282,6 +324,7 @@ def main():
                         help="default 127.0.0.1:8080; put a TLS proxy in front of anything else; port 0 takes a free one")
     parser.add_argument("--dsn", default="", help="the hub's database; default: libpq's PG* environment variables")
     parser.add_argument("--token-file", help="file with the token that senders show; default: SYNC_UPLOAD_TOKEN")
+    parser.add_argument("--signing-secret-file", help="file with whsec_ secrets, one a line; requests must be signed with one of them")
     parser.add_argument("--path", default="/api/sync/upload_outbox", help="default %(default)s")
     parser.add_argument("--connections", type=int, default=4, help="most database connections, default %(default)s")
     parser.add_argument("--max-body", type=int, default=32 * MIB, metavar="BYTES",
@@ -290,7 +333,8 @@ def main():
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     hub = Hub(arguments.dsn, arguments.connections)
-    server = Server(arguments.listen, hub, read_token(arguments.token_file), arguments.path, arguments.max_body)
+    server = Server(arguments.listen, hub, read_token(arguments.token_file), read_secrets(arguments.signing_secret_file),
+                    arguments.path, arguments.max_body)
 
     def stop(*_):
         # From another thread: shutdown() waits for the loop that runs in this one.

@@ -13,7 +13,7 @@ use crate::pg::secret::HiddenStatement;
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, text, xact};
 use crate::push::credentials;
-use crate::store::{Schema, attached, relation, target};
+use crate::store::{Schema, attached, identity, relation, target};
 use crate::{settings, wake};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -56,6 +56,7 @@ fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
     let schema = Schema::installed()?;
     let mut answer = Answer { ignored: config.ignored, ..Answer::default() };
 
+    let _ = identity::admit(&schema); // as attach does; before there is a URL, which a template has not
     let mut target = target::find(&schema, target::DEFAULT)?;
     if let Some(url) = config.url {
         credentials::parse(&target, &url, &settings::delivery())?;
@@ -292,4 +293,24 @@ fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_config_is_taken_or_refused_with_a_hint(
+            config in crate::arbitrary::json(&[
+                URL, TOKEN, TABLES, "table", "target", "priority", "HIGH", "columns", "exclude", "branch_column", "key_columns",
+                "operations", "INSERT", "include_old", "require_reason", "always", "s.t",
+            ])
+        ) {
+            if let Err(error) = Config::parse(&config) {
+                let told = error.hint.is_some() && !error.message.is_empty();
+                proptest::prop_assert!(told);
+            }
+        }
+    }
 }

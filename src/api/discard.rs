@@ -74,7 +74,7 @@ fn checked(reason: Text<'_>) -> Result<String> {
 }
 
 /// Keeps the sender of a target out until the transaction ends.
-fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
+pub(super) fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
     const POLL: Duration = Duration::from_millis(20);
     let give_up = Instant::now() + settings::lock_wait();
     loop {

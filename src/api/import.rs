@@ -14,7 +14,7 @@ use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, interrupt, xact};
 use crate::store::import::{self, Imported};
 use crate::store::relation::{self, Kind, Relation};
-use crate::store::{Schema, attached, quote_literal, target};
+use crate::store::{Schema, attached, identity, quote_literal, target};
 use crate::{settings, wake};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -41,6 +41,7 @@ fn import(oid: Oid) -> Result<i64> {
     let (tables, rows) = tables(&old);
     let (lanes, mut next_id, before) = {
         let _owner = ActAs::owner();
+        let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
         let lanes = lanes(&schema, tables)?;
         keep_senders_out(&schema, &lanes)?;
         (lanes, import::last_id(&schema) - rows + 1, import::keys(&schema))

@@ -1,6 +1,7 @@
 //! The functions people call: arguments in, answers out. Their SQL declarations stand in `sql/`.
 
 mod accept;
+mod adopt;
 mod apply;
 mod argument;
 mod attach;

@@ -5,10 +5,11 @@ use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
-use crate::store::Schema;
+use crate::store::identity::{self, Standing};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
+use crate::store::{Schema, backlog};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
@@ -16,11 +17,14 @@ use std::collections::HashMap;
 
 /// A row per target, the one named `default` also before anything has made it.
 ///
+/// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
+///
 /// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`; `open`
 /// until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
 /// (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since the outbox was last
 /// empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a million changes the
-/// counts are estimated, as those of `sync_outbox_stats()`. `settings` gives each effective setting's value and source; of
+/// counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the thresholds that the outbox as a whole
+/// has passed. `settings` gives each effective setting's value and source; of
 /// the token only the source, and names of files only to roles that may read every setting.
 ///
 /// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
@@ -51,37 +55,41 @@ fn sync_outbox_overview() -> TableIterator<
         name!(percent_done, f64),
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
+        name!(over_threshold, Option<String>),
         name!(settings, Answer),
     ),
 > {
     let rows = or_raise(overview(role::current_user()));
-    TableIterator::new(rows.into_iter().map(|Overview { target, figures, status, sender_pid, settings }| {
-        (
-            text::from_utf8(&target.name),
-            figures.total() == 0,
-            figures.total(),
-            figures.pending,
-            figures.failed,
-            figures.conflicts,
-            figures.dead,
-            figures.oldest_pending,
-            target.paused,
-            target.paused_reason.as_deref().map(text::from_utf8),
-            status.auth,
-            breaker(status.consecutive_failures, status.waits),
-            status.consecutive_failures,
-            status.next_try_at,
-            status.last_success_at,
-            status.last_error.as_deref().map(text::from_utf8),
-            status.last_error_at,
-            status.rows_per_minute,
-            status.success_rate,
-            percent_done(status.drained, left(&figures)),
-            status.estimated_completion.filter(|_| !target.paused),
-            sender_pid,
-            text::from_utf8(&settings.to_string()),
-        )
-    }))
+    TableIterator::new(rows.into_iter().map(
+        |Overview { target, figures, status, sender_pid, over_threshold, settings }| {
+            (
+                text::from_utf8(&target.name),
+                figures.total() == 0,
+                figures.total(),
+                figures.pending,
+                figures.failed,
+                figures.conflicts,
+                figures.dead,
+                figures.oldest_pending,
+                target.paused,
+                target.paused_reason.as_deref().map(text::from_utf8),
+                status.auth,
+                breaker(status.consecutive_failures, status.waits),
+                status.consecutive_failures,
+                status.next_try_at,
+                status.last_success_at,
+                status.last_error.as_deref().map(text::from_utf8),
+                status.last_error_at,
+                status.rows_per_minute,
+                status.success_rate,
+                percent_done(status.drained, left(&figures)),
+                status.estimated_completion.filter(|_| !target.paused),
+                sender_pid,
+                over_threshold,
+                text::from_utf8(&settings.to_string()),
+            )
+        },
+    ))
 }
 
 struct Overview {
@@ -89,6 +97,7 @@ struct Overview {
     figures: Figures,
     status: Status,
     sender_pid: Option<i32>,
+    over_threshold: Option<String>,
     settings: serde_json::Value,
 }
 
@@ -99,12 +108,22 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     for (place, counted) in &stats::count(&schema, None).figures {
         *figures.entry(place.target_id).or_default() += counted;
     }
+    let crossed = backlog::crossed(&schema);
+    let over_threshold = (!crossed.is_empty()).then(|| crossed.join(", "));
     let settings = settings_report::Settings::read(caller);
-    let rows = overview::targets(&schema).into_iter().map(|target| {
+    let cloned = match identity::standing(&schema) {
+        Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
+        _ => None,
+    };
+    let rows = overview::targets(&schema).into_iter().map(|mut target| {
+        if cloned.is_some() {
+            (target.paused, target.paused_reason) = (true, cloned.clone());
+        }
         let figures = figures.remove(&target.id).unwrap_or_default();
         Overview {
             status: overview::status(&schema, target.id, left(&figures)),
             sender_pid: lock::holder(schema.outbox(), target.id),
+            over_threshold: over_threshold.clone(),
             settings: settings.of(&target),
             target,
             figures,

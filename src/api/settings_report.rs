@@ -16,7 +16,7 @@ const NOT_AS_THEY_ARE: [&str; 6] =
     ["base_url", "upload_path", "upload_token", "upload_token_file", "capture", "reason"];
 
 /// Settings that only roles that may read every setting see, as in `pg_settings`.
-const PRIVATE: [&str; 4] = ["ca_file", "client_cert_file", "client_key_file", "proxy"];
+const PRIVATE: [&str; 5] = ["ca_file", "client_cert_file", "client_key_file", "signing_secret_file", "proxy"];
 
 /// The settings of the server, read once for all targets.
 pub struct Settings {
@@ -48,6 +48,7 @@ impl Settings {
             ("ca_file", &target.ca_file),
             ("client_cert_file", &target.client_cert_file),
             ("client_key_file", &target.client_key_file),
+            ("signing_secret_file", &target.signing_secret_file),
         ] {
             if let Some(setting) = self.all.iter().find(|setting| setting.name == name) {
                 report.insert(name.to_owned(), self.one(setting, column.as_deref()));

@@ -10,7 +10,7 @@ use crate::pg::relation::LockMode;
 use crate::pg::{Oid, spi, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
-use crate::store::{Schema, quote_ident, quote_literal, target};
+use crate::store::{Schema, identity, quote_ident, quote_literal, target};
 
 /// Sorts before the names that people give: capture of a row comes before what their triggers do (`hard-facts` 2).
 const ROW_TRIGGER: &str = "!sync_outbox_row";
@@ -27,6 +27,8 @@ pub enum Outcome {
 
 /// Captures the writes to a relation with these options. Runs as the extension's owner; `caller` must own the relation.
 pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<Outcome> {
+    // While there is nothing to send: later nobody can say whether this is a copy. One that is may attach, and send later.
+    let _ = identity::admit(schema);
     let target_id = target::find(schema, &options.target)?.id;
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;

@@ -207,4 +207,30 @@ mod tests {
         assert_eq!(sanitise("a\u{1b}[31m\nb", 100), "a [31m b");
         assert_eq!(sanitise("äöü", 2), "ä…");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_an_answer_or_none(body: Vec<u8>) {
+            let _ = Answer::parse(&body);
+        }
+
+        #[test]
+        fn nothing_is_acked_that_the_answer_does_not_name(
+            body in crate::arbitrary::json(&["acked", "errors", "conflicts", "dedup_key", "error", A, B])
+        ) {
+            let Some(answer) = Answer::parse(body.as_bytes()) else { return Ok(()) };
+            for key in [A, B] {
+                if answer.word(&Uuid::try_parse(key).unwrap()) == Word::Acked {
+                    let acked = serde_json::from_str::<serde_json::Value>(&body).unwrap()["acked"].to_string();
+                    proptest::prop_assert!(acked.contains(key));
+                }
+            }
+        }
+
+        #[test]
+        fn any_text_is_made_harmless(text: String, most in 0..50usize) {
+            let clean = sanitise(&text, most);
+            proptest::prop_assert!(clean.chars().count() <= most.max(1) && !clean.chars().any(char::is_control));
+        }
+    }
 }

@@ -63,4 +63,23 @@ mod tests {
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:50:07 GMT", Some(date)), Some(S(30)));
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:00:00 GMT", Some(date)), Some(S(1)));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_retry_after_is_within_bounds_or_none(
+            header in "([0-9]{0,30}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT|\\PC{0,40})",
+            date in proptest::option::of("([A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT|\\PC{0,40})"),
+        ) {
+            if let Some(wait) = retry_after(&header, date.as_deref()) {
+                proptest::prop_assert!((RETRY_AFTER_LEAST..=RETRY_AFTER_MOST).contains(&wait));
+            }
+        }
+
+        #[test]
+        fn a_wait_is_between_half_and_all_of_the_cap(failures: u32, base in 0..10_000u64, cap in 0..1_000_000u64, random: f64) {
+            let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
+            let waited = wait(failures, base, cap, random);
+            proptest::prop_assert!(waited >= base / 2 && waited <= cap.max(base));
+        }
+    }
 }

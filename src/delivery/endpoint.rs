@@ -3,6 +3,7 @@
 //! The origin decides where a token may go, so it has one spelling only. What is posted to is the parsed URL, never the
 //! text it was parsed from: a parser that forgives must not see another host than the one that was checked.
 
+use std::net::IpAddr;
 use url::{Host, Url};
 
 /// A checked URL to post to.
@@ -13,6 +14,8 @@ pub struct Endpoint {
     /// `scheme://host:port` in lower case, the port always there.
     pub origin: String,
     pub host: String,
+    /// Where the host is an address and no name, in whatever spelling it was given.
+    pub address: Option<IpAddr>,
     pub loopback: bool,
 }
 
@@ -86,16 +89,20 @@ pub fn parse(base_url: &str, upload_path: &str, allow_http: bool) -> Result<Endp
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
         return Err(EndpointError::Invalid(url::ParseError::EmptyHost));
     };
-    let loopback = match &host {
-        Host::Domain(name) => *name == "localhost",
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
+    let address = match host {
+        Host::Domain(_) => None,
+        Host::Ipv4(address) => Some(IpAddr::V4(address)),
+        Host::Ipv6(address) => Some(IpAddr::V6(address)),
+    };
+    let loopback = match address {
+        None => url.domain() == Some("localhost"),
+        Some(address) => address.is_loopback(),
     };
     let host = host.to_string();
     if url.scheme() == "http" && !loopback && !allow_http {
         return Err(EndpointError::PlainHttp(host));
     }
-    Ok(Endpoint { origin: format!("{}://{host}:{port}", url.scheme()), url: url.into(), host, loopback })
+    Ok(Endpoint { origin: format!("{}://{host}:{port}", url.scheme()), url: url.into(), host, address, loopback })
 }
 
 /// A URL parser drops some of these and turns others into slashes; here they are errors.
@@ -152,6 +159,26 @@ mod tests {
             assert!(matches!(parse(base, PATH, false), Err(EndpointError::PlainHttp(_))), "{base}");
             assert!(!parse(base, PATH, true).unwrap().loopback, "{base}");
         }
+    }
+
+    #[test]
+    fn an_address_is_seen_in_every_spelling() {
+        let address = |base| parse(base, PATH, true).unwrap().address;
+        for base in [
+            "https://169.254.169.254",
+            "https://2852039166",
+            "https://0xa9fea9fe",
+            "https://0xa9.0xfe.0xa9.0xfe",
+            "https://0251.0376.0251.0376",
+            "https://169.254.43518",
+            "https://169.254.169.254.",
+            "https://%31%36%39.254.169.254",
+            "https://１６９。254｡169.254",
+        ] {
+            assert_eq!(address(base), Some("169.254.169.254".parse().unwrap()), "{base}");
+        }
+        assert_eq!(address("https://[::ffff:a9fe:a9fe]"), Some("::ffff:169.254.169.254".parse().unwrap()));
+        assert_eq!(address("https://metadata.google.internal"), None);
     }
 
     #[test]

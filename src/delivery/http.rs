@@ -3,12 +3,15 @@
 //! One request is out at a time. The thread tells that a reply is there by calling `notify`; giving up is dropping the
 //! [`Http`], which shuts the connection and does not wait for the thread.
 
+use super::address::Allowed;
+use super::resolve::{Filtered, NotAllowed};
+use super::tls;
 use crate::settings::Delivery;
 use std::io::{ErrorKind, Read, Write};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
-use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::http::StatusCode;
+use ureq::unversioned::transport::DefaultConnector;
 
 /// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps with
 /// words.
@@ -35,11 +38,21 @@ pub struct Response {
     pub retry_after: Option<String>,
     pub date: Option<String>,
     pub location_host: Option<String>,
+    /// It says that it is a page for people.
+    pub html: bool,
     pub body: Vec<u8>,
 }
 
-/// A response, or why there is none (DNS, refused, TLS, timeout, ..): the outcome is unknown then.
-pub type Reply = Result<Response, String>;
+/// Why there is no response.
+#[derive(Debug)]
+pub enum NoResponse {
+    /// DNS, refused, TLS, timeout, ..: the outcome is unknown.
+    Offline(String),
+    /// The host's address may not be connected to: nothing was sent.
+    NotAllowed(String),
+}
+
+pub type Reply = Result<Response, NoResponse>;
 
 /// A running HTTP thread.
 pub struct Http {
@@ -54,15 +67,12 @@ impl Http {
         let agent = agent(settings)?;
         let (jobs, inbox) = channel::<Request>();
         let (outbox, replies) = channel::<Reply>();
-        let (client, compress) = (agent.clone(), settings.compression);
+        let mut client = Client { agent: agent.clone(), compress: settings.compression, expect: true, used: false };
         std::thread::Builder::new()
             .name("sync_outbox http".into())
             .spawn(move || {
-                let mut used = false;
                 while let Ok(request) = inbox.recv() {
-                    let reply = perform(&client, &request, compress, used);
-                    used = true;
-                    if outbox.send(reply).is_err() {
+                    if outbox.send(client.perform(&request)).is_err() {
                         return;
                     }
                     notify();
@@ -83,7 +93,9 @@ impl Http {
         match self.replies.try_recv() {
             Ok(reply) => Some(reply),
             Err(std::sync::mpsc::TryRecvError::Empty) => None,
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => Some(Err("the HTTP thread ended".into())),
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                Some(Err(NoResponse::Offline("the HTTP thread ended".into())))
+            }
         }
     }
 }
@@ -94,18 +106,91 @@ impl Drop for Http {
     }
 }
 
-fn perform(agent: &ureq::Agent, request: &Request, compress: bool, used: bool) -> Reply {
-    let started = Instant::now();
-    let attempt = || {
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exchange(agent, request, compress)))
-            .unwrap_or_else(|_| Err(Failure { text: "the HTTP client failed".into(), stale: false }))
-    };
-    let mut result = attempt();
-    // A kept connection that the server has closed meanwhile says nothing about the server: try once on a new one.
-    if used && started.elapsed() < Duration::from_secs(1) && result.as_ref().is_err_and(|f| f.stale) {
-        result = attempt();
+/// What the thread remembers from request to request.
+struct Client {
+    agent: ureq::Agent,
+    compress: bool,
+    /// Large requests ask first; off once the server has said 417.
+    expect: bool,
+    /// There may be a kept connection.
+    used: bool,
+}
+
+/// Which connection a request goes over.
+#[derive(Clone, Copy, PartialEq)]
+enum Connection {
+    Any,
+    New,
+}
+
+impl Client {
+    fn perform(&mut self, request: &Request) -> Reply {
+        let started = Instant::now();
+        let mut result = self.attempt(request, Connection::Any);
+        let again = match &result {
+            // A kept connection that the server has closed meanwhile says nothing about the server.
+            Err(failure) => self.used && failure.stale && started.elapsed() < Duration::from_secs(1),
+            // The kept connection led to the wrong server (RFC 9110, 15.5.20).
+            Ok(response) => self.used && response.status == StatusCode::MISDIRECTED_REQUEST.as_u16(),
+        };
+        self.used = true;
+        if again {
+            result = self.attempt(request, Connection::New);
+        }
+        if self.expect && result.as_ref().is_ok_and(|r| r.status == StatusCode::EXPECTATION_FAILED.as_u16()) {
+            self.expect = false;
+            result = self.attempt(request, Connection::New);
+        }
+        result.map_err(|failure| {
+            let text = super::answer::sanitise(&failure.text, 300);
+            if failure.not_allowed { NoResponse::NotAllowed(text) } else { NoResponse::Offline(text) }
+        })
     }
-    result.map_err(|failure| super::answer::sanitise(&failure.text, 300))
+
+    fn attempt(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.exchange(request, connection)))
+            .unwrap_or_else(|_| Err(Failure::new("the HTTP client failed".into())))
+    }
+
+    fn exchange(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+        let mut call = self.agent.post(&request.url).header("Content-Type", "application/json");
+        if connection == Connection::New {
+            call = call.config().max_idle_age(Duration::ZERO).build();
+        }
+        for (name, value) in &request.headers {
+            call = call.header(*name, value);
+        }
+        let packed;
+        let body = if self.compress {
+            packed = gzip(&request.body)?;
+            call = call.header("Content-Encoding", "gzip");
+            &packed
+        } else {
+            &request.body
+        };
+        if self.expect && body.len() > EXPECT_ABOVE {
+            call = call.header("Expect", "100-continue");
+        }
+        let response = call.send(&body[..])?;
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (retry_after, date, location) = (header("retry-after"), header("date"), header("location"));
+        let html = header("content-type").is_some_and(|t| t.trim_start().to_ascii_lowercase().starts_with("text/html"));
+        let status = response.status();
+        let most = ANSWER_BYTES + ANSWER_BYTES_PER_CHANGE * request.changes as u64;
+        let mut answer = Vec::new();
+        response.into_body().into_reader().take(most + 1).read_to_end(&mut answer)?;
+        if answer.len() as u64 > most && status.is_success() {
+            return Err(Failure::new(format!("the answer is longer than {most} bytes")));
+        }
+        Ok(Response {
+            status: status.as_u16(),
+            html,
+            retry_after,
+            date,
+            location_host: location.and_then(|l| url::Url::parse(&l).ok()?.host_str().map(str::to_owned)),
+            body: answer,
+        })
+    }
 }
 
 /// Why there is no response.
@@ -113,6 +198,14 @@ struct Failure {
     text: String,
     /// The connection broke in a way that a closed kept connection does.
     stale: bool,
+    /// Nothing was connected to, because it may not be.
+    not_allowed: bool,
+}
+
+impl Failure {
+    fn new(text: String) -> Self {
+        Failure { text, stale: false, not_allowed: false }
+    }
 }
 
 impl From<ureq::Error> for Failure {
@@ -121,13 +214,15 @@ impl From<ureq::Error> for Failure {
             e.kind(),
             ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::UnexpectedEof
         ));
+        let not_allowed = matches!(&error, ureq::Error::Other(e) if e.is::<NotAllowed>());
         let text = match &error {
+            ureq::Error::Other(other) => other.to_string(),
             ureq::Error::Timeout(phase) => format!("timeout ({phase})"),
             ureq::Error::HostNotFound => "host not found".into(),
             ureq::Error::ConnectionFailed => "connection failed".into(),
             other => other.to_string(),
         };
-        Failure { text, stale }
+        Failure { text, stale, not_allowed }
     }
 }
 
@@ -135,41 +230,6 @@ impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Failure::from(ureq::Error::from(error))
     }
-}
-
-fn exchange(agent: &ureq::Agent, request: &Request, compress: bool) -> Result<Response, Failure> {
-    let mut call = agent.post(&request.url).header("Content-Type", "application/json");
-    for (name, value) in &request.headers {
-        call = call.header(*name, value);
-    }
-    let packed;
-    let body = if compress {
-        packed = gzip(&request.body)?;
-        call = call.header("Content-Encoding", "gzip");
-        &packed
-    } else {
-        &request.body
-    };
-    if body.len() > EXPECT_ABOVE {
-        call = call.header("Expect", "100-continue");
-    }
-    let response = call.send(&body[..])?;
-    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let (retry_after, date, location) = (header("retry-after"), header("date"), header("location"));
-    let status = response.status().as_u16();
-    let most = ANSWER_BYTES + ANSWER_BYTES_PER_CHANGE * request.changes as u64;
-    let mut answer = Vec::new();
-    response.into_body().into_reader().take(most + 1).read_to_end(&mut answer)?;
-    if answer.len() as u64 > most && (200..300).contains(&status) {
-        return Err(Failure { text: format!("the answer is longer than {most} bytes"), stale: false });
-    }
-    Ok(Response {
-        status,
-        retry_after,
-        date,
-        location_host: location.and_then(|l| url::Url::parse(&l).ok()?.host_str().map(str::to_owned)),
-        body: answer,
-    })
 }
 
 fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -192,43 +252,12 @@ fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {
         .timeout_resolve(Some(RESOLVE_TIMEOUT.min(settings.connect_timeout)))
         .timeout_connect(Some(settings.connect_timeout))
         .timeout_global(Some(settings.request_timeout))
-        .tls_config(tls(settings)?)
+        .tls_config(tls::config(settings)?)
         .build();
-    Ok(config.new_agent())
-}
-
-fn tls(settings: &Delivery) -> Result<TlsConfig, String> {
-    let roots = match &settings.ca_file {
-        None => RootCerts::PlatformVerifier,
-        Some(path) => {
-            let certificates = certificates(path, "sync_outbox.ca_file")?;
-            RootCerts::Specific(Arc::new(certificates))
-        }
+    // A proxy was chosen by whoever runs the server, and is who looks names up.
+    let allowed = match settings.proxy {
+        None => Allowed::from_setting(&settings.allowed_addresses)?,
+        Some(_) => Allowed::default(),
     };
-    let client = match (&settings.client_cert_file, &settings.client_key_file) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some(ClientCert::new_with_certs(
-            &certificates(certificate, "sync_outbox.client_cert_file")?,
-            private_key(key)?,
-        )),
-        _ => return Err("sync_outbox.client_cert_file and sync_outbox.client_key_file go together".into()),
-    };
-    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
-}
-
-/// The certificates of a PEM file; at least one, since ureq would ignore a broken file silently.
-fn certificates(path: &str, setting: &str) -> Result<Vec<Certificate<'static>>, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("cannot read {setting}: {}", e.kind()))?;
-    let found: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if found.is_empty() { Err(format!("{setting} holds no certificate")) } else { Ok(found) }
-}
-
-fn private_key(path: &str) -> Result<PrivateKey<'static>, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("cannot read sync_outbox.client_key_file: {}", e.kind()))?;
-    PrivateKey::from_pem(&pem).map_err(|_| "sync_outbox.client_key_file holds no private key".into())
+    Ok(ureq::Agent::with_parts(config, DefaultConnector::default(), Filtered::new(allowed)))
 }

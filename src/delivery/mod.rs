@@ -1,6 +1,7 @@
 //! Delivery as plain data: what goes over the wire, what an answer means, when to try again; and the thread that talks
 //! HTTP. Nothing in here knows PostgreSQL, so everything in here is tested without a server.
 
+pub mod address;
 pub mod answer;
 pub mod backoff;
 pub mod batch;
@@ -8,4 +9,7 @@ pub mod endpoint;
 pub mod http;
 pub mod keys;
 pub mod outcome;
+mod resolve;
+pub mod signature;
+mod tls;
 pub mod token;

@@ -3,7 +3,7 @@
 use super::answer::{Answer, Word, sanitise};
 use super::backoff;
 use super::batch::Batch;
-use super::http::{Reply, Response};
+use super::http::{NoResponse, Reply, Response};
 use super::keys::Parked;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub enum Outcome {
     Unauthorized { error: String },
     /// The endpoint is not what it should be (redirect, 404, ..): rows stay as they are, slow probe.
     Misconfigured { error: String },
+    /// 410: the target wants no more. Rows stay as they are, and nothing is sent until a person says so.
+    Gone { error: String },
     /// The request did not get through: rows become FAILED, the breaker opens.
     NotThrough { error: String, retry_after: Option<Duration> },
 }
@@ -31,13 +33,20 @@ pub enum Outcome {
 pub fn classify(reply: Reply) -> Outcome {
     let response = match reply {
         Ok(response) => response,
-        Err(error) => return Outcome::NotThrough { error: format!("offline: {error}"), retry_after: None },
+        Err(NoResponse::Offline(error)) => {
+            return Outcome::NotThrough { error: format!("offline: {error}"), retry_after: None };
+        }
+        Err(NoResponse::NotAllowed(error)) => return Outcome::Misconfigured { error },
     };
     let error = describe(&response);
     let retry_after = response.retry_after.as_deref().and_then(|h| backoff::retry_after(h, response.date.as_deref()));
     match response.status {
         200..=299 => match Answer::parse(&response.body) {
             Some(answer) => Outcome::Answered(answer),
+            // A hotel or a proxy answers in the target's place with a page of its own.
+            None if response.html => {
+                Outcome::NotThrough { error: format!("{error} (a web page, and no answer of the target)"), retry_after }
+            }
             None => {
                 Outcome::NotThrough { error: format!("{error} (the answer is not the JSON it should be)"), retry_after }
             }
@@ -45,7 +54,10 @@ pub fn classify(reply: Reply) -> Outcome {
         400 | 422 => Outcome::Poison { error },
         413 => Outcome::TooLarge { error },
         401 | 403 | 407 => Outcome::Unauthorized { error },
+        410 => Outcome::Gone { error },
         408 | 409 | 421 | 425 | 429 => Outcome::NotThrough { error, retry_after },
+        // Not the target's word: a network on the way wants a login (RFC 6585).
+        511 => Outcome::NotThrough { error: format!("offline: {error}"), retry_after },
         501 | 505 => Outcome::Misconfigured { error },
         500..=599 => Outcome::NotThrough { error, retry_after },
         300..=399 => {
@@ -100,6 +112,7 @@ mod tests {
             Outcome::TooLarge { .. } => "too large",
             Outcome::Unauthorized { .. } => "unauthorized",
             Outcome::Misconfigured { .. } => "misconfigured",
+            Outcome::Gone { .. } => "gone",
             Outcome::NotThrough { .. } => "not through",
         }
     }
@@ -112,6 +125,7 @@ mod tests {
                 400 | 422 => "poison",
                 413 => "too large",
                 401 | 403 | 407 => "unauthorized",
+                410 => "gone",
                 408 | 409 | 421 | 425 | 429 => "not through",
                 501 | 505 => "misconfigured",
                 500..=599 => "not through",
@@ -125,11 +139,26 @@ mod tests {
     fn a_200_that_is_not_json_is_no_answer() {
         let outcome = classify(response(200, "<html>Please log in</html>"));
         assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error.starts_with("http 200")));
+        let page = Response { status: 200, html: true, body: b"<html>".to_vec(), ..Response::default() };
+        let outcome = classify(Ok(page));
+        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error.contains("a web page")));
+    }
+
+    #[test]
+    fn a_network_that_wants_a_login_is_offline() {
+        let outcome = classify(response(511, ""));
+        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error == "offline: http 511"));
+    }
+
+    #[test]
+    fn an_address_that_may_not_be_connected_to_is_no_refusal() {
+        let outcome = classify(Err(NoResponse::NotAllowed("is link-local".into())));
+        assert!(matches!(outcome, Outcome::Misconfigured { ref error } if error == "is link-local"));
     }
 
     #[test]
     fn a_failed_connection_is_offline() {
-        let outcome = classify(Err("connection refused".into()));
+        let outcome = classify(Err(NoResponse::Offline("connection refused".into())));
         assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error == "offline: connection refused"));
     }
 

@@ -10,6 +10,7 @@ const ERROR_MAX: usize = 500;
 pub struct Answer<'a> {
     acked: Vec<&'a str>,
     errors: Vec<(&'a str, String)>,
+    conflicts: Vec<(&'a str, String)>,
 }
 
 impl<'a> Answer<'a> {
@@ -21,6 +22,10 @@ impl<'a> Answer<'a> {
         self.errors.push((dedup_key, clean(error)));
     }
 
+    pub fn conflict(&mut self, dedup_key: &'a str, why: &str) {
+        self.conflicts.push((dedup_key, clean(why)));
+    }
+
     /// As JSON of ASCII characters only, which is the same in every server encoding.
     pub fn json(&self) -> String {
         let mut out = String::from("{\"acked\": [");
@@ -29,15 +34,22 @@ impl<'a> Answer<'a> {
             string(key, &mut out);
         }
         out.push_str("], \"errors\": [");
-        for (i, (key, error)) in self.errors.iter().enumerate() {
-            out.push_str(if i > 0 { ", {\"dedup_key\": " } else { "{\"dedup_key\": " });
-            string(key, &mut out);
-            out.push_str(", \"error\": ");
-            string(error, &mut out);
-            out.push('}');
-        }
-        out.push_str("], \"conflicts\": []}");
+        with_words(&self.errors, &mut out);
+        out.push_str("], \"conflicts\": [");
+        with_words(&self.conflicts, &mut out);
+        out.push_str("]}");
         out
+    }
+}
+
+/// Keys, each with what is said about it.
+fn with_words(entries: &[(&str, String)], out: &mut String) {
+    for (i, (key, words)) in entries.iter().enumerate() {
+        out.push_str(if i > 0 { ", {\"dedup_key\": " } else { "{\"dedup_key\": " });
+        string(key, out);
+        out.push_str(", \"error\": ");
+        string(words, out);
+        out.push('}');
     }
 }
 
@@ -78,11 +90,13 @@ mod tests {
         answer.ack("b");
         answer.error("c", "row not found");
         answer.error("d", "é \"x\"\n\u{1f600}\\");
+        answer.conflict("e", "other values in a");
         assert_eq!(
             answer.json(),
             concat!(
                 r#"{"acked": ["a", "b"], "errors": [{"dedup_key": "c", "error": "row not found"}, "#,
-                r#"{"dedup_key": "d", "error": "\u00e9 \"x\" \ud83d\ude00\\"}], "conflicts": []}"#
+                r#"{"dedup_key": "d", "error": "\u00e9 \"x\" \ud83d\ude00\\"}], "#,
+                r#""conflicts": [{"dedup_key": "e", "error": "other values in a"}]}"#
             )
         );
     }

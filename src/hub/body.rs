@@ -1,6 +1,6 @@
 //! An uploaded body, taken apart: plain data, PostgreSQL is not needed.
 //!
-//! The parts of a change that a table's columns decide about (`pk`, `data`) stay JSON text: PostgreSQL reads them with the
+//! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads them with the
 //! types of the hub's own columns.
 
 use serde::Deserialize;
@@ -27,6 +27,8 @@ pub struct Change<'a> {
     pub pk: Object<'a>,
     /// Empty for DELETE and TRUNCATE.
     pub data: Object<'a>,
+    /// The values that an UPDATE or DELETE found, where the sender tells them.
+    pub old: Option<Object<'a>>,
     /// As the sender wrote it, so that the answer says the same.
     pub dedup_key: Cow<'a, str>,
     pub id: uuid::Uuid,
@@ -56,6 +58,8 @@ struct Members<'a> {
     pk: Option<&'a RawValue>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    old: Option<&'a RawValue>,
     #[serde(borrow)]
     dedup_key: Cow<'a, str>,
 }
@@ -87,8 +91,12 @@ fn parse_change(text: &str) -> Result<Change<'_>, String> {
         Op::Insert | Op::Update => object(members.data, "data")?,
         Op::Delete | Op::Truncate => Object::default(),
     };
+    let old = match (members.op, members.old) {
+        (Op::Update | Op::Delete, Some(old)) if old.get() != "null" => Some(object(Some(old), "old")?),
+        _ => None,
+    };
     let Members { schema, table, op, dedup_key, .. } = members;
-    Ok(Change { schema, table, op, pk, data, dedup_key, id })
+    Ok(Change { schema, table, op, pk, data, old, dedup_key, id })
 }
 
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
@@ -133,6 +141,19 @@ mod tests {
     }
 
     #[test]
+    fn old_values_belong_to_update_and_delete() {
+        for (members, expected) in [
+            (r#""op": "UPDATE", "pk": {"id": 1}, "data": {"a": 2}, "old": {"a": 1}"#, Some(r#"{"a": 1}"#)),
+            (r#""op": "DELETE", "pk": {"id": 1}, "old": {"a": 1}"#, Some(r#"{"a": 1}"#)),
+            (r#""op": "DELETE", "pk": {"id": 1}, "old": null"#, None),
+            (r#""op": "INSERT", "pk": {"id": 1}, "data": {"id": 1}, "old": {"a": 1}"#, None),
+        ] {
+            let body = change(members);
+            assert_eq!(parse(&body).unwrap()[0].old.as_ref().map(|old| old.text), expected, "{members}");
+        }
+    }
+
+    #[test]
     fn escaped_names_are_read() {
         let body = change(r#""op": "DELETE", "pk": {"\u00e9\"": 1}"#);
         assert!(parse(&body).unwrap()[0].pk.members.contains_key("é\""));
@@ -152,6 +173,7 @@ mod tests {
             (change(r#""op": "DELETE", "pk": {}"#), "change 1: pk names no column"),
             (change(r#""op": "DELETE""#), "change 1: pk is not a JSON object"),
             (change(r#""op": "INSERT", "pk": {"id": 1}, "data": null"#), "change 1: data is not a JSON object"),
+            (change(r#""op": "DELETE", "pk": {"id": 1}, "old": [1]"#), "change 1: old is not a JSON object"),
             (change(r#""op": "DELETE", "pk": {"id": 1}"#).replace(KEY, "k1"), "dedup_key is not a UUID: \"k1\""),
             (change(r#""op": "DELETE", "pk": {"id": 1}"#).replace("\"s\"", "5"), "invalid type: integer `5`"),
         ] {
@@ -164,5 +186,25 @@ mod tests {
     fn deep_nesting_in_a_value_is_left_to_postgresql() {
         let deep = "[".repeat(5_000) + &"]".repeat(5_000);
         assert!(parse(&change(&format!(r#""op": "UPDATE", "pk": {{"id": 1}}, "data": {{"doc": {deep}}}"#))).is_ok());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_body_is_taken_or_refused(
+            body in crate::arbitrary::json(&[
+                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key", "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
+            ])
+        ) {
+            let _ = parse(&body);
+        }
+
+        #[test]
+        fn a_change_that_is_taken_has_a_key(pk in crate::arbitrary::json(&["id"]), data in crate::arbitrary::json(&["a"])) {
+            for op in ["INSERT", "UPDATE", "DELETE"] {
+                let body = change(&format!(r#""op": "{op}", "pk": {pk}, "data": {data}, "old": {data}"#));
+                let unkeyed = parse(&body).is_ok_and(|changes| changes.iter().any(|c| c.pk.members.is_empty()));
+                proptest::prop_assert!(!unkeyed);
+            }
+        }
     }
 }

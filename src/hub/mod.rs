@@ -19,6 +19,7 @@ use crate::pg::xact::{self, Caught};
 use crate::store::{Schema, applied};
 use answer::Answer;
 use body::{Change, Op};
+use statement::Compared;
 use table::{Table, Tables};
 
 /// Applies a body and returns the answer as JSON text.
@@ -40,7 +41,11 @@ pub fn apply(payload: &str) -> Result<String> {
             continue; // left unmentioned: it must not overtake
         }
         match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
-            Ok(()) => answer.ack(&change.dedup_key),
+            Ok(Applied::Done) => answer.ack(&change.dedup_key),
+            Ok(Applied::Conflict(why)) => {
+                answer.conflict(&change.dedup_key, &why);
+                parked.park(&touched(change), position);
+            }
             Err(caught) if ends_the_request(caught.sqlstate) => {
                 return Err(
                     Error::new(caught.sqlstate, caught.message).hint("Nothing was applied. Send the same body again.")
@@ -64,24 +69,57 @@ fn as_a_replica() -> Nest {
     nest
 }
 
+/// What became of a change that is not refused.
+enum Applied {
+    Done,
+    /// The row is not as the sender saw it; nothing was touched.
+    Conflict(String),
+}
+
 /// Applies one change in a subtransaction, unless its key was applied before.
 fn apply_one(
     schema: &Schema,
     table: &std::result::Result<Table, String>,
     change: &Change<'_>,
-) -> std::result::Result<(), Caught> {
-    xact::subtransaction(|| {
+) -> std::result::Result<Applied, Caught> {
+    let mut conflict = None;
+    let applied = xact::subtransaction(|| {
         if !applied::remember(schema, &change.id) {
             return;
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));
         let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
         let _restricted = ActAs::restricted(table.owner);
-        let rows = spi::run_varied(&statement.sql, &[Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text)]);
-        if let (0, Some(why)) = (rows, statement.if_none) {
+        let old = change.old.as_ref().map_or("{}", |old| old.text);
+        let arguments = [Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text), Arg::json_utf8(old)];
+        if spi::run_varied(&statement.sql, &arguments) > 0 {
+            return;
+        }
+        if let Some(columns) = statement.compared.and_then(|compared| differing(&compared, &arguments)) {
+            if columns.is_empty() {
+                refuse("the row was being changed by others"); // and is as it was again: the change comes again
+            }
+            conflict = Some(format!("the row has other values in {}", columns.join(", ")));
+            refuse("conflict"); // undone with it: the memory of its key
+        }
+        if let Some(why) = statement.if_none {
             refuse(why);
         }
-    })
+    });
+    match conflict {
+        Some(why) => Ok(Applied::Conflict(why)),
+        None => applied.map(|()| Applied::Done),
+    }
+}
+
+/// The columns in which the row is not as the sender saw it; `None` if there is no row.
+fn differing(compared: &Compared, arguments: &[Arg]) -> Option<Vec<String>> {
+    let mut differing = None;
+    spi::once(&compared.sql, arguments, |row| {
+        let differs = (1..).map(|i| row.get::<bool>(i).unwrap_or_default());
+        differing = Some(compared.columns.iter().zip(differs).filter(|(_, d)| *d).map(|(c, _)| c.clone()).collect());
+    });
+    differing
 }
 
 /// Ends the subtransaction of a change: the message goes to its sender.

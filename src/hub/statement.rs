@@ -1,4 +1,4 @@
-//! The statement that applies a change: `$1` is its key, `$2` its data, both as json.
+//! The statement that applies a change: `$1` is its key, `$2` its data, `$3` the values it found, all as json.
 //!
 //! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole row
 //! type would check the domains of columns that the change says nothing about.
@@ -12,6 +12,16 @@ pub struct Statement {
     pub sql: String,
     /// The error that it is when no row was touched.
     pub if_none: Option<&'static str>,
+    /// What to look at when no row was touched, where the change says which values it found.
+    pub compared: Option<Compared>,
+}
+
+/// Columns that must still have the values which the sender saw.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Compared {
+    pub columns: Vec<String>,
+    /// Whether each of them differs, of the row if there is one.
+    pub sql: String,
 }
 
 /// The statement for a change, or why the table cannot take it.
@@ -19,16 +29,21 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     match change.op {
         Op::Insert => insert(change, table),
         Op::Update => update(change, table),
-        Op::Delete => Ok(Statement {
-            sql: format!("DELETE FROM {} AS t WHERE {}", from(table), matches_key(key(change, table)?, table)),
-            if_none: None,
-        }),
+        Op::Delete => {
+            let found = matches_key(key(change, table)?, table);
+            Ok(Statement {
+                sql: format!("DELETE FROM {} AS t WHERE {found}{}", from(table), and_unchanged(change, table)),
+                if_none: None,
+                compared: compared(change, table, &found),
+            })
+        }
         Op::Truncate => Ok(Statement {
             sql: match table.referenced {
                 true => format!("DELETE FROM {}", from(table)),
                 false => format!("TRUNCATE {}", from(table)),
             },
             if_none: None,
+            compared: None,
         }),
     }
 }
@@ -67,24 +82,62 @@ fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
             record("$2", "d", &given, table),
             list(key.keys().map(|c| quote_ident(c))),
         ),
+        compared: None,
     })
 }
 
 fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     let found = matches_key(key(change, table)?, table);
+    let unchanged = and_unchanged(change, table);
     let given = given(&change.data, table);
     let sql = if given.is_empty() {
         // Nothing that the hub keeps has changed, but the row must be there.
-        format!("SELECT FROM {} AS t WHERE {found}", from(table))
+        format!("SELECT FROM {} AS t WHERE {found}{unchanged}", from(table))
     } else {
         format!(
-            "UPDATE {} AS t SET {} FROM {} WHERE {found}",
+            "UPDATE {} AS t SET {} FROM {} WHERE {found}{unchanged}",
             from(table),
             list(given.iter().map(|c| format!("{0} = d.{0}", quote_ident(c)))),
             record("$2", "d", &given, table),
         )
     };
-    Ok(Statement { sql, if_none: Some("row not found") })
+    Ok(Statement { sql, if_none: Some("row not found"), compared: compared(change, table, &found) })
+}
+
+/// The columns that can be compared: those whose values the change knows, and the hub does not compute.
+fn known_before<'a>(change: &'a Change<'_>, table: &Shape) -> Vec<&'a str> {
+    change.old.as_ref().map(|old| given(old, table)).unwrap_or_default()
+}
+
+/// The condition that the row is as the sender saw it; part of the statement, so that it is checked again when the row
+/// was waited for.
+fn and_unchanged(change: &Change<'_>, table: &Shape) -> String {
+    let columns = known_before(change, table);
+    if columns.is_empty() {
+        return String::new();
+    }
+    let differs = columns.iter().map(|c| differs(c)).collect::<Vec<_>>().join(" OR ");
+    format!(" AND NOT (SELECT {differs} FROM {})", record("$3", "o", &columns, table))
+}
+
+fn compared(change: &Change<'_>, table: &Shape, found: &str) -> Option<Compared> {
+    let columns = known_before(change, table);
+    (!columns.is_empty()).then(|| Compared {
+        sql: format!(
+            "SELECT {} FROM {} AS t CROSS JOIN {} WHERE {found}",
+            list(columns.iter().map(|c| differs(c))),
+            from(table),
+            record("$3", "o", &columns, table)
+        ),
+        columns: columns.into_iter().map(str::to_owned).collect(),
+    })
+}
+
+/// Compared as JSON values, which is how the sender saw them: not every type has an equality, and that of some takes
+/// different values for the same.
+fn differs(column: &str) -> String {
+    let name = quote_ident(column);
+    format!("pg_catalog.to_jsonb(t.{name}) IS DISTINCT FROM pg_catalog.to_jsonb(o.{name})")
 }
 
 fn key<'t>(change: &Change<'_>, table: &'t Shape) -> Result<&'t Key, String> {
@@ -214,6 +267,20 @@ mod tests {
         let statement = sql("DELETE", r#"{"code": "c", "a": "x"}"#, "null", &shape).unwrap();
         assert_eq!(statement.sql, format!("DELETE FROM ONLY \"s\".\"t\" AS t WHERE {found}"));
         assert_eq!(statement.if_none, None);
+    }
+
+    #[test]
+    fn what_the_sender_saw_must_still_be_there() {
+        let body = r#"{"changes": [{"schema": "s", "table": "t", "op": "UPDATE", "pk": {"id": 1}, "data": {"a": "y"},
+            "old": {"a": "x", "sum": 5, "alien": 1}, "dedup_key": "01920000-0000-7000-8000-000000000001"}]}"#;
+        let statement = of(&parse(body).unwrap()[0], &table(false, false)).unwrap();
+        let differs = "pg_catalog.to_jsonb(t.\"a\") IS DISTINCT FROM pg_catalog.to_jsonb(o.\"a\")";
+        let old = "pg_catalog.json_to_record($3) AS o(\"a\" text)";
+        assert!(statement.sql.ends_with(&format!(" AND NOT (SELECT {differs} FROM {old})")), "{}", statement.sql);
+        let compared = statement.compared.unwrap();
+        assert_eq!(compared.columns, ["a"]);
+        let select = format!("SELECT {differs} FROM ONLY \"s\".\"t\" AS t CROSS JOIN {old} WHERE t.\"id\"");
+        assert!(compared.sql.starts_with(&select), "{}", compared.sql);
     }
 
     #[test]

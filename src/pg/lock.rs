@@ -44,7 +44,8 @@ impl SenderLock {
         let tag = tag(outbox, target);
         // SAFETY: a well-formed object tag; dontWait, so this never sleeps.
         let result = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, true) };
-        (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then_some(SenderLock { tag, scope })
+        // Lazily: a SenderLock that is dropped releases.
+        (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then(|| SenderLock { tag, scope })
     }
 }
 

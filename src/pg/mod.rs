@@ -22,6 +22,7 @@ pub mod relation;
 pub mod role;
 pub mod scan;
 pub mod secret;
+pub mod server;
 pub mod shmem;
 pub mod spi;
 pub mod text;

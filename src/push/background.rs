@@ -2,11 +2,16 @@
 
 use super::sender::Sender;
 use super::transactions::{Own, Transactions};
+use super::watch::Watch;
 use crate::error::Error;
 use crate::settings;
+use crate::store::identity::{self, Copied, Standing};
 use crate::store::{Schema, queue, target};
 use std::collections::HashMap;
 use std::time::Duration;
+
+/// How often a copy says that it is one, and how soon it looks again: adoption wakes the worker.
+pub const CLONED: Duration = Duration::from_secs(3600);
 
 /// When to look again.
 #[derive(Clone, Copy, Debug)]
@@ -17,15 +22,19 @@ pub struct Next {
     pub idle: bool,
     /// Nothing can change before, whatever is committed: writers may go on without waking anybody.
     pub deaf_for: Duration,
+    /// Nothing is due then, but a look at what waits.
+    pub look_in: Option<Duration>,
+    /// The database is a copy, so that nothing is sent until somebody adopts it.
+    pub cloned: Option<Copied>,
 }
 
 impl Next {
     pub fn idle() -> Self {
-        Next { due_in: None, idle: true, deaf_for: Duration::ZERO }
+        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, look_in: None, cloned: None }
     }
 
     pub fn not_before(due_in: Duration) -> Self {
-        Next { due_in: Some(due_in), idle: false, deaf_for: Duration::ZERO }
+        Next { due_in: Some(due_in), idle: false, ..Next::idle() }
     }
 }
 
@@ -33,6 +42,7 @@ impl Next {
 #[derive(Default)]
 pub struct Background {
     senders: HashMap<i16, Sender>,
+    watch: Watch,
 }
 
 impl Background {
@@ -47,20 +57,31 @@ impl Background {
         if !settings::enabled() {
             return Next::idle();
         }
-        let senders = &mut self.senders;
+        let Background { senders, watch } = self;
         let Ok((schema, targets)) = Own.step(|| {
             let schema = Schema::installed()?;
+            watch.look(&schema);
+            match identity::standing(&schema) {
+                Standing::Copied(copied) => return Ok((schema, Err(copied))),
+                // At once, so that a copy made of a promoted standby is known as one.
+                Standing::Moved => _ = identity::admit(&schema),
+                Standing::Ours | Standing::Unnamed => {}
+            }
             let mut targets = Vec::new();
             for target in target::all(&schema) {
                 let mark = senders.entry(target.id).or_default().begin_at();
                 let waiting = queue::any_left(&schema, target.id, None, mark, i64::MAX);
                 targets.push((target::state(&schema, target.id), waiting, target));
             }
-            Ok::<_, Error>((schema, targets))
+            Ok::<_, Error>((schema, Ok(targets)))
         }) else {
             return Next::idle();
         };
-        let mut next = Next { deaf_for: Duration::MAX, ..Next::idle() };
+        let targets = match targets {
+            Ok(targets) => targets,
+            Err(copied) => return Next { look_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
+        };
+        let mut next = Next { deaf_for: Duration::MAX, look_in: self.watch.too_old_in(), ..Next::idle() };
         for (state, waiting, target) in targets {
             let Some(sender) = self.senders.get_mut(&target.id) else { continue };
             let one = sender.run(&schema, target, &state, waiting);

@@ -5,13 +5,16 @@
 //! which an admin of this database may set (`hard-facts` 22).
 
 use super::token_file::{self, FileError, Kept, TokenFile};
+use crate::delivery::address::Allowed;
 use crate::delivery::endpoint::{self, Endpoint};
+use crate::delivery::signature::Secrets;
 use crate::delivery::token as rules;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi;
 use crate::settings;
 use crate::store::target::Target;
 use std::path::Path;
+use std::rc::Rc;
 
 const URL_VARIABLE: &str = "WEBAPP_BASE_URL";
 const TOKEN_VARIABLE: &str = "SYNC_UPLOAD_TOKEN";
@@ -56,8 +59,30 @@ pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option
 /// What `base_url` would mean for a target: 22023 with a hint if it cannot be used.
 pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> Result<Endpoint> {
     let path = target.upload_path.clone().unwrap_or_else(settings::upload_path);
-    endpoint::parse(base_url, &path, delivery.allow_http)
-        .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))
+    let endpoint = endpoint::parse(base_url, &path, delivery.allow_http)
+        .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))?;
+    // A name is looked at when it has been resolved; an address can be told at once, also where a proxy connects.
+    if let Some(address) = endpoint.address {
+        let allowed = Allowed::from_setting(&delivery.allowed_addresses).map_err(|error| {
+            Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, error)
+                .hint("Write networks and addresses between commas, as in 10.0.0.0/8, 192.168.1.7.")
+        })?;
+        allowed.check(address).map_err(|why| {
+            Error::argument(format!("the address {address} {why}"))
+                .hint("Use the URL of the remote server; sync_outbox.allowed_addresses lists what may be connected to.")
+        })?;
+    }
+    Ok(endpoint)
+}
+
+/// The secrets that requests to a target are signed with, if any.
+pub fn signing_secrets(delivery: &settings::Delivery) -> Result<Option<Rc<Secrets>>> {
+    let Some(path) = &delivery.signing_secret_file else { return Ok(None) };
+    token_file::read_secrets(Path::new(path)).map(|secrets| Some(Rc::new(secrets))).map_err(|error| {
+        file_error("the file named by sync_outbox.signing_secret_file", error).hint(
+            "Put one whsec_<base64> a line into a file that belongs to the server's user and has mode 0600, and name it in sync_outbox.signing_secret_file.",
+        )
+    })
 }
 
 /// A token for an endpoint, or why there is none.

@@ -1,14 +1,13 @@
 //! Having one batch answered: requests, halving and bisecting, until every change has a word or the target is found down.
 
-use super::session::Waiting;
+use super::session::{Destination, Waiting};
 use crate::delivery::answer::{Answer, Word};
 use crate::delivery::batch::Batch;
-use crate::delivery::endpoint::Endpoint;
 use crate::delivery::http::{Reply, Request};
 use crate::delivery::keys::Parked;
 use crate::delivery::outcome::{self, Outcome};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Unreserved characters and spaces of a reason stay readable; everything else is percent-encoded (UTF-8).
 const REASON: &AsciiSet =
@@ -34,6 +33,9 @@ pub enum Trouble {
     Misconfigured {
         error: String,
     },
+    Gone {
+        error: String,
+    },
 }
 
 /// What came of a batch.
@@ -52,8 +54,7 @@ pub fn exchange(
     batch: &Batch,
     picked: Vec<usize>,
     parked: &mut Parked,
-    endpoint: &Endpoint,
-    token: &str,
+    destination: &Destination,
     wait: &mut dyn Waiting,
 ) -> Answered {
     let mut answered = Answered::default();
@@ -63,7 +64,7 @@ pub fn exchange(
         if part.is_empty() {
             continue;
         }
-        let reply: Reply = wait.reply_to(request(batch, &part, endpoint, token));
+        let reply: Reply = wait.reply_to(request(batch, &part, destination));
         match outcome::classify(reply) {
             Outcome::Answered(answer) => take(batch, &part, &answer, parked, &mut answered),
             Outcome::TooLarge { error } | Outcome::Poison { error } if part.len() == 1 => {
@@ -80,6 +81,10 @@ pub fn exchange(
             }
             Outcome::Misconfigured { error } => {
                 answered.trouble = Some(Trouble::Misconfigured { error });
+                break;
+            }
+            Outcome::Gone { error } => {
+                answered.trouble = Some(Trouble::Gone { error });
                 break;
             }
             Outcome::NotThrough { error, retry_after } => {
@@ -135,13 +140,19 @@ fn park(batch: &Batch, change: usize, parked: &mut Parked) {
     parked.park(&batch.touched(change), change.id);
 }
 
-fn request(batch: &Batch, part: &[usize], endpoint: &Endpoint, token: &str) -> Request {
+fn request(batch: &Batch, part: &[usize], destination: &Destination) -> Request {
+    let Destination { endpoint, token, signing, .. } = destination;
     let body = batch.body(part);
-    let mut headers = vec![
-        ("Authorization", format!("Bearer {token}")),
-        ("X-Upload-Token", token.to_owned()),
-        ("Idempotency-Key", batch.idempotency_key(part)),
-    ];
+    let id = batch.idempotency_key(part);
+    let mut headers = vec![("Authorization", format!("Bearer {token}")), ("X-Upload-Token", token.to_owned())];
+    if let Some(secrets) = signing {
+        // A clock before 1970 is as wrong as one that is a day late: the receiver says so.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        headers.push(("webhook-id", id.clone()));
+        headers.push(("webhook-timestamp", now.to_string()));
+        headers.push(("webhook-signature", secrets.sign(&id, now, &body)));
+    }
+    headers.push(("Idempotency-Key", id));
     if let Some(reason) = batch.shared_reason(part) {
         headers.push(("X-Reason", utf8_percent_encode(reason, REASON).to_string()));
     }

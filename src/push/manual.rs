@@ -1,5 +1,5 @@
 //! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
-//! says, with a small probe first; only a pause stops them.
+//! says, with a small probe first; only a pause stops them, and that the database is a copy.
 
 use super::books::Books;
 use super::credentials::{self, Token};
@@ -13,7 +13,7 @@ use crate::pg::lock::{Scope as LockScope, SenderLock};
 use crate::pg::{heap, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
-use crate::store::{Schema, queue, target};
+use crate::store::{Schema, backlog, identity, queue, target};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -87,13 +87,12 @@ fn push<T: Transactions>(
             let target = target::find(&schema, name)?;
             Ok::<_, Error>((schema, target))
         })?;
-        let settings = settings::delivery().for_target(&target);
         let lock = acquire::<T>(&schema, target.id);
         let report = match &lock {
             None => unsent(transactions(), &schema, target.id, branch.as_deref(), Stop::Busy),
-            Some(_) => match destination(&mut transactions(), &schema, name, &settings)? {
+            Some(_) => match destination(&mut transactions(), &schema, name)? {
                 Err(stop) => unsent(transactions(), &schema, target.id, branch.as_deref(), stop),
-                Ok(destination) => match Link::open(&settings) {
+                Ok(destination) => match Link::open(&destination.settings) {
                     Err(error) => {
                         return Err(Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, error)
                             .hint("Correct the setting and reload: SELECT pg_reload_conf();"));
@@ -103,7 +102,6 @@ fn push<T: Transactions>(
                         let mut session = Session::new(
                             transactions(),
                             schema.clone(),
-                            settings,
                             destination,
                             bounds,
                             &mut link,
@@ -120,6 +118,7 @@ fn push<T: Transactions>(
         };
         (schema, target, report)
     };
+    transactions().step(|| backlog::watch(&schema));
     if report.pending > 0 || report.sent > 0 {
         history.branch = branch;
         history.target = Some(target.name);
@@ -152,26 +151,26 @@ fn destination<T: Transactions>(
     transactions: &mut T,
     schema: &Schema,
     name: &str,
-    settings: &settings::Delivery,
 ) -> Result<std::result::Result<Destination, Stop>> {
-    transactions.step(|| find_destination(schema, name, settings))
+    transactions.step(|| find_destination(schema, name))
 }
 
 /// As [`destination`], inside a transaction.
-pub fn find_destination(
-    schema: &Schema,
-    name: &str,
-    settings: &settings::Delivery,
-) -> Result<std::result::Result<Destination, Stop>> {
+pub fn find_destination(schema: &Schema, name: &str) -> Result<std::result::Result<Destination, Stop>> {
+    if identity::admit(schema).is_err() {
+        return Ok(Err(Stop::Cloned));
+    }
     let target = target::find(schema, name)?; // again: it may have been paused while we waited for the lock
     if target.paused {
         return Ok(Err(Stop::Paused));
     }
-    let Some((endpoint, source)) = credentials::endpoint(&target, settings)? else {
+    let settings = settings::delivery().for_target(&target);
+    let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
         return Err(no_url(name));
     };
+    let signing = credentials::signing_secrets(&settings)?;
     Ok(match credentials::token(&target, &endpoint, source, true)? {
-        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value }),
+        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value, signing, settings }),
         Token::Missing { why } => {
             target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
             Err(Stop::TokenMissing { why })

@@ -18,6 +18,7 @@ mod settle;
 mod stretch;
 mod token_file;
 pub mod transactions;
+mod watch;
 
-pub use background::{Background, Next};
+pub use background::{Background, CLONED, Next};
 pub use manual::{drain, flush};

@@ -25,6 +25,8 @@ pub struct Report {
 pub enum Stop {
     Busy,
     Paused,
+    /// This database is a copy that nobody has adopted.
+    Cloned,
     TokenMissing {
         why: Option<String>,
     },
@@ -59,6 +61,7 @@ impl Report {
         match &self.stop {
             Some(Stop::Busy) => members.push(("error", "flush_busy".into())),
             Some(Stop::Paused) => members.push(("error", "paused".into())),
+            Some(Stop::Cloned) => members.push(("error", "cloned".into())),
             Some(Stop::OutOfTime) => members.push(("error", "flush_timeout".into())),
             Some(Stop::TokenMissing { why }) => {
                 members.push(("auth", "missing".into()));
@@ -78,6 +81,7 @@ impl Report {
         match self.stop.as_ref()? {
             Stop::Busy => Some("flush_busy".into()),
             Stop::Paused => Some("paused".into()),
+            Stop::Cloned => Some("cloned".into()),
             Stop::TokenMissing { .. } => Some("auth missing".into()),
             Stop::TokenInvalid => Some("auth invalid".into()),
             Stop::Down { error, .. } => Some(error.clone()),

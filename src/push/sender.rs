@@ -73,24 +73,24 @@ impl Sender {
             let due_in = Duration::from_millis(ms as u64);
             return Next { deaf_for: due_in.min(BREAKER_LOOK), ..Next::not_before(due_in) };
         }
-        let settings = settings::delivery().for_target(target);
         let user = role::current_user();
         let (lock, destination, who) = Own.step(|| {
             let Some(lock) = SenderLock::try_acquire(schema.outbox(), target.id, Scope::Session) else {
                 return (None, Ok(Err(Stop::Busy)), String::new());
             };
-            (Some(lock), find_destination(schema, &target.name, &settings), role::name(user))
+            (Some(lock), find_destination(schema, &target.name), role::name(user))
         });
         match (lock, destination) {
             (None, _) => Next::not_before(BUSY),
-            (Some(_lock), Ok(Ok(destination))) => self.push(schema, settings, destination, who),
+            (Some(_lock), Ok(Ok(destination))) => self.push(schema, destination, who),
             (_, Ok(Err(stop))) => self.cannot_send(format!("{stop:?}")),
             (_, Err(error)) => self.cannot_send(error.message),
         }
     }
 
     /// One session. The caller holds the sender's lock.
-    fn push(&mut self, schema: &Schema, settings: Delivery, destination: Destination, who: String) -> Next {
+    fn push(&mut self, schema: &Schema, destination: Destination, who: String) -> Next {
+        let settings = destination.settings.clone();
         let mut link = match self.link.take().filter(|(with, _)| *with == settings) {
             Some((_, link)) => link,
             None => match Link::open(&settings) {
@@ -108,8 +108,7 @@ impl Sender {
         };
         let bounds = Bounds { mark: self.mark.clone(), ..Bounds::default() };
         let books = &mut self.books;
-        let mut session =
-            Session::new(Own, schema.clone(), settings.clone(), destination, bounds, &mut link, books, &mut tell);
+        let mut session = Session::new(Own, schema.clone(), destination, bounds, &mut link, books, &mut tell);
         let result: Result<(), Error> = session.run();
         self.mark = session.mark().clone();
         let report = session.report;

@@ -13,14 +13,16 @@ use super::settle::{self, Settlement};
 use super::transactions::Transactions;
 use crate::delivery::batch::Batch;
 use crate::delivery::endpoint::Endpoint;
-use crate::delivery::http::{Http, Reply, Request};
+use crate::delivery::http::{Http, NoResponse, Reply, Request};
 use crate::delivery::keys::{Parked, Touched};
+use crate::delivery::signature::Secrets;
 use crate::error::Result;
 use crate::pg::latch::{self, Bell};
 use crate::pg::lock::Scope as LockScope;
 use crate::settings::{self, Delivery};
 use crate::store::target::Target;
 use crate::store::{Schema, queue, reclaim, target};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +56,7 @@ impl Link {
             }
             let left = until.map_or(Duration::from_secs(60), |until| until.saturating_duration_since(Instant::now()));
             if left.is_zero() {
-                return Err("timeout (flush_timeout)".into());
+                return Err(NoResponse::Offline("timeout (flush_timeout)".into()));
             }
             latch::wait(Some(&self.bell), left);
             self.bell.clear();
@@ -74,6 +76,8 @@ pub struct Destination {
     pub endpoint: Endpoint,
     pub source: Source,
     pub token: String,
+    pub signing: Option<Rc<Secrets>>,
+    pub settings: Delivery,
 }
 
 /// Bounds of one session.
@@ -89,7 +93,6 @@ pub struct Bounds {
 pub struct Session<'a, T> {
     transactions: T,
     schema: Schema,
-    settings: Delivery,
     destination: Destination,
     bounds: Bounds,
     link: &'a mut Link,
@@ -111,7 +114,6 @@ impl<'a, T: Transactions> Session<'a, T> {
     pub fn new(
         transactions: T,
         schema: Schema,
-        settings: Delivery,
         destination: Destination,
         bounds: Bounds,
         link: &'a mut Link,
@@ -122,8 +124,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             reader: Reader::new(destination.target.id, bounds.scope.clone(), bounds.mark.clone()),
             transactions,
             schema,
-            batch_rows: settings.batch_rows,
-            settings,
+            batch_rows: destination.settings.batch_rows,
             destination,
             bounds,
             link,
@@ -204,13 +205,13 @@ impl<'a, T: Transactions> Session<'a, T> {
     fn rows_wanted(&self) -> usize {
         let bound = if self.failures > 0 { PROBE_ROWS } else { self.batch_rows };
         let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
-        bound.min(self.settings.batch_rows).min(left)
+        bound.min(self.destination.settings.batch_rows).min(left)
     }
 
     fn read(&mut self) -> Batch {
         let rows = self.rows_wanted();
-        let Session { transactions, schema, settings, reader, .. } = self;
-        transactions.step(|| reader.read(schema, rows, settings.batch_bytes))
+        let Session { transactions, schema, destination, reader, .. } = self;
+        transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes))
     }
 
     /// Sends a batch and takes note of every word; settled later, while the next request is out.
@@ -225,7 +226,7 @@ impl<'a, T: Transactions> Session<'a, T> {
         }
         self.sent_in_pass = true;
         let mut answered = self.exchange(&batch, picked.clone());
-        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.token_changed()? {
+        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.credentials_changed()? {
             let rest = picked.into_iter().filter(|i| !answered.said.iter().any(|s| s.change == *i)).collect();
             let before = std::mem::take(&mut answered.said);
             answered = self.exchange(&batch, rest);
@@ -237,23 +238,26 @@ impl<'a, T: Transactions> Session<'a, T> {
 
     fn exchange(&mut self, batch: &Batch, picked: Vec<usize>) -> Answered {
         let mut parked = std::mem::take(&mut self.parked);
-        let Destination { endpoint, token, .. } = self.destination.clone();
-        let answered = exchange::exchange(batch, picked, &mut parked, &endpoint, &token, self);
+        let destination = self.destination.clone();
+        let answered = exchange::exchange(batch, picked, &mut parked, &destination, self);
         self.parked = parked;
         answered
     }
 
-    /// After a 401: whether the token has been changed since the session began.
-    fn token_changed(&mut self) -> Result<bool> {
+    /// After a 401: whether the token or the signing secrets have been changed since the session began.
+    fn credentials_changed(&mut self) -> Result<bool> {
         let Session { transactions, destination, .. } = self;
-        let Destination { target, endpoint, source, token } = destination;
-        match transactions.step(|| credentials::token(target, endpoint, *source, false))? {
-            Token::Found { value, .. } if value != *token => {
-                *token = value;
-                Ok(true)
-            }
-            _ => Ok(false),
+        let Destination { target, endpoint, source, token, signing, settings } = destination;
+        let secrets = credentials::signing_secrets(settings)?;
+        let mut changed = secrets != *signing;
+        *signing = secrets;
+        if let Token::Found { value, .. } =
+            transactions.step(|| credentials::token(target, endpoint, *source, false))?
+        {
+            changed |= value != *token;
+            *token = value;
         }
+        Ok(changed)
     }
 
     fn take_note(&mut self, batch: Batch, answered: Answered) {
@@ -261,9 +265,9 @@ impl<'a, T: Transactions> Session<'a, T> {
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
         } else if answered.trouble.is_none() {
-            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.settings.batch_rows);
+            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.destination.settings.batch_rows);
         }
-        let settlement = Settlement::new(batch, answered, &self.settings, self.failures);
+        let settlement = Settlement::new(batch, answered, &self.destination.settings, self.failures);
         settlement.left().for_each(|(id, touched)| self.reader.tried(id, touched));
         self.failures = settlement.failures();
         settlement.add_to(&mut self.report);
@@ -313,13 +317,13 @@ impl<T: Transactions> Waiting for Session<'_, T> {
         let unsettled = self.unsettled.take();
         let read_ahead = self.ahead.is_none() && self.failures == 0 && self.bounds.max_rows.is_none();
         let rows = self.rows_wanted();
-        let Session { transactions, schema, settings, destination, bounds, link, reader, ahead, books, .. } = self;
+        let Session { transactions, schema, destination, bounds, link, reader, ahead, books, .. } = self;
         link.exchange(request, bounds.until, || {
             if let Some(settlement) = unsettled {
                 transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
             }
             if read_ahead {
-                *ahead = Some(transactions.step(|| reader.read(schema, rows, settings.batch_bytes)));
+                *ahead = Some(transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes)));
             }
         })
     }

@@ -55,7 +55,9 @@ impl Settlement {
                 Stop::Down { error: error.clone(), retry_in: wait.max(retry_after.unwrap_or_default()) }
             }
             Trouble::Unauthorized { .. } => Stop::TokenInvalid,
-            Trouble::Misconfigured { error } => Stop::Down { error: error.clone(), retry_in: SLOW_PROBE },
+            Trouble::Misconfigured { error } | Trouble::Gone { error } => {
+                Stop::Down { error: error.clone(), retry_in: SLOW_PROBE }
+            }
         });
         Settlement { batch, answered, verdicts, failures, failures_before, stop }
     }
@@ -167,6 +169,9 @@ fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_th
     };
     if let Some(Trouble::NotThrough { error, .. }) = &settlement.answered.trouble {
         queue::mark_offline(schema, not_through, error);
+    }
+    if let Some(Trouble::Gone { error }) = &settlement.answered.trouble {
+        target::set_paused(schema, target_id, true, Some(error));
     }
     books.write(schema, target_id); // before, because a success closes the breaker
     let failures = if answered { 1 } else { settlement.failures };

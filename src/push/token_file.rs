@@ -1,8 +1,9 @@
-//! Files that hold a token: those of an administrator, and our own, in `sync_outbox` below the data directory.
+//! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data directory.
 //!
-//! A token file is opened first and looked at then, so that what was checked is what is read. Nothing here is
+//! A file is opened first and looked at then, so that what was checked is what is read. Nothing here is
 //! transactional, and no error shows any of a file's content.
 
+use crate::delivery::signature::{SecretError, Secrets};
 use crate::delivery::token::{self, TokenError};
 use crate::pg::{Oid, file};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Group may read (Kubernetes and base backups of group-access clusters need it), others may nothing.
 const FORBIDDEN_MODE: u32 = 0o037;
 
-/// What is wrong with a token file.
+/// What is wrong with a file that holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("does not exist")]
@@ -29,6 +30,8 @@ pub enum FileError {
     Mode(u32),
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("was not written by sync_outbox_set_token()")]
     Format,
 }
@@ -42,6 +45,11 @@ impl From<io::Error> for FileError {
 /// The token in a file of the administrator's. It may be reached through a symbolic link, as Kubernetes mounts secrets.
 pub fn read(path: &Path) -> Result<String, FileError> {
     Ok(token::from_file(&content(path, 0)?)?)
+}
+
+/// The signing secrets in a file of the administrator's.
+pub fn read_secrets(path: &Path) -> Result<Secrets, FileError> {
+    Ok(Secrets::from_file(&content(path, 0)?)?)
 }
 
 fn content(path: &Path, flags: i32) -> Result<Vec<u8>, FileError> {

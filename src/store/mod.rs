@@ -6,7 +6,9 @@
 pub mod accepted;
 pub mod applied;
 pub mod attached;
+pub mod backlog;
 pub mod history;
+pub mod identity;
 pub mod import;
 pub mod lane;
 pub mod overview;

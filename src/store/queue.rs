@@ -3,9 +3,13 @@
 use super::{Schema, stats};
 use crate::capture::Priority;
 use crate::delivery::batch::Change;
+use crate::pg::guc::Nest;
 use crate::pg::heap;
 use crate::pg::spi::{self, Arg};
 use std::ops::ControlFlow;
+
+/// How long a statement that keeps writers out waits for them.
+const LOCK_WAIT_MS: i32 = 5_000;
 
 /// The statement capture falls back to, columns in the table's order.
 pub fn insert_statement(schema: &Schema) -> String {
@@ -110,6 +114,33 @@ pub fn parked(schema: &Schema, target_id: i16, mut each: impl FnMut(KeyRow)) {
             ControlFlow::Continue(())
         },
     );
+}
+
+/// Makes changes that came from elsewhere this transaction's, if their transaction could be mistaken for one of this server
+/// that is running or still to come. The caller keeps the senders out.
+pub fn claim(schema: &Schema) {
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox SET txid = pg_catalog.pg_current_xact_id()
+              WHERE txid >= pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
+        ),
+        &[],
+    );
+}
+
+/// Has capture draw ids above all that are there. Writers are waited for, and kept out, only if it does not already.
+pub fn draw_ids_above(schema: &Schema) {
+    let behind = schema
+        .sql("SELECT max(o.id) FROM @.sync_outbox o HAVING max(o.id) > (SELECT last_value FROM @.sync_outbox_id_seq)");
+    if spi::first(&behind, &[], |_| ()).is_none() {
+        return;
+    }
+    let limited = Nest::new();
+    limited.limit_lock_wait(LOCK_WAIT_MS);
+    spi::run(&schema.sql("LOCK TABLE ONLY @.sync_outbox IN EXCLUSIVE MODE"), &[]);
+    if let Some(last) = spi::first(&behind, &[], |row| row.int(1)) {
+        spi::run(&schema.sql("SELECT pg_catalog.setval('@.sync_outbox_id_seq', $1)"), &[last.into()]);
+    }
 }
 
 /// How many changes wait, whatever their status: exact up to `exact`, then from a sample of the table.

@@ -143,7 +143,7 @@ fn stored<'a>(
 /// (VACUUM FULL, an update) is found by its primary key; one that is gone is no error.
 pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     let shape = Shape::of(schema.oid, LockMode::RowExclusive);
-    let missed = match shape.direct(LockMode::RowExclusive) {
+    let missed: Vec<&Change> = match shape.direct(LockMode::RowExclusive) {
         Some((table, _)) => xact::with_snapshot(|| {
             let delete = |change: &Change| {
                 interrupt::check();
@@ -156,24 +156,14 @@ pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
         None => changes.to_vec(),
     };
     xact::command_counter_increment();
-    for priority in Priority::ALL {
-        let missed: Vec<_> = missed.iter().filter(|c| c.priority == priority).collect();
-        if !missed.is_empty() {
-            let ids: Vec<i64> = missed.iter().map(|c| c.id).collect();
-            // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
-            spi::run(
-                &schema.sql(
-                    "DELETE FROM @.sync_outbox o USING unnest($3, $4) AS acked (id, dedup_key)
-                      WHERE o.target_id = $1 AND o.priority = $2::@.sync_outbox_priority AND o.id = acked.id
-                        AND o.dedup_key = acked.dedup_key",
-                ),
-                &[
-                    target_id.into(),
-                    priority.name().into(),
-                    ids.into(),
-                    Arg::uuids(missed.iter().map(|c| &c.dedup_key)),
-                ],
-            );
-        }
+    for change in missed {
+        // One at a time: any statement for all of them leaves the way to the planner, which knows nothing of a queue.
+        spi::run(
+            &schema.sql(
+                "DELETE FROM @.sync_outbox WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3
+                    AND dedup_key = ANY ($4)",
+            ),
+            &[target_id.into(), change.priority.name().into(), change.id.into(), Arg::uuids([&change.dedup_key])],
+        );
     }
 }

@@ -134,6 +134,20 @@ pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
     (sampled as f64 / share).round() as i64
 }
 
+/// How many changes there are, if they can be more than `limit`; else some number that is not.
+pub fn rows_above(schema: &Schema, limit: i64) -> i64 {
+    /// MaxHeapTuplesPerPage with pages of 8 kB; the largest pages have four times as many.
+    const MOST_PER_PAGE: f64 = 4.0 * 291.0;
+    let pages = pages(schema);
+    if pages * MOST_PER_PAGE <= limit as f64 {
+        return 0;
+    }
+    let share = (SAMPLE_PAGES / pages).min(1.0);
+    let mut sampled = 0;
+    spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
+    (sampled as f64 / share).round() as i64
+}
+
 fn pages(schema: &Schema) -> f64 {
     let pages = spi::first(
         "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::bigint",

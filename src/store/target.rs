@@ -18,6 +18,7 @@ pub struct Target {
     pub ca_file: Option<String>,
     pub client_cert_file: Option<String>,
     pub client_key_file: Option<String>,
+    pub signing_secret_file: Option<String>,
     pub paused: bool,
     pub paused_reason: Option<String>,
 }
@@ -51,8 +52,7 @@ pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
     )
 }
 
-const COLUMNS: &str =
-    "id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, paused, paused_reason";
+const COLUMNS: &str = "id, name, base_url, upload_path, ca_file, client_cert_file, client_key_file, signing_secret_file, paused, paused_reason";
 
 fn target(row: &Row<'_>) -> Target {
     Target {
@@ -63,8 +63,9 @@ fn target(row: &Row<'_>) -> Target {
         ca_file: row.utf8(5),
         client_cert_file: row.utf8(6),
         client_key_file: row.utf8(7),
-        paused: row.get(8).unwrap_or_default(),
-        paused_reason: row.utf8(9),
+        signing_secret_file: row.utf8(8),
+        paused: row.get(9).unwrap_or_default(),
+        paused_reason: row.utf8(10),
     }
 }
 
@@ -177,6 +178,12 @@ pub fn close_breaker(schema: &Schema, id: i16) {
         ),
         &[id.into()],
     );
+}
+
+/// Forgets what was noted of a target: breaker, rates, drain.
+pub fn forget(schema: &Schema, id: i16) {
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target_state WHERE target_id = $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_throughput WHERE target_id = $1"), &[id.into()]);
 }
 
 /// Adds to the rates of the overview, and drops what is older than an hour.

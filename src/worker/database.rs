@@ -6,11 +6,12 @@
 
 use super::retry::Retry;
 use super::shared::Seat;
-use crate::error::Error;
+use crate::error::{Error, SqlState};
 use crate::pg::spi::{self, Extension};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
-use crate::push::{Background, Next};
+use crate::push::{Background, CLONED, Next};
 use crate::settings;
+use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,11 @@ impl Worker {
         }
         let Some(next) = self.push() else { return Break(Leave::NotNeeded) };
         self.recovered();
+        if let Some(copied) = next.cloned
+            && self.seat.tell_cloned(CLONED)
+        {
+            warn_cloned(copied);
+        }
         self.rest(next)
     }
 
@@ -138,7 +144,8 @@ impl Worker {
             self.idle_since = Instant::now();
         }
         self.was_idle = next.idle;
-        let due = next.due_in.map(|due_in| Instant::now() + due_in);
+        let due_in = [next.due_in, next.look_in].into_iter().flatten().min();
+        let due = due_in.map(|due_in| Instant::now() + due_in);
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
         if stay.is_zero() || self.seat.is_crowded() {
             self.finish();
@@ -146,7 +153,7 @@ impl Worker {
         }
         show(&next);
         let longest = stay.min(settings::interval());
-        latch::wait(None, next.due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
+        latch::wait(None, due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
         Continue(())
     }
 
@@ -173,8 +180,16 @@ impl Worker {
     }
 }
 
+fn warn_cloned(copied: Copied) {
+    Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "sync_outbox sends nothing: this database is a copy")
+        .detail(format!("It is paused as cloned: {}.", copied.reason()))
+        .hint("SELECT sync_outbox_adopt('same'); if it replaces the original, SELECT sync_outbox_adopt('new'); if the original goes on sending.")
+        .log();
+}
+
 fn show(next: &Next) {
     activity::idle(&match next.due_in {
+        _ if next.cloned.is_some() => "cloned: nothing is sent".to_owned(),
         Some(due_in) => format!("next try in {due_in:.0?}"),
         None => "nothing to send".to_owned(),
     });

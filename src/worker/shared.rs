@@ -47,6 +47,8 @@ struct Entry {
     wanted: AtomicBool,
     /// And it concerns changes that may have been there for long.
     anew: AtomicBool,
+    /// When a worker last said that the database is a copy.
+    told_cloned: Option<Instant>,
 }
 
 /// An entry as the launcher sees it.
@@ -110,6 +112,7 @@ impl Entry {
             barriers: 0,
             wanted: AtomicBool::new(false),
             anew: AtomicBool::new(false),
+            told_cloned: None,
         }
     }
 
@@ -285,6 +288,17 @@ impl Seat {
     /// Whether the work that was announced is among changes that were there before; asked after [`Seat::take_wanted`].
     pub fn take_anew(&self) -> bool {
         self.with(|entry| entry.anew.swap(false, Ordering::SeqCst))
+    }
+
+    /// Whether it is time to say again that the database is a copy: `every` so often, however many workers come and go.
+    pub fn tell_cloned(&self, every: Duration) -> bool {
+        let mut table = TABLE.exclusive();
+        let Some(entry) = table.entry(self.database) else { return true };
+        let due = entry.told_cloned.is_none_or(|at| at.elapsed() >= every);
+        if due {
+            entry.told_cloned = Some(Instant::now());
+        }
+        due
     }
 
     /// Whether to make room for the workers of other databases.

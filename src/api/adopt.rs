@@ -1,0 +1,49 @@
+//! `sync_outbox_adopt()`: a person says that this database is the one that sends, although it is a copy.
+//!
+//! What a copy brought along looks to capture and sender as if it had been captured here.
+
+use super::argument::{self, Text};
+use super::discard::keep_out;
+use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::role::{self, ActAs};
+use crate::pg::xact;
+use crate::store::{Schema, identity, overview, queue, target};
+use crate::wake;
+
+/// After a copy: `same` goes on as the source that was copied, which must not send any more; `new` starts as another one.
+/// Either way the changes in the outbox stay, with the keys they have, and are sent. Allowed also where no copy was noticed.
+///
+/// Errors: 22023 for another word; 55000 on a standby; 55P03 if a sender is at work, or writers while ids have to be moved.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_adopt(as_: Text<'_>) {
+    or_raise(adopt(as_))
+}
+
+fn adopt(as_: Text<'_>) -> Result<()> {
+    let who = role::name(role::current_user());
+    let same = match argument::trimmed(as_).as_deref() {
+        Some("same") => true,
+        Some("new") => false,
+        _ => {
+            return Err(Error::argument("the argument must be 'same' or 'new'").hint(
+                "'same' if this database replaces the original, 'new' if the original goes on sending: SELECT sync_outbox_adopt('same');",
+            ));
+        }
+    };
+    if xact::in_recovery() {
+        return Err(Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "a standby cannot be adopted")
+            .hint("Nothing needs to be done: it sends nothing, and goes on by itself when it is promoted."));
+    }
+    let _owner = ActAs::owner();
+    let schema = Schema::installed()?;
+    let targets = overview::targets(&schema);
+    let _senders = targets.iter().map(|target| keep_out(&schema, target.id)).collect::<Result<Vec<_>>>()?;
+    identity::adopt(&schema, same, &who);
+    queue::claim(&schema);
+    queue::draw_ids_above(&schema);
+    for target in &targets {
+        if same { target::close_breaker(&schema, target.id) } else { target::forget(&schema, target.id) }
+    }
+    wake::anew_at_commit();
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! Certificates and keys for TLS, looked at before the client sees them: it panics over a key that does not belong to its
+//! certificate, and takes a file of authorities that it cannot read for an empty one.
+
+use crate::settings::Delivery;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use std::sync::Arc;
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+
+/// The error says which setting is wrong.
+pub fn config(settings: &Delivery) -> Result<TlsConfig, String> {
+    let roots = match &settings.ca_file {
+        None => RootCerts::PlatformVerifier,
+        Some(path) => {
+            let certificates = certificates(path, "sync_outbox.ca_file")?;
+            RootCerts::Specific(Arc::new(certificates))
+        }
+    };
+    let client = match (&settings.client_cert_file, &settings.client_key_file) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(client(certificate, key)?),
+        _ => return Err("sync_outbox.client_cert_file and sync_outbox.client_key_file go together".into()),
+    };
+    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
+}
+
+fn client(certificate_file: &str, key_file: &str) -> Result<ClientCert, String> {
+    let chain = certificates(certificate_file, "sync_outbox.client_cert_file")?;
+    let key = private_key(key_file)?;
+    let checked = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
+    PrivateKeyDer::try_from(key.der().to_vec())
+        .ok()
+        .and_then(|key| CertifiedKey::from_der(checked, key, &rustls::crypto::ring::default_provider()).ok())
+        .ok_or(
+            "the key of sync_outbox.client_key_file does not belong to the certificate of sync_outbox.client_cert_file",
+        )?;
+    Ok(ClientCert::new_with_certs(&chain, key))
+}
+
+/// The certificates of a PEM file; at least one, since ureq would ignore a broken file silently.
+fn certificates(path: &str, setting: &str) -> Result<Vec<Certificate<'static>>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("cannot read {setting}: {}", e.kind()))?;
+    let found: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if found.is_empty() { Err(format!("{setting} holds no certificate")) } else { Ok(found) }
+}
+
+fn private_key(path: &str) -> Result<PrivateKey<'static>, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("cannot read sync_outbox.client_key_file: {}", e.kind()))?;
+    PrivateKey::from_pem(&pem).map_err(|_| "sync_outbox.client_key_file holds no private key".into())
+}

@@ -1,0 +1,31 @@
+//! The worker's look at the backlog's thresholds, now and then.
+
+use crate::store::{Schema, backlog};
+use std::time::{Duration, Instant};
+
+/// A look at a long backlog reads a sample of it.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// When the last look was, and what it said about the next crossing.
+#[derive(Default)]
+pub struct Watch {
+    looked: Option<Instant>,
+    too_old_at: Option<Instant>,
+}
+
+impl Watch {
+    /// Warns of what has been crossed, if it is time to look again. Inside a transaction.
+    pub fn look(&mut self, schema: &Schema) {
+        if self.looked.is_some_and(|at| at.elapsed() < EVERY) {
+            return;
+        }
+        self.too_old_at = backlog::watch(schema).map(|too_old_in| Instant::now() + too_old_in);
+        self.looked = Some(Instant::now());
+    }
+
+    /// How long until the oldest change is too old, if it is still there then; not sooner than the next look.
+    pub fn too_old_in(&self) -> Option<Duration> {
+        let next_look = self.looked? + EVERY;
+        self.too_old_at.map(|at| at.max(next_look).saturating_duration_since(Instant::now()))
+    }
+}
