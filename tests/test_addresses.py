@@ -88,7 +88,7 @@ def server_with_names(new_server, tmp_path, run, monkeypatch):
     if os.geteuid() != 0 or subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs root and mount namespaces")
     plain = run.command
-    monkeypatch.setattr(run, "command", lambda *arguments: [*wrapper, *plain(*arguments)])
+    monkeypatch.setattr(run, "command", lambda *arguments, **options: [*wrapper, *plain(*arguments, **options)])
     return new_server()
 
 

@@ -15,12 +15,14 @@ use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
-/// What `ALTER DATABASE .. SET` may have changed and our own transactions depend on.
-const SETTINGS: [(&str, &str); 4] = [
+/// What our own transactions depend on, whatever `ALTER DATABASE .. SET` says.
+const SETTINGS: [(&str, &str); 5] = [
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("search_path", "pg_catalog, pg_temp"),
+    // Who looks first gives way: the worker does its work again, and a DROP EXTENSION or VACUUM FULL goes on.
+    ("deadlock_timeout", "100ms"),
 ];
 
 /// Returns, with the exit status of success, when the worker has left; the launcher starts another when it is needed.
