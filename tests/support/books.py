@@ -52,8 +52,8 @@ class Writers:
     """The writers' book, closed with the witness: the transactions that the database says it has committed.
 
     An entry of a transaction: `tx`, `count` of changes, `changes` = [[key, place, word], ..] (a change of a key stands in two
-    histories), `ended` = committed | async | rolled back | unknown. `place` is the change's place in the history of its key, counted in the database under the key's row lock, so that
-    it is given back when the transaction is."""
+    histories), `ended` = committed | async | rolled back | unknown. `place` is the change's place in the history of its key,
+    counted in the database under the key's row lock, so that it is given back when the transaction is."""
 
     def __init__(self, path, witness):
         self.transactions = Counter()

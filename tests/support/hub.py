@@ -167,7 +167,8 @@ class Hub:
             wire.answer(200, answer)
         elif how == "strange acks":
             foreign = [str(uuid.uuid4()) for _ in range(3)]
-            wire.answer(200, {"acked": foreign + taken + taken[:5] + foreign[:1], "errors": [], "conflicts": foreign[1:], "more": {}})
+            acked = foreign + taken + taken[:5] + foreign[:1]
+            wire.answer(200, {"acked": acked, "errors": [], "conflicts": foreign[1:], "more": {}})
         elif how == "status":
             return wire.answer(mode["status"], "no", mode.get("headers"))
         elif how == "html":

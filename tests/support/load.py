@@ -217,7 +217,8 @@ class TwoPhase(Writer):
     def round(self):
         rng = self.rng
         # What a crash or a kill left undecided keeps its rows locked.
-        for (name,) in self.connection.execute("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE %s", [f"{self.name}.%"]).fetchall():
+        left = self.connection.execute("SELECT gid FROM pg_prepared_xacts WHERE gid LIKE %s", [f"{self.name}.%"])
+        for (name,) in left.fetchall():
             self.second_phase(name, 0)
         self.transaction(lambda transaction: [transaction.act(rng) for _ in range(2)], "prepare", hold=rng.random() * 0.1)
         time.sleep(0.1)

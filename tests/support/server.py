@@ -20,7 +20,8 @@ FAST = {
 
 # A test fails when its server says one of these, whatever else the test saw.
 ALARMING = re.compile(
-    r"PANIC:|TRAP:|was terminated by signal|panicked at|\bleak(ed|s)?\b|WARNING:.*\breference\b|could not find block|don't own a lock")
+    r"PANIC:|TRAP:|was terminated by signal|panicked at|\bleak(ed|s)?\b|WARNING:.*\breference\b|could not find block"
+    r"|don't own a lock")
 
 
 class Server:
@@ -52,7 +53,8 @@ class Server:
         place = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.sockets}"]
         with open(self.log.path, "ab") as log:
             self.process = subprocess.Popen(
-                self.run.command("postgres", "-D", self.data, *place, *options, through=self.through), env={**environment(), **self.env}, cwd="/",
+                self.run.command("postgres", "-D", self.data, *place, *options, through=self.through),
+                env={**environment(), **self.env}, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.wait_until_ready()
         return self
