@@ -137,7 +137,7 @@ pub fn append<const N: usize, const K: usize>(
     unsafe { externs::append(table, index, &externs::NewRow { values: &values, nulls: &nulls, key: &key }) }
 }
 
-/// Deletes the row version at `place` (block and offset) if it is there and visible, nobody has replaced or deleted it, and
+/// Deletes the row version at `place` (block and offset; the block is one that the table has) if it is there and visible, nobody has replaced or deleted it, and
 /// `is_it` knows it by its first three columns, which are not NULL and of fixed length. Returns whether it did.
 pub fn delete(table: &Open, place: (u32, u16), is_it: impl FnOnce([Value; 3]) -> bool) -> bool {
     let mut tuple = pg_sys::HeapTupleData { t_self: address(place), ..Default::default() };

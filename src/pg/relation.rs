@@ -129,6 +129,12 @@ impl Open {
         }
     }
 
+    /// Its length in blocks, now.
+    pub fn blocks(&self) -> u32 {
+        // SAFETY: an open relation with storage.
+        unsafe { pg_sys::RelationGetNumberOfBlocksInFork(self.relation, pg_sys::ForkNumber::MAIN_FORKNUM) }
+    }
+
     /// The oids of its indexes.
     pub fn indexes(&self) -> Vec<pg_sys::Oid> {
         // SAFETY: RelationGetIndexList returns a fresh list of oids.

@@ -7,6 +7,7 @@ use super::shape::{self, Shape, column};
 use super::snapshot::Snapshot;
 use crate::capture::Priority;
 use crate::delivery::batch::{Batch, Change, Stored};
+use crate::pg::datum::Value;
 use crate::pg::heap;
 use crate::pg::interrupt;
 use crate::pg::relation::LockMode;
@@ -145,11 +146,12 @@ pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     let shape = Shape::of(schema.oid, LockMode::RowExclusive);
     let missed: Vec<&Change> = match shape.direct(LockMode::RowExclusive) {
         Some((table, _)) => xact::with_snapshot(|| {
+            let blocks = table.blocks(); // a vacuum may have made it shorter since
             let delete = |change: &Change| {
                 interrupt::check();
-                heap::delete(&table, change.place, |[id, _, key]| {
-                    id.int8() == change.id && key.uuid() == change.dedup_key.as_bytes()
-                })
+                let is_it =
+                    |[id, _, key]: [Value; 3]| id.int8() == change.id && key.uuid() == change.dedup_key.as_bytes();
+                change.place.0 < blocks && heap::delete(&table, change.place, is_it)
             };
             changes.iter().copied().filter(|change| !delete(change)).collect()
         }),
