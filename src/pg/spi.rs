@@ -270,10 +270,15 @@ fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     plan
 }
 
+/// Values and NULLs as SPI takes them.
+fn bind(args: &[Arg]) -> (Vec<pg_sys::Datum>, Vec<core::ffi::c_char>) {
+    let value = |arg: &Arg| arg.datum.unwrap_or(pg_sys::Datum::from(0));
+    let null = |arg: &Arg| if arg.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char;
+    (args.iter().map(value).collect(), args.iter().map(null).collect())
+}
+
 fn execute(plan: pg_sys::SPIPlanPtr, args: &[Arg], read_only: bool) -> u64 {
-    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
-    let nulls: Vec<core::ffi::c_char> =
-        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
+    let (mut values, nulls) = bind(args);
     // SAFETY: the plan belongs to this backend and was prepared with these types; arrays have its number of arguments.
     unsafe {
         let code = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), nulls.as_ptr(), read_only, 0);
@@ -360,9 +365,7 @@ pub fn scan_once(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> Cont
 const FEW: usize = 64;
 
 fn scan_plan(plan: pg_sys::SPIPlanPtr, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {
-    let mut values: Vec<pg_sys::Datum> = args.iter().map(|a| a.datum.unwrap_or(pg_sys::Datum::from(0))).collect();
-    let nulls: Vec<core::ffi::c_char> =
-        args.iter().map(|a| if a.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char).collect();
+    let (mut values, nulls) = bind(args);
     // SAFETY: as in `execute`; the portal is closed before the connection, or by the abort.
     unsafe {
         let portal = pg_sys::SPI_cursor_open(core::ptr::null(), plan, values.as_mut_ptr(), nulls.as_ptr(), false);

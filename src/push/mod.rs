@@ -1,7 +1,8 @@
 //! Pushing: read, send, settle. One push session, used by flush, drain and worker alike.
 //!
 //! [`session::Session`] is the journey, top down: [`reader`] fetches batches in order, [`exchange`] has each answered,
-//! [`settle`] writes the answers down, [`report`] counts, [`books`] keeps the counts that the overview shows. Who owns the transactions differs by caller: [`transactions`].
+//! [`settle`] writes the answers down, [`report`] counts, [`books`] keeps the counts that the overview shows.
+//! Who owns the transactions differs by caller: [`transactions`].
 
 mod background;
 mod books;

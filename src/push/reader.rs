@@ -11,9 +11,11 @@ use super::mark::Mark;
 use crate::capture::Priority;
 use crate::delivery::batch::Batch;
 use crate::delivery::keys::{Parked, Touched};
+use crate::pg::relation::LockMode;
 use crate::pg::wal;
 use crate::store::Schema;
 use crate::store::run::Run;
+use crate::store::shape::Shape;
 use crate::store::snapshot::Snapshot;
 use std::collections::HashMap;
 
@@ -89,8 +91,10 @@ impl Reader {
     /// durable when this returns (`hard-facts` 13).
     pub fn read(&mut self, schema: &Schema, rows: usize, bytes: usize) -> Batch {
         let mut batch = Batch::default();
+        let shape = Shape::of(schema.oid, LockMode::AccessShare);
         for (lane, priority) in Priority::ALL.into_iter().enumerate() {
             let run = Run {
+                shape: &shape,
                 target_id: self.target_id,
                 priority,
                 after: self.cursors[lane],

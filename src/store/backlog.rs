@@ -3,6 +3,7 @@
 //!
 //! Nothing follows from a crossing: the outbox grows as long as the disk lets it.
 
+use super::queue::LANES;
 use super::{Schema, stats};
 use crate::error::{Error, SqlState};
 use crate::pg::guc::Nest;
@@ -128,16 +129,13 @@ fn bytes(schema: &Schema) -> i64 {
 fn age(schema: &Schema) -> Duration {
     let _plans = super::index_order();
     let seconds = spi::first(
-        &schema.sql(
-            "WITH RECURSIVE lane AS (
-                 (SELECT target_id, priority, created_at FROM @.sync_outbox ORDER BY target_id, priority, id LIMIT 1)
-                 UNION ALL
-                 SELECT next.target_id, next.priority, next.created_at FROM lane CROSS JOIN LATERAL (
-                     SELECT o.target_id, o.priority, o.created_at FROM @.sync_outbox o
-                      WHERE (o.target_id, o.priority) > (lane.target_id, lane.priority)
-                      ORDER BY o.target_id, o.priority, o.id LIMIT 1) next)
-             SELECT extract(epoch FROM pg_catalog.clock_timestamp() - min(created_at))::bigint FROM lane",
-        ),
+        &schema.sql(&format!(
+            "{LANES} SELECT extract(epoch FROM pg_catalog.clock_timestamp() - min(first.created_at))::bigint
+               FROM lane CROSS JOIN LATERAL (
+                    SELECT o.created_at FROM @.sync_outbox o
+                     WHERE o.target_id = lane.target_id AND o.priority = lane.priority
+                     ORDER BY o.target_id, o.priority, o.id LIMIT 1) first"
+        )),
         &[],
         |row| row.int(1),
     );

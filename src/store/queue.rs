@@ -82,6 +82,15 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
 pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
     AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
 
+/// The lanes that have changes, as `lane (target_id, priority)`: one look at the index for each.
+pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
+    (SELECT target_id, priority FROM @.sync_outbox ORDER BY target_id, priority LIMIT 1)
+    UNION ALL
+    SELECT next.target_id, next.priority FROM lane CROSS JOIN LATERAL (
+        SELECT o.target_id, o.priority FROM @.sync_outbox o
+         WHERE (o.target_id, o.priority) > (lane.target_id, lane.priority)
+         ORDER BY o.target_id, o.priority LIMIT 1) next)";
+
 /// The keys that a change has, as read for parking: schema, table, pk and data (UTF-8).
 pub struct KeyRow {
     pub id: i64,
@@ -259,10 +268,12 @@ pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
     let places: Vec<_> = changes.iter().map(|c| c.place).collect();
     spi::run(
         &schema.sql(
-            "UPDATE @.sync_outbox
+            // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
+            "UPDATE @.sync_outbox o
                 SET status = 'FAILED', attempt_count = attempt_count + 1, next_attempt_at = NULL,
                     last_attempt_at = pg_catalog.clock_timestamp(), error_message = $3
-              WHERE ctid = ANY ($1) AND dedup_key = ANY ($2)",
+               FROM unnest($1, $2) AS unsent (place, dedup_key)
+              WHERE o.ctid = unsent.place AND o.dedup_key = unsent.dedup_key",
         ),
         &[Arg::places(&places), Arg::uuids(changes.iter().map(|c| &c.dedup_key)), Arg::text_utf8(error)],
     );

@@ -19,6 +19,8 @@ use std::ops::ControlFlow;
 
 /// A run of deliverable changes of one lane.
 pub struct Run<'a> {
+    /// Of the outbox, which is locked for reading.
+    pub shape: &'a Shape,
     pub target_id: i16,
     pub priority: Priority,
     /// Only ids above this one.
@@ -45,7 +47,7 @@ impl Run<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
     /// `bytes` still goes, alone). `wanted` can leave a change out.
     pub fn read(&self, schema: &Schema, batch: &mut Batch, mut wanted: impl FnMut(i64) -> bool) -> Ended {
-        let shape = Shape::of(schema.oid, LockMode::AccessShare);
+        let shape = self.shape;
         let mut ended = Ended { at: self.after, full: false, first: None };
         let mut created_at = Vec::new();
         let mut take = |row: &Row<'_>| {
@@ -59,10 +61,10 @@ impl Run<'_> {
             if ended.first.is_none() && !shape.waits_for_a_person(row.oid(column::STATUS)) {
                 ended.first = Some(ended.at);
             }
-            if self.may_go(row, &shape) && wanted(ended.at) {
+            if self.may_go(row) && wanted(ended.at) {
                 created_at.clear();
                 row.iso_time(column::CREATED_AT, &mut created_at);
-                batch.push(&stored(row, self.priority, json, &created_at, &shape));
+                batch.push(&stored(row, self.priority, json, &created_at, shape));
             }
             self.rows_to_come(batch)
         };
@@ -91,7 +93,7 @@ impl Run<'_> {
 
     /// Whether a change is committed for this pass, and deliverable: PENDING, or FAILED and its time has come (those of a
     /// request that did not get through have none).
-    fn may_go(&self, row: &Row<'_>, shape: &Shape) -> bool {
+    fn may_go(&self, row: &Row<'_>) -> bool {
         let txid = row.xid8(column::TXID);
         // A number that is still to come belongs to another cluster's transaction, from a dump.
         let committed = self.committed.sees(txid) || txid >= heap::next_transaction_id();
@@ -99,7 +101,7 @@ impl Run<'_> {
         let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= heap::now_micros());
         committed
             && Some(txid) != self.own_txid
-            && (status == Some(shape.pending) || (status == Some(shape.failed) && due()))
+            && (status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due()))
     }
 
     /// How many rows may still fit, and one more to see whether there are any.

@@ -142,10 +142,14 @@ pub fn rows_above(schema: &Schema, limit: i64) -> i64 {
     if pages * MOST_PER_PAGE <= limit as f64 {
         return 0;
     }
-    let share = (SAMPLE_PAGES / pages).min(1.0);
+    sampled_rows(schema, (SAMPLE_PAGES / pages).min(1.0)).round() as i64
+}
+
+/// How many changes a sample of that share stands for.
+fn sampled_rows(schema: &Schema, share: f64) -> f64 {
     let mut sampled = 0;
     spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
-    (sampled as f64 / share).round() as i64
+    sampled as f64 / share
 }
 
 fn pages(schema: &Schema) -> f64 {
@@ -165,9 +169,7 @@ fn share_to_sample(schema: &Schema) -> Option<f64> {
         return None;
     }
     let share = SAMPLE_PAGES / pages;
-    let mut sampled = 0;
-    spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
-    (sampled as f64 / share > EXACT_UP_TO * MARGIN).then_some(share)
+    (sampled_rows(schema, share) > EXACT_UP_TO * MARGIN).then_some(share)
 }
 
 /// Always the same pages, so that figures do not jitter between two looks at the same outbox.

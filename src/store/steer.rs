@@ -1,6 +1,7 @@
 //! What a person decides about changes in the outbox: try again, or give up.
 
 use super::Schema;
+use super::queue::LANES;
 use crate::capture::Priority;
 use crate::pg::spi::{self, Arg};
 
@@ -43,24 +44,11 @@ pub struct Lane {
 pub fn lanes(schema: &Schema) -> Vec<Lane> {
     let mut lanes = Vec::new();
     let _plans = super::index_order();
-    spi::query(
-        &schema.sql(
-            "WITH RECURSIVE lane AS (
-                 (SELECT target_id, priority FROM @.sync_outbox ORDER BY target_id, priority LIMIT 1)
-                 UNION ALL
-                 SELECT next.target_id, next.priority FROM lane CROSS JOIN LATERAL (
-                     SELECT o.target_id, o.priority FROM @.sync_outbox o
-                      WHERE (o.target_id, o.priority) > (lane.target_id, lane.priority)
-                      ORDER BY o.target_id, o.priority LIMIT 1) next)
-             SELECT target_id, priority::text FROM lane",
-        ),
-        &[],
-        |row| {
-            lanes.extend(
-                row.get(1).zip(Priority::parse(&row.text(2))).map(|(target_id, priority)| Lane { target_id, priority }),
-            )
-        },
-    );
+    spi::query(&schema.sql(&format!("{LANES} SELECT target_id, priority::text FROM lane")), &[], |row| {
+        lanes.extend(
+            row.get(1).zip(Priority::parse(&row.text(2))).map(|(target_id, priority)| Lane { target_id, priority }),
+        )
+    });
     lanes
 }
 
