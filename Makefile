@@ -55,7 +55,7 @@ T    ?= tests
 e2e: ## end-to-end tests of the release build that is there
 	$(PYTEST) -n $(JOBS) $(T)
 
-# The same seed has the same faults at the same times. A minute of it is part of `make test`, see tests/test_soak.py.
+# The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/test_soak.py.
 MINUTES ?= 60
 SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated

@@ -323,6 +323,24 @@ def test_the_lock_is_free_after_an_error_in_a_pooled_session(sales, receiver):
     assert json.loads(other.execute("SELECT sync_outbox_flush()::text").fetchone()[0])["acked"] == 1
 
 
+def test_hard_fact_15_advisory_locks_do_not_keep_the_sender_out(sales):
+    """Any role may take them, with the very numbers that pg_locks shows of the sender's lock: they are another kind."""
+    insert(sales, 1)
+    sender, hostile = sales.session(autocommit=False), sales.session(sales.role("anybody"))
+    sender.execute("SELECT sync_outbox_flush()")
+    table, target = sales.row(
+        "SELECT classid::int, objid::int FROM pg_locks WHERE locktype = 'object' AND mode = 'ExclusiveLock' AND pid = %s",
+        [sender.info.backend_pid])
+
+    granted = hostile.execute(
+        "SELECT pg_try_advisory_lock(%s::int, %s::int) AS by_two, pg_try_advisory_lock(%s::bigint << 32 | %s) AS by_one",
+        [table, target] * 2)
+    assert granted.fetchone() == (True, True)
+    sender.commit()
+    insert(sales, 2)
+    assert sales.flushed()["acked"] == 1
+
+
 def test_preparing_a_transaction_that_flushed_is_refused(sales):
     insert(sales, 1)
     session = sales.session(autocommit=False)

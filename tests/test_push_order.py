@@ -1,5 +1,7 @@
 """The order of a key holds when transactions commit in another order than they drew their ids."""
 
+from support.ledger import Ledger
+
 
 def order_of(receiver, row):
     return [change["op"] for change in receiver.changes if change["pk"] == {"id": row}]
@@ -35,3 +37,26 @@ def test_an_earlier_change_does_not_wait_for_a_later_one_in_conflict(sales, rece
 
     assert order_of(receiver, 1) == ["INSERT"]
     assert [(change.op, change.status) for change in sales.outbox()] == [("UPDATE", "CONFLICT"), ("DELETE", "PENDING")]
+
+
+def test_hard_fact_18_a_table_with_very_many_parked_keys_waits_as_a_whole_and_says_so(sales, receiver):
+    """Memory stays bounded: above 100,000 keys even a new key of that table waits, and other tables do not."""
+    sales.run("CREATE TABLE customers (id int PRIMARY KEY)")
+    sales.attach("customers")
+    sales.run("INSERT INTO sales SELECT n, 0 FROM generate_series(1, 100001) n")
+    sales.run("UPDATE sync_outbox SET status = 'DEAD'")
+    sales.run("INSERT INTO sales VALUES (0, 0)")
+    sales.run("INSERT INTO customers VALUES (1)")
+    warnings = []
+    sales.conn.add_notice_handler(lambda notice: warnings.append((notice.severity, notice.message_primary)))
+
+    answer = sales.flushed()
+
+    assert [change["table"] for change in receiver.changes] == ["customers"]
+    assert answer["blocked"] == 1
+    assert warnings == [("WARNING", 'more than 100000 keys of "public"."sales" are parked: the whole table waits for them')]
+    sales.run("UPDATE sync_outbox SET status = 'FAILED', next_attempt_at = now() + interval '1 hour' WHERE id % 2 = 0 AND status = 'DEAD'")
+    sales.run("SELECT sync_outbox_requeue()")
+    sales.run("CALL sync_outbox_drain()")
+    assert sales.outbox() == []
+    assert len(Ledger(receiver.requests).rows("sales")) == 100002

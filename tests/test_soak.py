@@ -1,5 +1,4 @@
-"""A short soak in every run of the suite; `make soak` is the long one. The issue asks for three minutes: the default here
-keeps the suite within its time, SYNC_OUTBOX_SOAK_MINUTES sets another."""
+"""A short soak in every run of the suite; `make soak` is the long one."""
 
 import os
 
@@ -9,7 +8,7 @@ from support.soak.schedule import schedule
 from support.soak.soak import FAULTS, PACE, Soak
 from support.stand import SETTINGS
 
-MINUTES = float(os.environ.get("SYNC_OUTBOX_SOAK_MINUTES", 1))
+MINUTES = float(os.environ.get("SYNC_OUTBOX_SOAK_MINUTES", 3))
 SEED = int(os.environ.get("SYNC_OUTBOX_SOAK_SEED", 15))
 
 

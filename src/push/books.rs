@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(1);
 
 /// What is not written down yet, and when something last was.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Books {
     sent: i64,
     acked: i64,

@@ -15,6 +15,7 @@ use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
 use crate::store::{Schema, backlog, identity, queue, target};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How often a drain says how far it is.
@@ -110,6 +111,7 @@ fn push<T: Transactions>(
                         );
                         session.run()?;
                         let report = session.report;
+                        report.warn_of_waiting_tables(&BTreeSet::new());
                         transactions().step(|| books.write(&schema, target.id));
                         report
                     }

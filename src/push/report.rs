@@ -1,6 +1,8 @@
 //! What a session did, and how a flush says it.
 
+use crate::delivery::keys::MOST_KEYS;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What a session counted. Changes are counted once, however often halving and bisecting sent them.
@@ -14,6 +16,8 @@ pub struct Report {
     pub conflicts: i64,
     pub dead: i64,
     pub blocked: i64,
+    /// Tables that wait as a whole because too many of their keys are parked, quoted.
+    pub waiting_tables: BTreeSet<String>,
     /// Nothing of what was in scope is left.
     pub nothing_left: bool,
     /// Why it ended before everything was tried.
@@ -43,6 +47,13 @@ pub enum Stop {
 }
 
 impl Report {
+    /// Warns of tables that wait as a whole and are not in `known`.
+    pub fn warn_of_waiting_tables(&self, known: &BTreeSet<String>) {
+        for table in self.waiting_tables.difference(known) {
+            pgrx::warning!("more than {MOST_KEYS} keys of {table} are parked: the whole table waits for them");
+        }
+    }
+
     /// The answer of `sync_outbox_flush()`: four members always, the others only when they say something.
     pub fn to_json(&self, retry_at: Option<String>) -> String {
         let mut members: Vec<(&str, Value)> = vec![

@@ -14,6 +14,7 @@ use crate::pg::{activity, role};
 use crate::settings::{self, Delivery};
 use crate::store::target::{State, Target};
 use crate::store::{Schema, queue};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How soon to look again when another sender holds the lock.
@@ -29,6 +30,8 @@ pub struct Sender {
     looked_at_everything: Option<Instant>,
     books: Books,
     stretch: Stretch,
+    /// Tables that wait as a whole, so that each is logged once.
+    waiting_tables: BTreeSet<String>,
     /// The last reason for not sending, so that it is logged once.
     told: Option<String>,
 }
@@ -112,6 +115,8 @@ impl Sender {
         let result: Result<(), Error> = session.run();
         self.mark = session.mark().clone();
         let report = session.report;
+        report.warn_of_waiting_tables(&self.waiting_tables);
+        self.waiting_tables.clone_from(&report.waiting_tables);
         self.link = Some((settings, link));
         self.stretch.add(schema, &name, who, &report);
         match (result, &report.stop) {

@@ -161,7 +161,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             self.failures = target::state(schema, id).consecutive_failures;
             self.report.pending = queue::count(schema, id, bounds.scope.branch.as_deref(), T::COUNTED);
             self.last_id = queue::last_id(schema, id);
-            self.parked = load_parked(schema, id);
+            self.parked = load_parked(schema, id, &mut self.report);
             reader.rewind(schema);
         });
     }
@@ -192,10 +192,10 @@ impl<'a, T: Transactions> Session<'a, T> {
 
     fn next_pass(&mut self) {
         self.settle();
-        let Session { transactions, schema, destination, reader, .. } = self;
+        let Session { transactions, schema, destination, reader, report, .. } = self;
         self.parked = transactions.step(|| {
             reader.rewind(schema);
-            load_parked(schema, destination.target.id)
+            load_parked(schema, destination.target.id, report)
         });
         self.reader.park_tried(&mut self.parked);
         self.sent_in_pass = false;
@@ -285,7 +285,7 @@ impl<'a, T: Transactions> Session<'a, T> {
 
     fn write(&mut self, settlement: Settlement) {
         let Session { transactions, schema, destination, books, .. } = self;
-        transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
+        settle::settle(transactions, schema, destination.target.id, &settlement, books);
     }
 
     fn finish(&mut self) {
@@ -320,7 +320,7 @@ impl<T: Transactions> Waiting for Session<'_, T> {
         let Session { transactions, schema, destination, bounds, link, reader, ahead, books, .. } = self;
         link.exchange(request, bounds.until, || {
             if let Some(settlement) = unsettled {
-                transactions.step(|| settle::write(schema, destination.target.id, &settlement, books));
+                settle::settle(transactions, schema, destination.target.id, &settlement, books);
             }
             if read_ahead {
                 *ahead = Some(transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes)));
@@ -329,17 +329,12 @@ impl<T: Transactions> Waiting for Session<'_, T> {
     }
 }
 
-fn load_parked(schema: &Schema, target_id: i16) -> Parked {
+fn load_parked(schema: &Schema, target_id: i16, report: &mut Report) -> Parked {
     let mut parked = Parked::default();
     queue::parked(schema, target_id, |row| {
         let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
         if parked.park(&touched, row.id) {
-            pgrx::warning!(
-                "more than {} keys of \"{}\".\"{}\" are parked: the whole table waits for them",
-                crate::delivery::keys::MOST_KEYS,
-                row.schema_name,
-                row.table_name
-            );
+            report.waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
         }
     });
     parked

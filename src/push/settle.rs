@@ -3,6 +3,7 @@
 use super::books::Books;
 use super::exchange::{Answered, Trouble};
 use super::report::{Report, Stop};
+use super::transactions::Transactions;
 use crate::delivery::answer::{Word, sanitise};
 use crate::delivery::backoff;
 use crate::delivery::batch::{Batch, Change};
@@ -122,9 +123,23 @@ fn fate(change: &Change, word: &Word, settings: &Delivery) -> Fate {
     }
 }
 
-/// Writes a settlement down. Runs inside a transaction; raises on database errors, which loses nothing: what was acked is
-/// sent again with the same keys.
-pub fn write(schema: &Schema, target_id: i16, settlement: &Settlement, books: &mut Books) {
+/// Writes a settlement down, however long others hold their locks: what was acked stays in memory until it is settled.
+/// Raises on other database errors, which loses nothing: it is sent again with the same keys.
+pub fn settle(
+    transactions: &mut impl Transactions,
+    schema: &Schema,
+    target_id: i16,
+    settlement: &Settlement,
+    books: &mut Books,
+) {
+    let before = books.clone();
+    transactions.settling(|| {
+        books.clone_from(&before); // of an attempt that was undone nothing is counted
+        write(schema, target_id, settlement, books);
+    });
+}
+
+fn write(schema: &Schema, target_id: i16, settlement: &Settlement, books: &mut Books) {
     let acked = settlement.acked();
     if !acked.is_empty() {
         run::delete(schema, target_id, &acked);

@@ -16,13 +16,15 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::time::{Duration, Instant};
 
 /// What our own transactions depend on, whatever `ALTER DATABASE .. SET` says.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("search_path", "pg_catalog, pg_temp"),
     // Who looks first gives way: the worker does its work again, and a DROP EXTENSION or VACUUM FULL goes on.
     ("deadlock_timeout", "100ms"),
+    // Whoever locks the outbox for long has a reason; what must not wait for that long sets a limit itself.
+    ("lock_timeout", "0"),
 ];
 
 /// Returns, with the exit status of success, when the worker has left; the launcher starts another when it is needed.
