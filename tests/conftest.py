@@ -176,3 +176,10 @@ def sales(db, receiver):
     db.run("CREATE TABLE sales (id int PRIMARY KEY, qty int, note text)")
     db.attach("sales")
     return db
+
+
+@pytest.fixture
+def three(sales):
+    """Three sales that wait."""
+    sales.run("INSERT INTO sales VALUES (1, 0), (2, 0), (3, 0)")
+    return sales

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Changes in a request while the target is not known to answer.
+/// Changes in the first request while the target is not known to answer.
 const PROBE_ROWS: usize = 10;
 
 /// The connection to one target: the HTTP thread, and the bell that it rings.
@@ -103,6 +103,8 @@ pub struct Session<'a, T> {
     /// Requests that failed in a row, from before this session too.
     failures: u32,
     batch_rows: usize,
+    /// A batch was too large: their size grows in small steps from now on.
+    too_large: bool,
     sent_in_pass: bool,
     last_id: i64,
     pub report: Report,
@@ -132,6 +134,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             ahead: None,
             unsettled: None,
             failures: 0,
+            too_large: false,
             sent_in_pass: false,
             last_id: i64::MIN,
             report: Report::default(),
@@ -159,6 +162,9 @@ impl<'a, T: Transactions> Session<'a, T> {
         let id = destination.target.id;
         transactions.step(|| {
             self.failures = target::state(schema, id).consecutive_failures;
+            if self.failures > 0 {
+                self.batch_rows = self.batch_rows.min(PROBE_ROWS);
+            }
             self.report.pending = queue::count(schema, id, bounds.scope.branch.as_deref(), T::COUNTED);
             self.last_id = queue::last_id(schema, id);
             self.parked = load_parked(schema, id, &mut self.report);
@@ -203,9 +209,8 @@ impl<'a, T: Transactions> Session<'a, T> {
     }
 
     fn rows_wanted(&self) -> usize {
-        let bound = if self.failures > 0 { PROBE_ROWS } else { self.batch_rows };
         let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
-        bound.min(self.destination.settings.batch_rows).min(left)
+        self.batch_rows.min(left)
     }
 
     fn read(&mut self) -> Batch {
@@ -264,8 +269,11 @@ impl<'a, T: Transactions> Session<'a, T> {
         self.report.blocked += answered.blocked.len() as i64;
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
+            self.too_large = true;
         } else if answered.trouble.is_none() {
-            self.batch_rows = (self.batch_rows + self.batch_rows / 10 + 1).min(self.destination.settings.batch_rows);
+            // After a probe it doubles: over a slow link most batches get through before one takes too long.
+            let step = if self.too_large { self.batch_rows / 10 + 1 } else { self.batch_rows };
+            self.batch_rows = (self.batch_rows + step).min(self.destination.settings.batch_rows);
         }
         let settlement = Settlement::new(batch, answered, &self.destination.settings, self.failures);
         settlement.left().for_each(|(id, touched)| self.reader.tried(id, touched));
