@@ -5,7 +5,9 @@
 
 import contextlib
 import os
+import pathlib
 import re
+import tempfile
 import time
 
 import pytest
@@ -161,12 +163,18 @@ def clock():
 
 
 @pytest.fixture
-def authority(tmp_path):
-    """A private certificate authority."""
-    # The servers run as another user.
-    for directory in [tmp_path, *tmp_path.parents[:3]]:
-        directory.chmod(directory.stat().st_mode | 0o111)
-    return Authority(tmp_path)
+def new_authority(run):
+    """Makes private certificate authorities, whose files the servers' user may read."""
+    def make():
+        where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
+        where.chmod(0o755)
+        return Authority(where)
+    return make
+
+
+@pytest.fixture
+def authority(new_authority):
+    return new_authority()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Certificates: the target's must be good, ours are shown where they are wanted, and what does not fit is an error."""
 
-import datetime
 import pathlib
 import tempfile
 
@@ -8,7 +7,6 @@ import pytest
 from psycopg import errors
 
 from support import behaviours
-from support.authority import Authority
 from support.ledger import Ledger
 from support.run import own
 from support.wait import wait_for
@@ -52,10 +50,8 @@ def test_https_with_a_host_name(three, over_tls):
     assert three.flush() == '{"ok": true, "pending": 3, "sent": 3, "acked": 3}'
 
 
-def test_an_authority_that_is_not_trusted(three, over_tls, tmp_path):
-    elsewhere = tmp_path / "other"
-    elsewhere.mkdir()
-    receiver = over_tls("127.0.0.1", trusted=Authority(elsewhere))
+def test_an_authority_that_is_not_trusted(three, over_tls, new_authority):
+    receiver = over_tls("127.0.0.1", trusted=new_authority())
 
     assert_nothing_sent(three, receiver, "UnknownIssuer")
 
@@ -104,7 +100,7 @@ def test_a_certificate_that_is_replaced_under_load(sales, new_receiver, authorit
     assert receiver.connections == 3
 
 
-def test_an_authority_that_is_replaced_under_load(new_server, new_receiver, authority, tmp_path):
+def test_an_authority_that_is_replaced_under_load(new_server, new_receiver, authority, new_authority):
     """The worker gets the new one with a reload, and goes on; while they do not fit, nothing is sent and nothing refused."""
     server = new_server(preload=True, settings={"sync_outbox.ca_file": authority.ca_file, "sync_outbox.retry_interval": "50ms"})
     receiver = new_receiver(tls=authority.context("127.0.0.1"))
@@ -112,8 +108,7 @@ def test_an_authority_that_is_replaced_under_load(new_server, new_receiver, auth
     shop.run("INSERT INTO sales VALUES (1, 0)")
     wait_for(lambda: shop.outbox() == [])
 
-    (tmp_path / "new").mkdir(mode=0o755)
-    new = Authority(tmp_path / "new")
+    new = new_authority()
     receiver.stop()
     receiver.tls = new.context("127.0.0.1")
     receiver.start()
@@ -163,11 +158,9 @@ def test_a_client_certificate_that_is_missing(mutual):
     assert mutual.receiver.requests == []
 
 
-def test_a_client_certificate_of_another_authority(mutual, tmp_path):
+def test_a_client_certificate_of_another_authority(mutual, new_authority):
     """It fits its key, and the target does not know who issued it."""
-    another = tmp_path / "stranger"
-    another.mkdir()
-    for name, path in zip(("client_cert_file", "client_key_file"), Authority(another).client_files()):
+    for name, path in zip(("client_cert_file", "client_key_file"), new_authority().client_files()):
         mutual.files[name].write_bytes(path.read_bytes())
     answer = mutual.flushed()
 
@@ -184,13 +177,11 @@ def test_a_client_certificate_of_another_authority(mutual, tmp_path):
     ("client_cert_file", b"nothing", "sync_outbox.client_cert_file holds no certificate"),
     ("ca_file", b"\xff\x00", "sync_outbox.ca_file holds no certificate"),
 ], ids=["missing", "empty", "another key", "no certificate", "no pem", "no authority"])
-def test_certificate_files_that_do_not_fit_are_errors_and_no_panics(mutual, tmp_path, file, content, why):
+def test_certificate_files_that_do_not_fit_are_errors_and_no_panics(mutual, new_authority, file, content, why):
     if content is None:
         mutual.files[file].unlink()
     elif content == b"other":
-        another = tmp_path / "another"
-        another.mkdir()
-        mutual.files[file].write_bytes(Authority(another).client_files()[1].read_bytes())
+        mutual.files[file].write_bytes(new_authority().client_files()[1].read_bytes())
     else:
         mutual.files[file].write_bytes(content)
     with pytest.raises(errors.ConfigFileError, match=why):
