@@ -106,3 +106,36 @@ def test_a_lock_on_the_outbox_delays_and_loses_nothing(live, receiver):
 
     wait_for(lambda: live.outbox() == [])
     assert [change["pk"]["id"] for change in receiver.changes] == [1]
+
+
+@pytest.mark.parametrize("statement, error", [
+    ("ALTER SEQUENCE sync_outbox_id_seq MAXVALUE 2", psycopg.errors.SequenceGeneratorLimitExceeded),
+    ("ALTER TABLE sync_outbox ADD CHECK (op <> 'UPDATE')", psycopg.errors.CheckViolation),
+    ("ALTER TABLE sync_outbox DROP COLUMN data", psycopg.Error),
+    ("ALTER TABLE sync_outbox ALTER pk SET DATA TYPE int USING 0", psycopg.Error),
+    ("ALTER TABLE sync_outbox RENAME TO elsewhere", psycopg.Error),
+], ids=["ids used up", "a constraint", "a column less", "another type", "another name"])
+def test_capture_that_cannot_write_fails_the_writer(sales, statement, error):
+    """Better no sale than one that the hub never hears of."""
+    sales.run("INSERT INTO sales VALUES (1, 0), (2, 0)")
+    sales.run("SET client_min_messages = error")
+    sales.run(statement)
+    with pytest.raises(error):
+        sales.run("UPDATE sales SET qty = 1")
+
+    assert sales.value("SELECT max(qty) FROM sales") == 0
+
+
+@pytest.mark.expects_log("sync_outbox_target_state")
+def test_delivery_that_cannot_work_fails_no_writer(live, receiver):
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    live.run("ALTER TABLE sync_outbox_target_state RENAME TO elsewhere")
+    for sale in range(100):
+        live.run("INSERT INTO sales VALUES (%s, 0)", [sale])
+    assert len(live.outbox()) == 100
+
+    live.run("ALTER TABLE elsewhere RENAME TO sync_outbox_target_state")
+    wait_for(lambda: live.outbox() == [], 30)
+    assert sorted(change["pk"]["id"] for change in receiver.changes) == list(range(100))
