@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites build install install-files uninstall test unit e2e soak lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,9 @@ help: ## list the targets
 
 prerequisites: ## install what building and testing need (Debian)
 	scripts/prerequisites.sh
+
+postgresql-16: ## a PostgreSQL 16 with the extension below target, for the test of pg_upgrade
+	scripts/postgresql-16.sh
 
 build: ## release build for the server of PG_CONFIG
 	$(CARGO) build --release $(FEATURES)
@@ -43,6 +46,7 @@ uninstall: ## remove what install copied
 test: ## everything: unit tests, then end-to-end tests against private servers
 	$(MAKE) prerequisites
 	$(MAKE) unit
+	$(MAKE) postgresql-16
 	$(MAKE) build
 	$(MAKE) e2e
 

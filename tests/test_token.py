@@ -8,6 +8,7 @@ from psycopg import errors, sql
 
 from support.behaviours import require_token
 from support.run import own
+from support.wait import wait_for
 
 CANARY = "c4n4ry-0f-a-t0ken"
 
@@ -85,6 +86,19 @@ def test_a_token_does_not_follow_the_url(queue, receiver, new_receiver):
     queue.configure(webapp_base_url=receiver.url + "/other/path")
     assert queue.flushed()["ok"]
     assert sent_token(receiver) == CANARY
+
+
+def test_the_workers_log_says_in_words_that_a_token_is_missing(live, receiver, new_receiver):
+    live.aim(receiver)
+    live.configure(webapp_base_url=new_receiver().url)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY)")
+    live.attach("sales")
+    position = live.server.log.position()
+    live.run("INSERT INTO sales VALUES (1)")
+
+    said = wait_for(lambda: live.server.log.matches("sync_outbox sends nothing", position))
+    assert len(said) == 1
+    assert f"LOG:  sync_outbox sends nothing: auth missing: the token was set for {receiver.url}" in said[0]
 
 
 def test_a_new_token_replaces_the_old(queue, receiver):

@@ -50,9 +50,9 @@ pub fn is_owned(oid: pg_sys::Oid) -> bool {
     let user = super::role::current_user();
     // SAFETY: catalog look-up inside a transaction.
     unsafe {
-        #[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15"))]
+        #[cfg(feature = "pg15")]
         return pg_sys::pg_database_ownercheck(oid, user);
-        #[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15")))]
+        #[cfg(not(feature = "pg15"))]
         return pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
     }
 }

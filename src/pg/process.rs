@@ -2,6 +2,10 @@
 
 use super::externs;
 use pgrx::pg_sys;
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 
 /// A running process of this server, as another one can reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,8 +42,8 @@ impl Process {
 pub fn handle_signals() {
     // SAFETY: first thing in a background worker, where signals are still blocked; the handlers are the server's own.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(externs::die));
-        pg_sys::pqsignal(libc::SIGHUP, Some(externs::SignalHandlerForConfigReload));
+        pqsignal(libc::SIGTERM, Some(externs::die));
+        pqsignal(libc::SIGHUP, Some(externs::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }

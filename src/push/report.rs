@@ -24,25 +24,28 @@ pub struct Report {
     pub stop: Option<Stop>,
 }
 
-/// Why a session ended early.
-#[derive(Clone, Debug, PartialEq)]
+/// Why a session ended early, or did not begin.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Stop {
+    #[error("flush_busy")]
     Busy,
+    #[error("paused")]
     Paused,
     /// This database is a copy that nobody has adopted.
+    #[error("cloned")]
     Cloned,
-    TokenMissing {
-        why: Option<String>,
-    },
+    #[error("auth missing{}", .why.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    TokenMissing { why: Option<String> },
+    #[error("auth invalid")]
     TokenInvalid,
     /// The target did not answer, or is not what it should be; not before `retry_in` again.
-    Down {
-        error: String,
-        retry_in: Duration,
-    },
+    #[error("{error}")]
+    Down { error: String, retry_in: Duration },
     /// `flush_timeout` is over.
+    #[error("flush_timeout")]
     OutOfTime,
     /// `max_rows` are sent.
+    #[error("max_rows")]
     Enough,
 }
 
@@ -90,14 +93,9 @@ impl Report {
     /// The error of a session, as the history keeps it.
     pub fn error(&self) -> Option<String> {
         match self.stop.as_ref()? {
-            Stop::Busy => Some("flush_busy".into()),
-            Stop::Paused => Some("paused".into()),
-            Stop::Cloned => Some("cloned".into()),
             Stop::TokenMissing { .. } => Some("auth missing".into()),
-            Stop::TokenInvalid => Some("auth invalid".into()),
-            Stop::Down { error, .. } => Some(error.clone()),
-            Stop::OutOfTime => Some("flush_timeout".into()),
             Stop::Enough => None,
+            stop => Some(stop.to_string()),
         }
     }
 }

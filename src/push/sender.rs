@@ -86,7 +86,7 @@ impl Sender {
         match (lock, destination) {
             (None, _) => Next::not_before(BUSY),
             (Some(_lock), Ok(Ok(destination))) => self.push(schema, destination, who),
-            (_, Ok(Err(stop))) => self.cannot_send(format!("{stop:?}")),
+            (_, Ok(Err(stop))) => self.cannot_send(stop.to_string()),
             (_, Err(error)) => self.cannot_send(error.message),
         }
     }

@@ -23,14 +23,18 @@ def _directory(pg_config, which):
     return pathlib.Path(subprocess.check_output([pg_config, f"--{which}"], text=True).strip())
 
 
-def build(where):
-    """Copies the server of PG_CONFIG below `where`, installs the built extension there, returns the private bindir."""
-    pg_config = default_pg_config()
+def copy(pg_config, where):
+    """Copies a server below `where`; returns the private bindir."""
     trees = {name: _directory(pg_config, name) for name in ("bindir", "pkglibdir", "sharedir")}
     root = pathlib.Path(os.path.commonpath(trees.values()))
     for tree in trees.values():
         shutil.copytree(tree, where / tree.relative_to(root), symlinks=True, dirs_exist_ok=True)
-    bindir = where / trees["bindir"].relative_to(root)
+    return where / trees["bindir"].relative_to(root)
+
+
+def build(where):
+    """Copies the server of PG_CONFIG below `where`, installs the built extension there, returns the private bindir."""
+    bindir = copy(default_pg_config(), where)
     subprocess.run(
         ["make", "--no-print-directory", "-s", "-C", PROJECT, "install-files", f"PG_CONFIG={bindir / 'pg_config'}"],
         check=True)

@@ -43,7 +43,7 @@ def create():
     try:
         (where / "bindir").symlink_to(prefix.build(where / "pg"))
         template = run.directory("template")
-        run.call("initdb", "-D", template, "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C")
+        run.initialise(template)
     except BaseException:
         run.remove()
         raise
@@ -52,15 +52,18 @@ def create():
 
 
 class Run:
-    """The directory of a test run; keeps what was started so that nothing outlives it."""
+    """The directory of a test run; keeps what was started so that nothing outlives it.
 
-    def __init__(self, where=None):
+    `programs` names another server's bindir in the directory, for tests of two versions."""
+
+    def __init__(self, where=None, programs="bindir"):
         self.where = pathlib.Path(where or os.environ[ENVIRONMENT])
+        self.programs = programs
         self.started = contextlib.ExitStack()
 
     @property
     def bindir(self):
-        return (self.where / "bindir").resolve()
+        return (self.where / self.programs).resolve()
 
     def directory(self, name):
         """A new directory of the servers' user."""
@@ -78,12 +81,16 @@ class Run:
         switch = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"] if os.geteuid() == 0 else []
         return ["setpriv", *switch, "--pdeathsig=INT", *through, str(self.bindir / program), *map(str, arguments)]
 
-    def call(self, program, *arguments, **options):
+    def call(self, program, *arguments, cwd="/"):
         """Runs a PostgreSQL program to its end and returns its output; its errors become the test's."""
-        done = subprocess.run(self.command(program, *arguments), env=environment(), cwd="/", text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        done = subprocess.run(self.command(program, *arguments), env=environment(), cwd=cwd, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{program} {arguments}:\n{done.stdout}"
         return done.stdout
+
+    def initialise(self, data):
+        """Makes a data directory of an empty one."""
+        self.call("initdb", "-D", data, "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C")
 
     def clone_template(self, name):
         """A data directory that was initialised once and copied since: a tenth of initdb's time."""
