@@ -25,10 +25,12 @@ PORTS = 2
 
 
 class HubProcess:
-    """The handle: starts and kills the process, and tells it what to do."""
+    """The handle: starts and kills the process, and tells it what to do. It listens at the address `listen`, and goes by `name`."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, listen="127.0.0.1", name=None):
         self.directory = directory
+        self.listen = listen
+        self.name = name or listen
         self.book = directory / "hub.book"
         self.process = None
         self.behave()
@@ -37,7 +39,7 @@ class HubProcess:
     def start(self):
         ready = self.directory / "ports.ready"
         ready.unlink(missing_ok=True)
-        self.process = subprocess.Popen([sys.executable, __file__, str(self.directory)], start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.directory), self.listen], start_new_session=True)
         wait_for(ready.exists, 20, "a hub that listens")
         self.ports = json.loads((self.directory / "ports").read_text())
         return self
@@ -51,7 +53,7 @@ class HubProcess:
 
     @property
     def urls(self):
-        return [f"http://127.0.0.1:{port}" for port in self.ports]
+        return [f"http://{self.name}:{port}" for port in self.ports]
 
     @property
     def url(self):
@@ -91,9 +93,9 @@ def keys(change):
 class Listener(Receiver):
     """A receiver that also breaks off before a request has been read."""
 
-    def __init__(self, behaviour, mode, port):
+    def __init__(self, behaviour, mode, host, port):
         self.mode = mode
-        super().__init__(behaviour, port=port)
+        super().__init__(behaviour, host=host, port=port)
 
     def _requests(self, connection, number):
         mode = self.mode()
@@ -116,13 +118,13 @@ class Listener(Receiver):
 class Hub:
     """The process: what it does with a whole request."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, host):
         self.directory = directory
         self.book = Book(directory / "hub.book")
         self.lock = threading.Lock()
         known = directory / "ports"
         ports = json.loads(known.read_text()) if known.exists() else [0] * PORTS
-        self.listeners = [Listener(self, self.mode, port) for port in ports]
+        self.listeners = [Listener(self, self.mode, host, port) for port in ports]
         replace(known, [listener.port for listener in self.listeners])
         (directory / "ports.ready").touch()
 
@@ -234,4 +236,4 @@ def poisonous(change):
 
 if __name__ == "__main__":
     import pathlib
-    Hub(pathlib.Path(sys.argv[1])).run()
+    Hub(pathlib.Path(sys.argv[1]), sys.argv[2]).run()
