@@ -195,3 +195,13 @@ def test_an_altered_outbox_is_written_by_insert(sales):
 
     assert modifications(sales, "INSERT INTO sales VALUES (1), (2)", "Insert") == 2
     assert sales.value("SELECT count(inserted_at) FROM sync_outbox") == 2
+
+
+def test_an_outbox_that_had_another_column_once_is_written_by_insert(sales):
+    """A dropped column keeps its place in a row, so that a row of the columns that are left is none of the table's."""
+    sales.run("ALTER TABLE sync_outbox ADD note text; ALTER TABLE sync_outbox DROP note")
+
+    assert modifications(sales, "INSERT INTO sales VALUES (1, 1), (2, 2)", "Insert") == 2
+    assert [(change.pk, change.data) for change in sales.outbox()] == [
+        ({"id": id}, {"id": id, "qty": id, "note": None}) for id in (1, 2)]
+    assert sales.flushed()["acked"] == 2

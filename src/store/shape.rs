@@ -156,7 +156,9 @@ fn require_columns(table: &Open) {
 /// The primary key's index, if the table is exactly as `sql/` makes it.
 fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, status: Oid) -> Option<Oid> {
     let columns = table.columns();
+    // A column that was dropped still has its place in a row.
     let as_made = columns.len() == COLUMNS.len()
+        && table.borrow().natts() == COLUMNS.len()
         && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, kind)))| {
             let expected = match kind {
                 Kind::Type(oid) => oid,
