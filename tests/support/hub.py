@@ -3,10 +3,12 @@
 It listens on two ports, so that a target can move, and misbehaves as `behave` tells it, also while requests are out. Run as a
 program it is the process, else the handle to it."""
 
+import gzip
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +24,12 @@ from support.receiver import Receiver, Wire
 from support.wait import wait_for
 
 PORTS = 2
+# Large enough to hurt whoever unpacks or keeps them.
+BOMB = gzip.compress(b" " * 50_000_000, 9)
+LONG_ERROR = "\x1b[31m\x00\r\n" * 1_500_000
+# Nothing is taken by a hub that behaves so.
+TAKES_NOTHING = {"status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip", "half close",
+                 "gzip bomb", "long error"}
 
 
 class HubProcess:
@@ -157,7 +165,7 @@ class Hub:
         # On a connection that was kept there is no more breaking off before the request has been read.
         if how == "refused" or how.startswith(("reset before", "early")):
             how = "reset after reading"
-        if how in ("status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip"):
+        if how in TAKES_NOTHING:
             taken = []
         if how == "poison" and any(poisonous(change) for change in changes):
             self.enter(request, changes, [])
@@ -167,6 +175,8 @@ class Hub:
         if how in ("ack", "half", "refuse", "conflict", "poison", "ack in time"):
             time.sleep(mode.get("delay", 0))
             wire.answer(200, answer)
+        elif how == "ack in pieces":
+            wire.answer(200, answer, size=100)
         elif how == "strange acks":
             foreign = [str(uuid.uuid4()) for _ in range(3)]
             acked = foreign + taken + taken[:5] + foreign[:1]
@@ -181,6 +191,21 @@ class Hub:
             return wire.answer(200, {"acked": [], "errors": [], "conflicts": []})
         elif how in ("vanish", "take and vanish"):
             return wire.close()
+        elif how in ("half close", "take and half close"):
+            wire.connection.shutdown(socket.SHUT_WR)
+            wire.connection.recv(1)  # until the sender has left as well
+            return wire.close()
+        elif how == "wrong length":
+            wire.answer(200, answer, {"Content-Length": str(len(json.dumps(answer)) + mode["off"]), "Connection": "close"})
+            return wire.close()
+        elif how == "header flood":
+            return wire.answer(200, answer, {f"X-Flood-{number}": "flood" for number in range(10_000)})
+        elif how == "gzip bomb":
+            return wire.answer(200, BOMB, {"Content-Encoding": "gzip"})
+        elif how == "long error":
+            return wire.answer(500, LONG_ERROR)
+        elif how == "take and never end":
+            return behaviours.endless(request, wire)
         elif how in ("silent", "take and be silent"):
             return time.sleep(30)
         elif how in ("reset after reading", "take and reset"):
