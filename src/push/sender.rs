@@ -112,7 +112,9 @@ impl Sender {
         let result: Result<(), Error> = session.run();
         self.mark = session.mark().clone();
         let report = session.report;
-        self.link = Some((settings, link));
+        // After a failure its files are read again: certificates, authorities and keys may have been renewed.
+        let down = matches!(report.stop, Some(Stop::Down { .. }));
+        self.link = (!down).then_some((settings, link));
         self.stretch.add(schema, &name, who, &report);
         match (result, &report.stop) {
             (Err(error), _) => self.cannot_send(error.message),
