@@ -15,8 +15,9 @@ from support.stand import SETTINGS, Stand
 from support.wait import wait_for
 from test_worker_server import shop_on
 
-QUEUE = """CREATE VIEW @extschema@.sync_outbox_queue AS SELECT o.id, t.name AS target, o.status, o.attempt_count, o.error_message {}
-    FROM @extschema@.sync_outbox o LEFT JOIN @extschema@.sync_outbox_target t ON t.id OPERATOR(pg_catalog.=) o.target_id;"""
+QUEUE = """CREATE VIEW @extschema@.sync_outbox_queue AS
+    SELECT o.id, t.name AS target, o.status, o.attempt_count, o.error_message {} FROM @extschema@.sync_outbox o
+      LEFT JOIN @extschema@.sync_outbox_target t ON t.id OPERATOR(pg_catalog.=) o.target_id;"""
 SCRIPTS = {
     "0.1.0--0.0.8": f"""DROP VIEW @extschema@.sync_outbox_queue;
         ALTER TABLE @extschema@.sync_outbox DROP reason;
@@ -34,7 +35,7 @@ SCRIPTS = {
         {QUEUE.format(", o.reason, o.noted_at")}""",
 }
 UPDATE = "ALTER EXTENSION sync_outbox UPDATE"
-# One that fails does not harm the others: the lock is not waited for by everybody for long.
+# As a careful DBA: who waits for the lock on the outbox has everybody else wait behind it.
 CAREFULLY = f"SET lock_timeout = '10s'; {UPDATE}"
 TOO_OLD = 'the objects of extension "sync_outbox" are of version 0.0.9, too old for its library'
 
@@ -87,7 +88,7 @@ def test_what_needs_newer_tables_says_so_and_what_to_do(old_shop, receiver, stat
 def test_a_worker_says_so_once_and_goes_on_after_the_update(old_shop, receiver):
     shop = old_shop("0.0.9", enabled="on")
     shop.run("INSERT INTO sales VALUES (1), (2)")
-    wait_for(lambda: shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE 'after an error, next try in%'"), 20, "a worker that waits")
+    wait_for(lambda: shop.rows("SELECT FROM pg_stat_activity WHERE query LIKE 'after an error, next try in%'"), 20)
     log = shop.server.log
     assert len(log.matches(f"WARNING:  {TOO_OLD}")) == len(log.matches(f"HINT:  {UPDATE};")) == 1
     assert receiver.requests == []

@@ -3,6 +3,7 @@
 It listens on two ports, so that a target can move, and misbehaves as `behave` tells it, also while requests are out. Run as a
 program it is the process, else the handle to it."""
 
+import functools
 import gzip
 import hashlib
 import json
@@ -24,16 +25,13 @@ from support.receiver import Receiver, Wire
 from support.wait import wait_for
 
 PORTS = 2
-# Large enough to hurt whoever unpacks or keeps them.
-BOMB = gzip.compress(b" " * 50_000_000, 9)
-LONG_ERROR = "\x1b[31m\x00\r\n" * 1_500_000
 # Nothing is taken by a hub that behaves so.
-TAKES_NOTHING = {"status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip", "half close",
-                 "gzip bomb", "long error"}
+TAKES_NOTHING = {"status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip",
+                 "half close", "gzip bomb", "long error"}
 
 
 class HubProcess:
-    """The handle: starts and kills the process, and tells it what to do. It listens at the address `listen`, and goes by `name`."""
+    """The handle: starts and kills the process, and tells it what to do. It listens at an address, and goes by a name."""
 
     def __init__(self, directory, listen="127.0.0.1", name=None):
         self.directory = directory
@@ -80,6 +78,12 @@ def replace(path, value):
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value))
     new.rename(path)
+
+
+@functools.cache
+def bomb():
+    """Large enough to hurt whoever unpacks it."""
+    return gzip.compress(b" " * 50_000_000)
 
 
 def die():
@@ -201,9 +205,9 @@ class Hub:
         elif how == "header flood":
             return wire.answer(200, answer, {f"X-Flood-{number}": "flood" for number in range(10_000)})
         elif how == "gzip bomb":
-            return wire.answer(200, BOMB, {"Content-Encoding": "gzip"})
+            return wire.answer(200, bomb(), {"Content-Encoding": "gzip"})
         elif how == "long error":
-            return wire.answer(500, LONG_ERROR)
+            return wire.answer(500, "\x1b[31m\x00\r\n" * 1_300_000)
         elif how == "take and never end":
             return behaviours.endless(request, wire)
         elif how in ("silent", "take and be silent"):

@@ -40,8 +40,9 @@ def any_status(stand, rng):
 def any_retry_after(stand, rng):
     """503 with Retry-After in any form"""
     now = time.time()
-    form = rng.choice(["0", "1", "+1", "-5", "1.5", "", "soon", "9" * 40, formatdate(now - 3600, usegmt=True), formatdate(now + 2, usegmt=True),
-                       time.strftime("%A, %d-%b-%y %H:%M:%S GMT", time.gmtime(now + 2)), time.asctime(time.gmtime(now + 2))])
+    soon = time.gmtime(now + 2)
+    form = rng.choice(["0", "1", "+1", "-5", "1.5", "", "soon", "9" * 40, formatdate(now - 3600, usegmt=True),
+                       formatdate(now + 2, usegmt=True), time.strftime("%A, %d-%b-%y %H:%M:%S GMT", soon), time.asctime(soon)])
     headers = {"Retry-After": form, **({"Date": formatdate(now, usegmt=True)} if rng.random() < 0.5 else {})}
     status(503, **headers)(stand, rng)
 
