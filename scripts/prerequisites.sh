@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
     gcc libc6-dev pkg-config clang libclang-dev
-    postgresql-15 postgresql-server-dev-15 postgresql-15-cron libfaketime
+    postgresql-15 postgresql-server-dev-15 postgresql-15-cron postgresql-15-repack libfaketime iproute2
     python3-pip patchelf
     python3-pytest python3-pytest-timeout python3-pytest-xdist python3-hypothesis python3-psycopg python3-trustme
 )

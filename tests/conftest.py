@@ -15,6 +15,7 @@ import pytest
 from support import run as runs
 from support.authority import Authority
 from support.database import Database
+from support.network import Network
 from support.receiver import Receiver
 from support.server import Server
 
@@ -148,6 +149,15 @@ def new_receiver():
 def receiver(new_receiver):
     """A receiver that acks everything."""
     return new_receiver()
+
+
+@pytest.fixture
+def network(run, worker_name):
+    """A network of the test's own; tests that need one are skipped where it cannot be had."""
+    if not Network.possible():
+        pytest.skip("needs root and network namespaces")
+    with Network(run, worker_name) as network:
+        yield network
 
 
 @pytest.fixture

@@ -80,16 +80,14 @@ fe80::1 neighbour.test
 
 
 @pytest.fixture
-def server_with_names(new_server, tmp_path, run, monkeypatch):
+def server_with_names(new_server, tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text(HOSTS)
     hosts.chmod(0o644)
-    wrapper = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
-    if os.geteuid() != 0 or subprocess.run([*wrapper, "true"], capture_output=True).returncode != 0:
+    within = ["unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
+    if os.geteuid() != 0 or subprocess.run([*within, "true"], capture_output=True).returncode != 0:
         pytest.skip("needs root and mount namespaces")
-    plain = run.command
-    monkeypatch.setattr(run, "command", lambda *arguments, **options: [*wrapper, *plain(*arguments, **options)])
-    return new_server()
+    return new_server(within=within)
 
 
 def test_a_name_is_refused_by_what_it_resolves_to(server_with_names, receiver):

@@ -1,9 +1,11 @@
-"""How long a database waits for a receiver that hangs: not at all. Every way to end a sender, for every kind of sender, and
-for what others want meanwhile; docs/reliability.md has the table. The bound is a second; measured is a few milliseconds."""
+"""How long a database waits for a receiver that hangs, or for a resolver that does: not at all. Every way to end a sender, for
+every kind of sender, and for what others want meanwhile; docs/reliability.md has the table. The bound is a second; measured
+is a few milliseconds."""
 
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -18,25 +20,24 @@ SENDERS = ["flush", "drain", "worker"]
 
 
 class Sender:
-    """A sender whose request is out and will not be answered."""
+    """A sender whose request hangs; `hangs()` waits until it does."""
 
-    def __init__(self, kind, db, receiver):
-        self.kind, self.db, self.receiver = kind, db, receiver
+    def __init__(self, kind, db, hangs):
+        self.kind, self.db, self.hangs = kind, db, hangs
         self.ended = threading.Event()
-        receiver.script(receiver.hang)
 
     def begin(self, before=None):
-        """Writes a change, and waits until its request is out."""
+        """Writes a change, and waits until its request hangs."""
         if self.kind != "worker":
             session = self.db.session()
             session.execute(before or "")
             self.pid = session.info.backend_pid
             self.db.run("INSERT INTO sales VALUES (1, 0)")
             threading.Thread(target=self.push, args=[session], daemon=True).start()
-            self.receiver.wait_for_requests(1)
+            self.hangs()
         else:
             self.db.run("INSERT INTO sales VALUES (1, 0)")
-            self.receiver.wait_for_requests(1)
+            self.hangs()
             (self.pid,) = workers(self.db)
         return self
 
@@ -59,13 +60,29 @@ class Sender:
             "SELECT locktype, mode FROM pg_locks WHERE pid = %s AND locktype NOT IN ('virtualxid')", [self.pid])]
 
 
-@pytest.fixture
-def sender(new_server, receiver):
+@pytest.fixture(params=["receiver", "resolver"])
+def sender(request, new_server):
     """begin(kind): a sender on a server of its own, hanging; `measured` bounds and notes what is done to it."""
     def make(kind):
-        server = new_server(preload=True, settings={"sync_outbox.enabled": "on" if kind == "worker" else "off"})
-        return Sender(kind, shop_on(server, receiver), receiver)
+        target, within, hangs = request.getfixturevalue(f"hanging_{request.param}")
+        server = new_server(preload=True, within=within, settings={
+            "sync_outbox.enabled": "on" if kind == "worker" else "off", "sync_outbox.allow_http": "on"})
+        return Sender(kind, shop_on(server, target), hangs)
     return make
+
+
+@pytest.fixture
+def hanging_receiver(receiver):
+    """A target, the way of a server to it, and how to wait for a request that hangs."""
+    receiver.script(receiver.hang)
+    return receiver, (), lambda: receiver.wait_for_requests(1)
+
+
+@pytest.fixture
+def hanging_resolver(network):
+    network.names.behave(delay=None)
+    target = SimpleNamespace(url="http://hub.test:8080")
+    return target, network.within, lambda: wait_for(lambda: network.names.questions, what="the name is looked up")
 
 
 @pytest.fixture

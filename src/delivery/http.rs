@@ -20,6 +20,9 @@ const ANSWER_BYTES: u64 = 64 * 1024;
 /// Above this size a request asks first whether it is welcome, so that an early 413 or 401 is not lost to a reset.
 const EXPECT_ABOVE: usize = 1024 * 1024;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection is kept, however busy it is: a name that has moved is followed then, also while the old server
+/// still answers.
+const CONNECTION_AGE: Duration = Duration::from_secs(10);
 
 /// What a request is made of.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ impl Http {
         let agent = agent(settings)?;
         let (jobs, inbox) = channel::<Request>();
         let (outbox, replies) = channel::<Reply>();
-        let mut client = Client { agent: agent.clone(), compress: settings.compression, expect: true, used: false };
+        let mut client = Client { agent: agent.clone(), compress: settings.compression, expect: true, connected: None };
         std::thread::Builder::new()
             .name("sync_outbox http".into())
             .spawn(move || {
@@ -112,8 +115,8 @@ struct Client {
     compress: bool,
     /// Large requests ask first; off once the server has said 417.
     expect: bool,
-    /// There may be a kept connection.
-    used: bool,
+    /// Since when there may be a kept connection.
+    connected: Option<Instant>,
 }
 
 /// Which connection a request goes over.
@@ -126,14 +129,17 @@ enum Connection {
 impl Client {
     fn perform(&mut self, request: &Request) -> Reply {
         let started = Instant::now();
-        let mut result = self.attempt(request, Connection::Any);
+        let kept = self.connected.is_some_and(|since| since.elapsed() < CONNECTION_AGE);
+        if !kept {
+            self.connected = Some(started);
+        }
+        let mut result = self.attempt(request, if kept { Connection::Any } else { Connection::New });
         let again = match &result {
             // A kept connection that the server has closed meanwhile says nothing about the server.
-            Err(failure) => self.used && failure.stale && started.elapsed() < Duration::from_secs(1),
+            Err(failure) => kept && failure.stale && started.elapsed() < Duration::from_secs(1),
             // The kept connection led to the wrong server (RFC 9110, 15.5.20).
-            Ok(response) => self.used && response.status == StatusCode::MISDIRECTED_REQUEST.as_u16(),
+            Ok(response) => kept && response.status == StatusCode::MISDIRECTED_REQUEST.as_u16(),
         };
-        self.used = true;
         if again {
             result = self.attempt(request, Connection::New);
         }

@@ -9,6 +9,7 @@ pub mod bgworker;
 pub mod database;
 pub mod datum;
 pub mod entry;
+pub mod extension;
 pub mod externs;
 pub mod file;
 pub mod guc;

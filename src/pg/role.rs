@@ -71,5 +71,5 @@ pub fn name(user: pg_sys::Oid) -> String {
 }
 
 fn extension_owner() -> pg_sys::Oid {
-    super::spi::extension().map(|e| e.owner).unwrap_or(pg_sys::InvalidOid)
+    super::extension::installed().map(|e| e.owner).unwrap_or(pg_sys::InvalidOid)
 }

@@ -3,7 +3,8 @@
 use super::sender::Sender;
 use super::transactions::{Own, Transactions};
 use super::watch::Watch;
-use crate::error::Error;
+use crate::error::or_raise;
+use crate::pg::extension;
 use crate::settings;
 use crate::store::identity::{self, Copied, Standing};
 use crate::store::{Schema, queue, target};
@@ -58,11 +59,11 @@ impl Background {
             return Next::idle();
         }
         let Background { senders, watch } = self;
-        let Ok((schema, targets)) = Own.step(|| {
-            let schema = Schema::installed()?;
+        let Some((schema, targets)) = Own.step(|| {
+            let schema = or_raise(Schema::of(extension::installed()?));
             watch.look(&schema);
             match identity::standing(&schema) {
-                Standing::Copied(copied) => return Ok((schema, Err(copied))),
+                Standing::Copied(copied) => return Some((schema, Err(copied))),
                 // At once, so that a copy made of a promoted standby is known as one.
                 Standing::Moved => _ = identity::admit(&schema),
                 Standing::Ours | Standing::Unnamed => {}
@@ -73,7 +74,7 @@ impl Background {
                 let waiting = queue::any_left(&schema, target.id, None, mark, i64::MAX);
                 targets.push((target::state(&schema, target.id), waiting, target));
             }
-            Ok::<_, Error>((schema, Ok(targets)))
+            Some((schema, Ok(targets)))
         }) else {
             return Next::idle();
         };

@@ -10,7 +10,7 @@ use crate::delivery::endpoint::{self, Endpoint};
 use crate::delivery::signature::Secrets;
 use crate::delivery::token as rules;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::spi;
+use crate::pg::extension;
 use crate::settings;
 use crate::store::target::Target;
 use std::path::Path;
@@ -178,7 +178,7 @@ fn read(own: &TokenFile) -> Result<Option<Kept>> {
 }
 
 fn own_file(target: &Target) -> Result<TokenFile> {
-    let extension = spi::extension().ok_or_else(Error::not_installed)?;
+    let extension = extension::installed().ok_or_else(Error::not_installed)?;
     Ok(TokenFile::new(extension.oid, target.id))
 }
 

@@ -117,7 +117,9 @@ impl Sender {
         let report = session.report;
         report.warn_of_waiting_tables(&self.waiting_tables);
         self.waiting_tables.clone_from(&report.waiting_tables);
-        self.link = Some((settings, link));
+        // After a failure its files are read again: certificates, authorities and keys may have been renewed.
+        let down = matches!(report.stop, Some(Stop::Down { .. }));
+        self.link = (!down).then_some((settings, link));
         self.stretch.add(schema, &name, who, &report);
         match (result, &report.stop) {
             (Err(error), _) => self.cannot_send(error.message),

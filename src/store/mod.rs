@@ -22,11 +22,14 @@ pub mod stats;
 pub mod steer;
 pub mod target;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
+use crate::pg::extension::{self, Extension, Version};
 use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
-use crate::pg::spi;
+
+/// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so here.
+const OLDEST: Version = Version([0, 1, 0]);
 
 /// The schema that the extension's objects are in.
 #[derive(Clone, Debug)]
@@ -43,7 +46,23 @@ impl Schema {
 
     /// That of the installed extension.
     pub fn installed() -> Result<Self> {
-        spi::extension().map(|e| Schema::new(e.schema)).ok_or_else(Error::not_installed)
+        extension::installed().ok_or_else(Error::not_installed).and_then(Self::of)
+    }
+
+    /// That of this extension; 55000 while a new library meets old tables. Better nothing is done then than half of it:
+    /// what is sent must also be settled. Capture does not ask, because writers are not to pay for it.
+    pub fn of(Extension { schema, version, .. }: Extension) -> Result<Self> {
+        if version < OLDEST {
+            return Err(Error::new(
+                SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("the objects of extension \"sync_outbox\" are of version {version}, too old for its library"),
+            )
+            .detail(format!(
+                "The library needs version {OLDEST} or later. Changes are captured meanwhile, and not sent."
+            ))
+            .hint("ALTER EXTENSION sync_outbox UPDATE;"));
+        }
+        Ok(Schema::new(schema))
     }
 
     /// A statement with `@` for the schema.

@@ -75,7 +75,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema.
+    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema, 42703 if it lacks a
+    /// column that the statements on it name.
     pub fn of(schema: Oid, mode: LockMode) -> Self {
         Self::look_up(schema, mode).unwrap_or_else(|| {
             Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, "the table sync_outbox is gone")
@@ -101,6 +102,7 @@ impl Shape {
         };
         relation::lock(table, mode);
         let open = Open::locked(table);
+        require_columns(&open);
         shape.indexes = open.indexes();
         shape.direct = direct_index(&open, &shape.indexes, schema, priority, status);
         Some(shape)
@@ -138,10 +140,25 @@ impl Shape {
     }
 }
 
+fn require_columns(table: &Open) {
+    let columns = table.columns();
+    let missing = COLUMNS.iter().find(|(name, _)| !columns.iter().any(|column| column.name == name.to_bytes()));
+    if let Some((name, _)) = missing {
+        Error::new(
+            SqlState::ERRCODE_UNDEFINED_COLUMN,
+            format!("the table sync_outbox has no column \"{}\"", name.to_string_lossy()),
+        )
+        .hint("ALTER EXTENSION sync_outbox UPDATE; brings it to the version of the library.")
+        .raise()
+    }
+}
+
 /// The primary key's index, if the table is exactly as `sql/` makes it.
 fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, status: Oid) -> Option<Oid> {
     let columns = table.columns();
+    // A column that was dropped still has its place in a row.
     let as_made = columns.len() == COLUMNS.len()
+        && table.borrow().natts() == COLUMNS.len()
         && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, kind)))| {
             let expected = match kind {
                 Kind::Type(oid) => oid,

@@ -1,7 +1,8 @@
 //! The tables `sync_outbox_target` and `sync_outbox_target_state`: where changes go, and how that went lately.
 
 use super::Schema;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, or_raise};
+use crate::pg::extension;
 use crate::pg::spi::{self, Arg, Row};
 
 /// The target that is meant where nothing else is said. Made by the first call that needs it, always with this id.
@@ -28,7 +29,8 @@ pub fn id_for_capture(name: &str) -> i16 {
     if name == DEFAULT {
         return DEFAULT_ID;
     }
-    crate::error::or_raise(Schema::installed().and_then(|schema| find(&schema, name))).id
+    let schema = extension::installed().map(|extension| Schema::new(extension.schema));
+    or_raise(schema.ok_or_else(Error::not_installed).and_then(|schema| find(&schema, name))).id
 }
 
 /// The target of that name; `default` is made if it is missing.

@@ -7,7 +7,7 @@
 use super::retry::Retry;
 use super::shared::Seat;
 use crate::error::{Error, SqlState};
-use crate::pg::spi::{self, Extension};
+use crate::pg::extension::{self, Extension};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
 use crate::push::{Background, CLONED, Next};
 use crate::settings;
@@ -121,7 +121,7 @@ impl Worker {
 
     /// One push session; `None` without the extension.
     fn push(&mut self) -> Option<Next> {
-        let installed = xact::transaction(spi::extension)?;
+        let installed = xact::transaction(extension::installed)?;
         self.seat.serve();
         let sender = match self.sender.take().filter(|(of, _)| *of == installed) {
             Some(sender) => sender,

@@ -1,7 +1,7 @@
 //! What the background processes do around other people's statements.
 
 use super::shared::Barrier;
-use crate::pg::{database, spi};
+use crate::pg::{database, extension};
 use crate::wake;
 use std::ffi::CStr;
 
@@ -12,7 +12,7 @@ pub fn before_extension_change() {
 
 /// No callback of a prepared transaction runs when it commits, and nobody remembers whether it had captured anything.
 pub fn before_commit_prepared() {
-    if spi::extension().is_some() {
+    if extension::installed().is_some() {
         wake::anew_at_commit();
     }
 }

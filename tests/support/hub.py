@@ -3,10 +3,13 @@
 It listens on two ports, so that a target can move, and misbehaves as `behave` tells it, also while requests are out. Run as a
 program it is the process, else the handle to it."""
 
+import functools
+import gzip
 import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,13 +25,18 @@ from support.receiver import Receiver, Wire
 from support.wait import wait_for
 
 PORTS = 2
+# Nothing is taken by a hub that behaves so.
+TAKES_NOTHING = {"status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip",
+                 "half close", "gzip bomb", "long error"}
 
 
 class HubProcess:
-    """The handle: starts and kills the process, and tells it what to do."""
+    """The handle: starts and kills the process, and tells it what to do. It listens at an address, and goes by a name."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, listen="127.0.0.1", name=None):
         self.directory = directory
+        self.listen = listen
+        self.name = name or listen
         self.book = directory / "hub.book"
         self.process = None
         self.behave()
@@ -37,7 +45,7 @@ class HubProcess:
     def start(self):
         ready = self.directory / "ports.ready"
         ready.unlink(missing_ok=True)
-        self.process = subprocess.Popen([sys.executable, __file__, str(self.directory)], start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.directory), self.listen], start_new_session=True)
         wait_for(ready.exists, 20, "a hub that listens")
         self.ports = json.loads((self.directory / "ports").read_text())
         return self
@@ -51,7 +59,7 @@ class HubProcess:
 
     @property
     def urls(self):
-        return [f"http://127.0.0.1:{port}" for port in self.ports]
+        return [f"http://{self.name}:{port}" for port in self.ports]
 
     @property
     def url(self):
@@ -70,6 +78,12 @@ def replace(path, value):
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value))
     new.rename(path)
+
+
+@functools.cache
+def bomb():
+    """Large enough to hurt whoever unpacks it."""
+    return gzip.compress(b" " * 50_000_000)
 
 
 def die():
@@ -91,9 +105,9 @@ def keys(change):
 class Listener(Receiver):
     """A receiver that also breaks off before a request has been read."""
 
-    def __init__(self, behaviour, mode, port):
+    def __init__(self, behaviour, mode, host, port):
         self.mode = mode
-        super().__init__(behaviour, port=port)
+        super().__init__(behaviour, host=host, port=port)
 
     def _requests(self, connection, number):
         mode = self.mode()
@@ -116,13 +130,13 @@ class Listener(Receiver):
 class Hub:
     """The process: what it does with a whole request."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, host):
         self.directory = directory
         self.book = Book(directory / "hub.book")
         self.lock = threading.Lock()
         known = directory / "ports"
         ports = json.loads(known.read_text()) if known.exists() else [0] * PORTS
-        self.listeners = [Listener(self, self.mode, port) for port in ports]
+        self.listeners = [Listener(self, self.mode, host, port) for port in ports]
         replace(known, [listener.port for listener in self.listeners])
         (directory / "ports.ready").touch()
 
@@ -155,7 +169,7 @@ class Hub:
         # On a connection that was kept there is no more breaking off before the request has been read.
         if how == "refused" or how.startswith(("reset before", "early")):
             how = "reset after reading"
-        if how in ("status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip"):
+        if how in TAKES_NOTHING:
             taken = []
         if how == "poison" and any(poisonous(change) for change in changes):
             self.enter(request, changes, [])
@@ -165,6 +179,8 @@ class Hub:
         if how in ("ack", "half", "refuse", "conflict", "poison", "ack in time"):
             time.sleep(mode.get("delay", 0))
             wire.answer(200, answer)
+        elif how == "ack in pieces":
+            wire.answer(200, answer, size=100)
         elif how == "strange acks":
             foreign = [str(uuid.uuid4()) for _ in range(3)]
             acked = foreign + taken + taken[:5] + foreign[:1]
@@ -179,6 +195,21 @@ class Hub:
             return wire.answer(200, {"acked": [], "errors": [], "conflicts": []})
         elif how in ("vanish", "take and vanish"):
             return wire.close()
+        elif how in ("half close", "take and half close"):
+            wire.connection.shutdown(socket.SHUT_WR)
+            wire.connection.recv(1)  # until the sender has left as well
+            return wire.close()
+        elif how == "wrong length":
+            wire.answer(200, answer, {"Content-Length": str(len(json.dumps(answer)) + mode["off"]), "Connection": "close"})
+            return wire.close()
+        elif how == "header flood":
+            return wire.answer(200, answer, {f"X-Flood-{number}": "flood" for number in range(10_000)})
+        elif how == "gzip bomb":
+            return wire.answer(200, bomb(), {"Content-Encoding": "gzip"})
+        elif how == "long error":
+            return wire.answer(500, "\x1b[31m\x00\r\n" * 1_300_000)
+        elif how == "take and never end":
+            return behaviours.endless(request, wire)
         elif how in ("silent", "take and be silent"):
             return time.sleep(30)
         elif how in ("reset after reading", "take and reset"):
@@ -234,4 +265,4 @@ def poisonous(change):
 
 if __name__ == "__main__":
     import pathlib
-    Hub(pathlib.Path(sys.argv[1])).run()
+    Hub(pathlib.Path(sys.argv[1]), sys.argv[2]).run()

@@ -55,14 +55,16 @@ class Wire:
     def send(self, data):
         self.connection.sendall(data)
 
-    def answer(self, status, body=b"", headers=None, reason="Status"):
-        """A whole response; a str or bytes body goes as it is, anything else as JSON."""
+    def answer(self, status, body=b"", headers=None, reason="Status", size=None):
+        """A whole response, in pieces of `size` bytes; a str or bytes body goes as it is, anything else as JSON."""
         if not isinstance(body, (str, bytes)):
             body = json.dumps(body)
         data = body.encode() if isinstance(body, str) else body
         fields = {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value is not None)
-        self.send(f"HTTP/1.1 {status} {reason}\r\n{head}\r\n".encode() + data)
+        message = f"HTTP/1.1 {status} {reason}\r\n{head}\r\n".encode() + data
+        for begin in range(0, len(message), size or len(message)):
+            self.send(message[begin:begin + (size or len(message))])
 
     def close(self):
         self.open = False

@@ -72,14 +72,14 @@ class Run:
         own(path)
         return path
 
-    def command(self, program, *arguments, through=()):
+    def command(self, program, *arguments, within=(), through=()):
         """Arguments that run a PostgreSQL program as the servers' user, ended when this process ends; `through`: a command
-        that runs it in its turn.
+        that runs it in its turn; `within`: one that does so while it still has our rights, to put it into namespaces.
 
         setpriv rather than runuser: it replaces itself, so that the pid is the program's."""
         user = account()
         switch = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--init-groups"] if os.geteuid() == 0 else []
-        return ["setpriv", *switch, "--pdeathsig=INT", *through, str(self.bindir / program), *map(str, arguments)]
+        return [*within, "setpriv", *switch, "--pdeathsig=INT", *through, str(self.bindir / program), *map(str, arguments)]
 
     def call(self, program, *arguments, cwd="/"):
         """Runs a PostgreSQL program to its end and returns its output; its errors become the test's."""

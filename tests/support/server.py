@@ -28,13 +28,14 @@ class Server:
     """A data directory with its own socket directory and log; nothing of it listens on TCP.
 
     `preload` names sync_outbox in shared_preload_libraries; `env` is added to the postmaster's environment; `data` is a
-    data directory made otherwise (a base backup), by default a copy of the run's template; `through` a command that runs the
-    postmaster."""
+    data directory made otherwise (a base backup), by default a copy of the run's template; `within` and `through` are
+    commands that run the postmaster, see Run.command."""
 
-    def __init__(self, run, name, preload=False, settings=None, env=None, data=None, through=()):
+    def __init__(self, run, name, preload=False, settings=None, env=None, data=None, within=(), through=()):
         self.run = run
         self.name = name
         self.env = env or {}
+        self.within = within
         self.through = through
         self.sockets = run.directory(f"{name}.s")
         self.data = data or run.clone_template(name)
@@ -53,7 +54,7 @@ class Server:
         place = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.sockets}"]
         with open(self.log.path, "ab") as log:
             self.process = subprocess.Popen(
-                self.run.command("postgres", "-D", self.data, *place, *options, through=self.through),
+                self.run.command("postgres", "-D", self.data, *place, *options, within=self.within, through=self.through),
                 env={**environment(), **self.env}, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.wait_until_ready()

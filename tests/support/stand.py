@@ -54,12 +54,12 @@ class Pusher:
 class Stand:
     """`with Stand(..) as stand:` starts everything; `stand.verdict()` heals, waits for an empty outbox, closes the books."""
 
-    def __init__(self, server, directory, seed=0, pushers=True, **load):
+    def __init__(self, server, directory, seed=0, pushers=True, hub=None, **load):
         self.server = server
         self.position = server.log.position()
         self.db = server.create_database()
         self.db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox")
-        self.hub = HubProcess(directory)
+        self.hub = hub or HubProcess(directory)
         self.ended = threading.Event()
         self.findings = []
         self.disturbances = []

@@ -1,6 +1,7 @@
 """The hub and the way to it: each fault lasts a while, then all is well again."""
 
 import time
+from email.utils import formatdate
 
 
 def behaving(name, how, **more):
@@ -30,7 +31,24 @@ def status(code, **headers):
     return behaving(f"status {code}", "status", status=code, headers=headers or None)
 
 
+def any_status(stand, rng):
+    """any status from 100 to 599"""
+    status(rng.randint(100, 599))(stand, rng)
+    stand.run("SELECT sync_outbox_resume()")  # a 410 has paused the target
+
+
+def any_retry_after(stand, rng):
+    """503 with Retry-After in any form"""
+    now = time.time()
+    soon = time.gmtime(now + 2)
+    form = rng.choice(["0", "1", "+1", "-5", "1.5", "", "soon", "9" * 40, formatdate(now - 3600, usegmt=True),
+                       formatdate(now + 2, usegmt=True), time.strftime("%A, %d-%b-%y %H:%M:%S GMT", soon), time.asctime(soon)])
+    headers = {"Retry-After": form, **({"Date": formatdate(now, usegmt=True)} if rng.random() < 0.5 else {})}
+    status(503, **headers)(stand, rng)
+
+
 FAULTS = [
+    any_status, any_retry_after,
     behaving("refused", "refused"),
     behaving("reset at once", "reset before", read=0),
     behaving("reset in the head", "reset before", read=60),
@@ -46,6 +64,15 @@ FAULTS = [
     behaving("silent, changes taken", "take and be silent"),
     behaving("drips for ever, nothing taken", "drip"),
     behaving("drips for ever, changes taken", "take and drip"),
+    behaving("endless at full speed, changes taken", "take and never end"),
+    behaving("the answer in small pieces", "ack in pieces"),
+    behaving("half closed, nothing taken", "half close"),
+    behaving("half closed, changes taken", "take and half close"),
+    behaving("Content-Length too small, changes taken", "wrong length", off=-20),
+    behaving("Content-Length too large, changes taken", "wrong length", off=20),
+    behaving("flood of headers, changes taken", "header flood"),
+    behaving("gzip bomb", "gzip bomb"),
+    behaving("500 with 10 MB of control characters", "long error"),
     behaving("slow", "ack in time", delay=0.4),
     behaving("slower than request_timeout", "ack in time", delay=1.2),
     behaving("401, another token wanted", "ack", token="another"),

@@ -160,13 +160,15 @@ def reindex_concurrently(stand, rng):
 
 
 def clear_away(stand):
-    """Drops what an index command that was broken off has left, and a DBA's own index: with them capture, reading and
-    settling take the slower way."""
+    """Drops what an index command that was broken off has left, and a DBA's own index and constraint: with them capture,
+    reading and settling take the slower way."""
     left = [name for (name,) in stand.rows(
         "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'sync_outbox'::regclass"
         " AND indexrelid::regclass::text NOT IN ('sync_outbox_pkey', 'sync_outbox_left')")]
     for name in left:
         _on_outbox(stand, f"DROP INDEX {name}")
+    if stand.rows("SELECT FROM pg_constraint WHERE conrelid = 'sync_outbox'::regclass AND conname = 'of_a_dba'"):
+        _on_outbox(stand, "ALTER TABLE sync_outbox DROP CONSTRAINT of_a_dba")
 
 
 def cluster(stand, rng):
@@ -177,6 +179,13 @@ def cluster(stand, rng):
 def another_index(stand, rng):
     """an index of a DBA's own on sync_outbox, for a second"""
     _on_outbox(stand, "CREATE INDEX IF NOT EXISTS of_a_dba ON sync_outbox (created_at)")
+    time.sleep(1)
+    clear_away(stand)
+
+
+def alter_outbox(stand, rng):
+    """ALTER TABLE sync_outbox: a constraint of a DBA's own, for a second"""
+    _on_outbox(stand, "ALTER TABLE sync_outbox DROP CONSTRAINT IF EXISTS of_a_dba, ADD CONSTRAINT of_a_dba CHECK (id > 0)")
     time.sleep(1)
     clear_away(stand)
 
