@@ -61,13 +61,11 @@ SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated
 	/usr/bin/python3 tests/soak.py --minutes $(MINUTES) $(SOAK)
 
-# Licences, origins and advisories of the dependencies, see deny.toml. Without a network: make lint DENY='cargo deny --offline'
-DENY ?= cargo deny
-lint: ## formatting, clippy and documentation, warnings denied; dependencies, where cargo-deny is installed
+lint: ## formatting, clippy and documentation, warnings denied; the dependencies, with cargo-deny, installed where it is missing
 	cargo fmt --check
 	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
-	@if command -v cargo-deny >/dev/null; then $(DENY) check; else echo 'cargo-deny is not installed: dependencies are not checked'; fi
+	scripts/check-dependencies.sh
 
 demo: ## the whole story on two throwaway servers
 	demo/run.sh
