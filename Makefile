@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -65,13 +65,17 @@ SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated
 	/usr/bin/python3 tests/soak.py --minutes $(MINUTES) $(SOAK)
 
-# Licences, origins and advisories of the dependencies, see deny.toml. Without a network: make lint DENY='cargo deny --offline'
-DENY ?= cargo deny
-lint: ## formatting, clippy and documentation, warnings denied; dependencies, where cargo-deny is installed
+# What it found before is checked by `make unit`, see src/properties.
+SECONDS ?= 30
+fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz where it is missing
+	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
+
+lint: ## formatting, clippy and documentation, warnings denied; the dependencies, with cargo-deny, installed where it is missing
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
-	@if command -v cargo-deny >/dev/null; then $(DENY) check; else echo 'cargo-deny is not installed: dependencies are not checked'; fi
+	scripts/check-dependencies.sh
 
 demo: ## the whole story on two throwaway servers
 	demo/run.sh

@@ -15,6 +15,8 @@ mod delivery;
 mod error;
 mod hub;
 mod pg;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod push;
 mod settings;
 mod store;

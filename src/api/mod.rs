@@ -6,6 +6,7 @@ mod apply;
 mod argument;
 mod attach;
 mod backfill;
+pub mod config;
 mod configure;
 mod discard;
 mod import;

@@ -4,7 +4,7 @@
 //! An admin of one database chooses the URL, and the server posts from its own place in the network: what only machines
 //! of that place can reach must not be within his. Private ranges are allowed, because that is where hubs are.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Addresses of metadata services that no general class covers: Alibaba Cloud, Oracle Cloud, Azure.
@@ -40,6 +40,7 @@ impl Allowed {
                 let network = part.parse::<IpNet>().ok();
                 network.or_else(|| part.parse::<IpAddr>().ok().map(IpNet::from)).ok_or_else(|| part.to_owned())
             })
+            .map(|network| network.map(canonical))
             .collect::<Result<_, _>>()
             .map(Allowed)
     }
@@ -60,6 +61,14 @@ impl Allowed {
             true => Ok(()),
             false => Err(Refused::NotListed),
         }
+    }
+}
+
+/// An IPv4 network written as IPv6, as `::ffff:10.0.0.0/104`, is that IPv4 network: so is every address that is checked.
+fn canonical(network: IpNet) -> IpNet {
+    match (network, network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
+        (IpNet::V6(_), IpAddr::V4(address), Some(prefix)) => Ipv4Net::new(address, prefix).map_or(network, IpNet::V4),
+        _ => network,
     }
 }
 
@@ -222,6 +231,16 @@ mod tests {
         assert_eq!(Allowed::parse(" , "), Ok(Allowed::default()));
     }
 
+    #[test]
+    fn a_list_may_spell_ipv4_as_ipv6() {
+        for list in ["::ffff:10.1.2.3", "::ffff:10.1.0.0/112", "::ffff:0:0/96"] {
+            assert_eq!(check(list, "10.1.2.3"), Ok(()), "{list}");
+            assert_eq!(check(list, "::ffff:10.1.2.3"), Ok(()), "{list}");
+            assert_eq!(check(list, "fd12::1"), Err(Refused::NotListed), "{list}");
+        }
+        assert_eq!(check("::ffff:10.1.0.0/112", "10.2.0.1"), Err(Refused::NotListed));
+    }
+
     proptest::proptest! {
         #[test]
         fn no_spelling_of_a_link_local_address_gets_through(low: u16, prefix in 0..6usize) {
@@ -240,10 +259,8 @@ mod tests {
         }
 
         #[test]
-        fn any_list_is_read_or_refused(list in "\\PC{0,40}", address: u128) {
-            if let Ok(allowed) = Allowed::parse(&list) {
-                let _ = allowed.check(Ipv6Addr::from(address).into());
-            }
+        fn any_list_is_read_or_refused(list in "([0-9.:a-f/]{1,20}[, ]?){0,4}|\\PC{0,40}") {
+            crate::properties::address_list(list.as_bytes());
         }
     }
 }

@@ -70,9 +70,7 @@ mod tests {
             header in "([0-9]{0,30}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT|\\PC{0,40})",
             date in proptest::option::of("([A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT|\\PC{0,40})"),
         ) {
-            if let Some(wait) = retry_after(&header, date.as_deref()) {
-                proptest::prop_assert!((RETRY_AFTER_LEAST..=RETRY_AFTER_MOST).contains(&wait));
-            }
+            crate::properties::retry_after([header].into_iter().chain(date).collect::<Vec<_>>().join("\n").as_bytes());
         }
 
         #[test]

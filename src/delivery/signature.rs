@@ -140,11 +140,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_content_is_read_or_refused(content: Vec<u8>, text in "(whsec_)?[A-Za-z0-9+/=\n]{0,90}") {
-            let _ = Secrets::from_file(&content);
-            if let Ok(secrets) = Secrets::from_file(text.as_bytes()) {
-                let signature = secrets.sign("id", 1, b"");
-                proptest::prop_assert!(signature.starts_with("v1,"));
-            }
+            crate::properties::signing_secret(&content);
+            crate::properties::signing_secret(text.as_bytes());
         }
     }
 }

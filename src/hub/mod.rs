@@ -4,7 +4,7 @@
 //! owner, in a context from which that owner's code cannot leave (`hard-facts` 1).
 
 mod answer;
-mod body;
+pub mod body;
 mod shape;
 mod statement;
 mod table;

@@ -17,7 +17,7 @@ mod sender;
 mod session;
 mod settle;
 mod stretch;
-mod token_file;
+pub mod token_file;
 pub mod transactions;
 mod watch;
 

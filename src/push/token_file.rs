@@ -79,6 +79,15 @@ pub struct Kept {
     pub token: String,
 }
 
+impl Kept {
+    /// Reads the content of our own file.
+    pub fn parse(content: &[u8]) -> Result<Self, FileError> {
+        let kept: Kept = serde_json::from_slice(content).map_err(|_| FileError::Format)?;
+        token::check(&kept.token)?;
+        Ok(kept)
+    }
+}
+
 /// Our own file for one target of this installation.
 ///
 /// Its name is made of the database, the extension and the target. The extension's oid is another one after DROP and
@@ -102,9 +111,7 @@ impl TokenFile {
             Err(FileError::Missing) => return Ok(None),
             content => content?,
         };
-        let kept: Kept = serde_json::from_slice(&content).map_err(|_| FileError::Format)?;
-        token::check(&kept.token)?;
-        Ok(Some(kept))
+        Kept::parse(&content).map(Some)
     }
 
     /// Replaces the file in one step that survives a crash.
@@ -131,5 +138,15 @@ impl TokenFile {
         file.sync_all()?;
         fs::rename(temporary, self.directory.join(&self.name))?;
         File::open(&self.directory)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    proptest::proptest! {
+        #[test]
+        fn whatever_our_own_file_holds_cannot_break_a_header(content in crate::arbitrary::json(&["origin", "token", "t0ken"])) {
+            crate::properties::kept_token(content.as_bytes());
+        }
     }
 }
