@@ -1,6 +1,8 @@
 """The order of a key holds when transactions commit in another order than they drew their ids."""
 
+from support import behaviours
 from support.ledger import Ledger
+from support.wait import wait_for
 
 
 def order_of(receiver, row):
@@ -60,3 +62,24 @@ def test_hard_fact_18_a_table_with_very_many_parked_keys_waits_as_a_whole_and_sa
     sales.run("CALL sync_outbox_drain()")
     assert sales.outbox() == []
     assert len(Ledger(receiver.requests).rows("sales")) == 100002
+
+
+def test_a_change_that_is_free_again_is_not_overtaken_before_the_worker_is_told(live, receiver):
+    """The worker reads from behind what waits for a person. Whoever frees it may not have told the worker yet, or, as here,
+    never does: what comes later of its key still goes after it."""
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    receiver.behaviour = behaviours.conflict(lambda change: change["pk"]["id"] == 1)
+    live.run("INSERT INTO sales VALUES (1, 1)")
+    wait_for(lambda: live.outbox("status = 'CONFLICT'"))
+    live.run("UPDATE sales SET qty = 2 WHERE id = 1")
+    for other in range(2, 12):  # the worker's mark follows
+        live.run("INSERT INTO sales VALUES (%s, 1)", [other])
+        wait_for(lambda: len(live.outbox()) == 2)
+    receiver.behaviour = behaviours.ack_all
+
+    live.run("UPDATE sync_outbox SET status = 'PENDING' WHERE status = 'CONFLICT'")
+    live.run("INSERT INTO sales VALUES (12, 1)")
+    wait_for(lambda: live.outbox() == [], 30)
+    assert order_of(receiver, 1) == ["INSERT", "INSERT", "UPDATE"]

@@ -34,6 +34,10 @@ pub struct Reader {
     mark: Mark,
     /// What was committed when the pass began.
     committed: Snapshot,
+    /// When it began, by the clock of due times: one clock decides what is parked and what may go.
+    began_at: i64,
+    /// The ids of what was parked then.
+    parked: Vec<i64>,
     /// The first change that the pass found and that does not wait for a person.
     first: Option<i64>,
     /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
@@ -50,24 +54,28 @@ impl Reader {
             cursors: [mark.at(); 3],
             mark,
             committed: Snapshot::default(),
+            began_at: i64::MIN,
+            parked: Vec::new(),
             first: None,
             tried: HashMap::new(),
             crossing: Crossing::default(),
         }
     }
 
-    /// Begins a pass at the mark.
-    pub fn rewind(&mut self, schema: &Schema) {
+    /// Begins a pass at the mark. `parked` are the ids of what was parked at `began_at`, read before this: what is freed
+    /// meanwhile may go in this pass, and what comes later of its key in the next.
+    pub fn begin_pass(&mut self, schema: &Schema, began_at: i64, parked: Vec<i64>) {
+        self.mark.look_ahead(schema, &parked);
         self.cursors = [self.mark.at(); 3];
         self.first = None;
-        self.mark.look_ahead(schema);
+        (self.began_at, self.parked) = (began_at, parked);
         self.committed = Snapshot::take();
         self.crossing = Crossing::load(schema, self.target_id);
     }
 
     /// A pass has come to its end and found nothing to send.
     pub fn at_rest(&mut self) {
-        self.mark.advance(&self.committed, self.first);
+        self.mark.advance(&self.committed, self.first, &self.parked);
     }
 
     /// Where the next session begins.
@@ -99,6 +107,7 @@ impl Reader {
                 priority,
                 after: self.cursors[lane],
                 committed: &self.committed,
+                due_by: self.began_at,
                 rows,
                 bytes,
                 own_txid: self.scope.own_txid,

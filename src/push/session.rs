@@ -17,6 +17,7 @@ use crate::delivery::http::{Http, NoResponse, Reply, Request};
 use crate::delivery::keys::{Parked, Touched};
 use crate::delivery::signature::Secrets;
 use crate::error::Result;
+use crate::pg::heap;
 use crate::pg::latch::{self, Bell};
 use crate::pg::lock::Scope as LockScope;
 use crate::settings::{self, Delivery};
@@ -167,8 +168,7 @@ impl<'a, T: Transactions> Session<'a, T> {
             }
             self.report.pending = queue::count(schema, id, bounds.scope.branch.as_deref(), T::COUNTED);
             self.last_id = queue::last_id(schema, id);
-            self.parked = load_parked(schema, id, &mut self.report);
-            reader.rewind(schema);
+            self.parked = begin_pass(schema, id, reader, &mut self.report);
         });
     }
 
@@ -199,10 +199,7 @@ impl<'a, T: Transactions> Session<'a, T> {
     fn next_pass(&mut self) {
         self.settle();
         let Session { transactions, schema, destination, reader, report, .. } = self;
-        self.parked = transactions.step(|| {
-            reader.rewind(schema);
-            load_parked(schema, destination.target.id, report)
-        });
+        self.parked = transactions.step(|| begin_pass(schema, destination.target.id, reader, report));
         self.reader.park_tried(&mut self.parked);
         self.sent_in_pass = false;
         self.report.blocked = 0;
@@ -298,14 +295,15 @@ impl<'a, T: Transactions> Session<'a, T> {
 
     fn finish(&mut self) {
         self.settle();
-        let Session { transactions, schema, destination, bounds, last_id, books, .. } = self;
+        let Session { transactions, schema, destination, bounds, reader, last_id, books, .. } = self;
         let branch = bounds.scope.branch.as_deref();
+        let from = bounds.mark.at().min(reader.mark().at());
         let id = destination.target.id;
         let left = transactions.step(|| {
-            let left = queue::any_left(schema, id, branch, bounds.mark.at(), *last_id);
+            let left = queue::any_left(schema, id, branch, from, *last_id);
             if !left && branch.is_none() {
                 books.end_drain(schema, id);
-                if T::LOCK == LockScope::Session && bounds.mark.at() == mark::HEAD && settings::truncate_when_empty() {
+                if T::LOCK == LockScope::Session && from == mark::HEAD && settings::truncate_when_empty() {
                     reclaim::truncate_if_empty(schema);
                 }
             }
@@ -337,13 +335,17 @@ impl<T: Transactions> Waiting for Session<'_, T> {
     }
 }
 
-fn load_parked(schema: &Schema, target_id: i16, report: &mut Report) -> Parked {
-    let mut parked = Parked::default();
-    queue::parked(schema, target_id, |row| {
+/// Begins a pass, inside a transaction: what is parked in it.
+fn begin_pass(schema: &Schema, target_id: i16, reader: &mut Reader, report: &mut Report) -> Parked {
+    let (mut parked, mut ids) = (Parked::default(), Vec::new());
+    let now = heap::now_micros();
+    queue::parked(schema, target_id, now, |row| {
+        ids.push(row.id);
         let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
         if parked.park(&touched, row.id) {
             report.waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
         }
     });
+    reader.begin_pass(schema, now, ids);
     parked
 }

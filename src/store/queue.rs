@@ -110,14 +110,16 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
     }
 }
 
-/// Every change behind which later changes of its keys have to wait: in conflict, dead, or refused and not due.
-pub fn parked(schema: &Schema, target_id: i16, mut each: impl FnMut(KeyRow)) {
+/// Every change behind which later changes of its keys have to wait: in conflict, dead, or refused and not due at `now`
+/// (microseconds, as `heap::now_micros()`).
+pub fn parked(schema: &Schema, target_id: i16, now: i64, mut each: impl FnMut(KeyRow)) {
     spi::scan(
-        &schema.sql(&format!(
+        &schema.sql(
             "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END FROM @.sync_outbox
-              WHERE target_id = $1 AND status <> 'PENDING' AND NOT {DELIVERABLE} ORDER BY status, id"
-        )),
-        &[target_id.into()],
+              WHERE target_id = $1 AND (status IN ('DEAD', 'CONFLICT') OR (status = 'FAILED' AND next_attempt_at
+                > timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond')) ORDER BY status, id",
+        ),
+        &[target_id.into(), now.into()],
         |row| {
             each(key_row(row));
             ControlFlow::Continue(())

@@ -27,6 +27,8 @@ pub struct Run<'a> {
     pub after: i64,
     /// Only changes that it sees.
     pub committed: &'a Snapshot,
+    /// Of FAILED changes only those whose time has come by then (microseconds, as `heap::now_micros()`).
+    pub due_by: i64,
     pub rows: usize,
     pub bytes: usize,
     /// The reader's own transaction, whose changes must not leave before it commits.
@@ -98,7 +100,7 @@ impl Run<'_> {
         // A number that is still to come belongs to another cluster's transaction, from a dump.
         let committed = self.committed.sees(txid) || txid >= heap::next_transaction_id();
         let status = row.oid(column::STATUS);
-        let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= heap::now_micros());
+        let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= self.due_by);
         committed
             && Some(txid) != self.own_txid
             && (status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due()))

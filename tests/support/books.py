@@ -5,8 +5,11 @@ death of whoever writes them. A change is compared by its *word*: what a writer 
 same word if and only if operation, key and content are the same.
 """
 
+import bisect
 import hashlib
+import itertools
 import json
+import math
 import os
 from collections import Counter, defaultdict
 
@@ -128,6 +131,17 @@ class Repeat:
         self.again = again
 
 
+def _overlap(intervals):
+    """A function of (from, to): whether any of the intervals overlaps. An hour has a million repeats and thousands of faults."""
+    intervals = sorted(intervals)
+    ended = list(itertools.accumulate((end for _, end in intervals), max))
+
+    def overlaps(begin, end):
+        last = bisect.bisect_right(intervals, (end, math.inf)) - 1
+        return last >= 0 and begin <= ended[last]
+    return overlaps
+
+
 class Verdict:
     """The two books compared. `disturbances` are (from, to) of the faults that may undo a settlement or lose an answer."""
 
@@ -144,10 +158,9 @@ class Verdict:
                 self.phantom[key] = invented.total()
             if key not in self.lost and key not in self.phantom and wanted != taken:
                 self.disordered.append(key)
+        explains = _overlap(disturbances)
         self.unexplained = [
-            repeat for repeat in hub.repeats
-            if repeat.answered is not None
-            and not any(began <= repeat.again and repeat.before <= ended for began, ended in disturbances)]
+            repeat for repeat in hub.repeats if repeat.answered is not None and not explains(repeat.before, repeat.again)]
 
     @property
     def failures(self):

@@ -1,5 +1,6 @@
 """Runs the schedule against a stand, and tells what came of it."""
 
+import bisect
 import inspect
 import random
 import threading
@@ -40,7 +41,8 @@ class Soak:
         self.events = schedule(seed, seconds, {lane: (list(faults), *PACE[lane]) for lane, faults in FAULTS.items()})
         self.stand = Stand(server, directory, seed, **load)
         self.times, self.missed = Counter(), Counter()
-        self.done = []
+        # (from, to, fault) of those that may bring a change again, in the order of each lane.
+        self.harmful = {lane: [] for lane in FAULTS}
 
     def run(self):
         """Injects everything, heals, and returns the verdict."""
@@ -73,8 +75,8 @@ class Soak:
                     self.recover()
             except Exception as error:
                 self.stand.findings.append(f"{event.fault}: {error!r}")
-            self.done.append((began, time.time(), event.fault))
             if event.fault not in HARMLESS:
+                self.harmful[lane].append((began, time.time(), event.fault))
                 self.stand.disturbed(began)
 
     def recover(self):
@@ -114,7 +116,9 @@ class Soak:
         """The fault that most likely made a change come again: an answer was lost, or a settlement."""
         lanes = ["hub", "server", "sessions"] if repeat.answered is None else ["server", "sessions", "hub"]
         for lane in lanes:
-            for began, ended, fault in reversed(self.done):
-                if fault in FAULTS[lane] and fault not in HARMLESS and began <= repeat.again and repeat.before <= ended + 1:
-                    return fault
+            # One after the other: if the last that had begun was over by then, so were all before it.
+            done = self.harmful[lane]
+            last = bisect.bisect_right(done, repeat.again, key=lambda entry: entry[0]) - 1
+            if last >= 0 and repeat.before <= done[last][1] + 1:
+                return done[last][2]
         return "the end"
