@@ -120,7 +120,7 @@ def test_update_touches_the_given_columns_only(hub):
     assert hub.content() == [(1, None, "mine")]
 
 
-def test_update_of_a_row_that_is_not_there_is_an_error(hub):
+def test_hard_fact_28_update_of_a_row_that_is_not_there_is_an_error(hub):
     assert hub.error(update(1, qty=1)) == "row not found"
     assert hub.error(update(1, unknown_column=1)) == "row not found"
 
@@ -200,7 +200,7 @@ def test_unknown_columns_are_left_out(hub):
     assert hub.content() == [(1, 2, None)]
 
 
-def test_generated_columns_are_left_to_the_hub(hub):
+def test_hard_fact_28_generated_columns_are_left_to_the_hub(hub):
     hub.table("id int PRIMARY KEY, net int, gross int GENERATED ALWAYS AS (net * 2) STORED")
     hub.acks(insert("t", id=1, net=10, gross=12), update(1, "t", net=11, gross=13), update(1, "t", gross=14))
     assert hub.content("t") == [(1, 11, 22)]
@@ -218,7 +218,7 @@ def test_identity_columns_take_the_senders_values(hub):
     assert "can only be updated to DEFAULT" in hub.error(update(7, "t", id=8))
 
 
-def test_an_identity_outside_the_key_is_never_updated(hub):
+def test_hard_fact_28_an_identity_outside_the_key_is_never_updated(hub):
     hub.table("id int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, qty int")
     hub.acks(insert("t", id=1, n=5, qty=1), insert("t", id=1, n=5, qty=2))
     assert "cannot be updated" in hub.error(insert("t", id=1, n=6, qty=3))
@@ -591,7 +591,7 @@ def mallory(hub):
     return session
 
 
-def test_code_of_a_tables_owner_runs_as_that_owner(hub, mallory):
+def test_hard_fact_01_code_of_a_tables_owner_runs_as_that_owner(hub, mallory):
     bait = {"schema": "m", "table": "bait"}
     changes = [change("INSERT", {"id": 1}, {"id": 1, "a": 1, "c": 1}, **bait), change("UPDATE", {"id": 1}, {"a": 2, "c": 2}, **bait),
                change("DELETE", {"id": 1}, None, **bait), change("TRUNCATE", **bait)]
@@ -627,7 +627,7 @@ def test_objects_of_the_caller_are_not_looked_at(hub, mallory):
 # As a replica
 
 
-def test_nothing_is_captured_and_foreign_keys_are_not_checked(hub):
+def test_hard_fact_26_nothing_is_captured_and_foreign_keys_are_not_checked(hub):
     hub.run("CREATE TABLE line (id int PRIMARY KEY, sale int REFERENCES sales ON DELETE CASCADE)")
     hub.accept("line")
     hub.attach("sales")

@@ -9,7 +9,7 @@ def order_of(receiver, row):
     return [change["op"] for change in receiver.changes if change["pk"] == {"id": row}]
 
 
-def test_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sales, receiver):
+def test_hard_fact_11_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sales, receiver):
     sales.server.set(sync_outbox__batch_rows=1)
     late = sales.session(autocommit=False)
     late.execute("INSERT INTO sales VALUES (1, 1)")  # draws the first id
