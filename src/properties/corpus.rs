@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+type Property = fn(&[u8]);
+
 /// The fuzz targets.
-const TARGETS: [(&str, fn(&[u8])); 9] = [
+const TARGETS: [(&str, Property); 9] = [
     ("address_list", address_list),
     ("answer", answer),
     ("body", body),
