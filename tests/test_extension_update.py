@@ -128,10 +128,7 @@ def test_tables_that_became_old_are_updated_under_load(versions, new_server, tmp
         assert len(stand.hub.requests()) == arrived
         stand.run(CAREFULLY)
         wait_for(lambda: len(stand.hub.requests()) > arrived + 5, 60, "requests again")
-        verdict = stand.verdict()
-
-    print(verdict)
-    assert (verdict.failures, stand.findings, stand.load.findings) == ({}, [], [])
+        stand.proven()
 
 
 def test_an_update_to_a_newer_version_under_load(versions, new_server, tmp_path):
@@ -143,8 +140,7 @@ def test_an_update_to_a_newer_version_under_load(versions, new_server, tmp_path)
         written, arrived = stand.load.counted, len(stand.hub.requests())
         wait_for(lambda: stand.load.counted > written + 2000 and len(stand.hub.requests()) > arrived + 5, 30,
                  "writers and requests that go on")
-        verdict = stand.verdict()
+        stand.proven()
         version = stand.rows("SELECT extversion FROM pg_extension WHERE extname = 'sync_outbox'")
 
-    print(verdict)
-    assert (verdict.failures, stand.findings, stand.load.findings, version) == ({}, [], [], [("0.1.1",)])
+    assert version == [("0.1.1",)]

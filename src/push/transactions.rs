@@ -1,7 +1,6 @@
 //! Whose transactions a session's short database steps run in.
 
 use crate::error::{Error, SqlState};
-use crate::pg::guc::Nest;
 use crate::pg::lock::Scope;
 use crate::pg::role::ActAs;
 use crate::pg::xact;
@@ -78,12 +77,7 @@ fn as_owner<R>(f: impl FnOnce() -> R) -> R {
 
 /// Runs `f`; `false` if it had to wait for a lock for too long, or gave way in a deadlock, and nothing of it happened.
 fn in_time(f: impl FnOnce()) -> bool {
-    let result = xact::subtransaction(|| {
-        let limits = Nest::new();
-        limits.limit_lock_wait(LOCK_WAIT_MS);
-        f();
-    });
-    match result {
+    match xact::subtransaction_in_time(LOCK_WAIT_MS, f) {
         Ok(()) => true,
         Err(caught) => match caught.sqlstate {
             SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_T_R_DEADLOCK_DETECTED => false,

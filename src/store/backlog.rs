@@ -6,7 +6,6 @@
 use super::queue::LANES;
 use super::{Schema, stats};
 use crate::error::{Error, SqlState};
-use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
 use crate::settings::{self, Thresholds};
@@ -80,9 +79,7 @@ pub fn watch(schema: &Schema) -> Option<Duration> {
 
 /// Whether the statement changed something, which it does for one of all who try.
 fn note(schema: &Schema, statement: &str, measured: &Measured) -> bool {
-    let attempt = xact::subtransaction(|| {
-        let limited = Nest::new();
-        limited.limit_lock_wait(LOCK_WAIT_MS);
+    let attempt = xact::subtransaction_in_time(LOCK_WAIT_MS, || {
         spi::run(&schema.sql(statement), &[Arg::text_utf8(measured.name)])
     });
     match attempt {

@@ -77,10 +77,16 @@ pub fn renumber(schema: &Schema, target_id: i16, priority: Priority, id: i64, ne
     );
 }
 
-/// What may go out now: everything that is PENDING, and FAILED changes whose time has come (those of a request that did
-/// not get through have none).
-pub(super) const DELIVERABLE: &str = "(status = 'PENDING' OR (status = 'FAILED'
-    AND (next_attempt_at IS NULL OR next_attempt_at <= pg_catalog.clock_timestamp())))";
+/// What may go out at a time: everything that is PENDING, and FAILED changes whose time has come (those of a request that
+/// did not get through have none).
+fn deliverable_at(time: &str) -> String {
+    format!("(status = 'PENDING' OR (status = 'FAILED' AND (next_attempt_at IS NULL OR next_attempt_at <= {time})))")
+}
+
+/// What may go out now.
+pub(super) fn deliverable() -> String {
+    deliverable_at("pg_catalog.clock_timestamp()")
+}
 
 /// The lanes that have changes, as `lane (target_id, priority)`: one look at the index for each.
 pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
@@ -114,11 +120,11 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
 /// (microseconds, as `heap::now_micros()`).
 pub fn parked(schema: &Schema, target_id: i16, now: i64, mut each: impl FnMut(KeyRow)) {
     spi::scan(
-        &schema.sql(
+        &schema.sql(&format!(
             "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END FROM @.sync_outbox
-              WHERE target_id = $1 AND (status IN ('DEAD', 'CONFLICT') OR (status = 'FAILED' AND next_attempt_at
-                > timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond')) ORDER BY status, id",
-        ),
+              WHERE target_id = $1 AND status <> 'PENDING' AND NOT {} ORDER BY status, id",
+            deliverable_at("timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond'")
+        )),
         &[target_id.into(), now.into()],
         |row| {
             each(key_row(row));

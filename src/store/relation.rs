@@ -2,7 +2,6 @@
 
 use super::Schema;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::guc::Nest;
 use crate::pg::relation::{self as pg_relation, LockMode};
 use crate::pg::{Oid, role, spi, xact};
 
@@ -88,9 +87,7 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
 
 /// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
 pub fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
-    let nest = Nest::new();
-    nest.limit_lock_wait(LOCK_WAIT_MS);
-    xact::subtransaction(|| {
+    xact::subtransaction_in_time(LOCK_WAIT_MS, || {
         pg_relation::lock(oid, mode);
         f()
     })

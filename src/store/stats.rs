@@ -1,7 +1,7 @@
 //! Counting the outbox, and reading it in the order of ids behind the first parked change.
 
 use super::Schema;
-use super::queue::DELIVERABLE;
+use super::queue::deliverable;
 use crate::capture::Priority;
 use crate::pg::spi::{self, Arg, Row};
 use pgrx::datum::TimestampWithTimeZone;
@@ -194,8 +194,9 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let _plans = super::index_order();
     spi::query(
         &schema.sql(&format!(
-            "SELECT target_id, min(id) FROM @.sync_outbox WHERE status <> 'PENDING' AND NOT {DELIVERABLE}
-              GROUP BY target_id"
+            "SELECT target_id, min(id) FROM @.sync_outbox WHERE status <> 'PENDING' AND NOT {}
+              GROUP BY target_id",
+            deliverable()
         )),
         &[],
         |row| parked.push(ParkedChanges { target_id: row.get(1).unwrap_or_default(), first_id: row.int(2) }),
@@ -220,14 +221,15 @@ impl ParkedChanges {
     pub fn followed_by(&self, schema: &Schema, branch: Option<&str>, mut each: impl FnMut(Queued) -> ControlFlow<()>) {
         // One index scan a lane, merged by id: each is ordered by itself, or PostgreSQL would sort them all.
         let _plans = super::index_order();
+        let deliverable = deliverable();
         let lanes = Priority::ALL.map(|priority| {
             format!(
                 "(SELECT id, schema_name, table_name, '{0}' AS priority, pk, CASE WHEN op = 'UPDATE' THEN data::text END,
-                         NOT {DELIVERABLE}, $3 IS NULL OR branch = $3
+                         NOT {deliverable}, $3 IS NULL OR branch = $3
                     FROM @.sync_outbox
                    WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY (ARRAY(
                          SELECT table_name FROM @.sync_outbox
-                          WHERE target_id = $1 AND status <> 'PENDING' AND NOT {DELIVERABLE} GROUP BY table_name))
+                          WHERE target_id = $1 AND status <> 'PENDING' AND NOT {deliverable} GROUP BY table_name))
                    ORDER BY id)",
                 priority.name()
             )

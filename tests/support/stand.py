@@ -52,7 +52,8 @@ class Pusher:
 
 
 class Stand:
-    """`with Stand(..) as stand:` starts everything; `stand.verdict()` heals, waits for an empty outbox, closes the books."""
+    """`with Stand(..) as stand:` starts everything; `stand.verdict()` heals, waits for an empty outbox, closes the books;
+    `stand.proven()` fails unless they agree."""
 
     def __init__(self, server, directory, seed=0, pushers=True, hub=None, **load):
         self.server = server
@@ -169,3 +170,11 @@ class Stand:
         self.disturbed(began)
         self.drained = time.time() - began
         return Verdict(self.load.closed(), Hub(self.hub.book), self.disturbances)
+
+    def proven(self):
+        """The verdict; fails with everything that must not be, in the books or of what writers and pushers met."""
+        verdict = self.verdict()
+        print(verdict)
+        found = (verdict.failures, self.findings, self.load.findings)
+        assert found == ({}, [], []), found
+        return verdict
