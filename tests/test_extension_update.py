@@ -1,7 +1,7 @@
 """A new library meets the tables of an old version, and ALTER EXTENSION UPDATE comes while everybody works.
 
 There is no other version yet, so these are made up, each with what a release can change: in 0.0.8 the outbox has a column less,
-in 0.0.9 a table that the sender writes has two less, and 0.1.1 gives the outbox one more and its view as well. A database gets
+in 0.0.9 a table that the sender writes has two less, and 0.2.1 gives the outbox one more and its view as well. A database gets
 old by an update to an old version, which leaves it as if the library under it had been replaced by today's."""
 
 import os
@@ -19,18 +19,18 @@ QUEUE = """CREATE VIEW @extschema@.sync_outbox_queue AS
     SELECT o.id, t.name AS target, o.status, o.attempt_count, o.error_message {} FROM @extschema@.sync_outbox o
       LEFT JOIN @extschema@.sync_outbox_target t ON t.id OPERATOR(pg_catalog.=) o.target_id;"""
 SCRIPTS = {
-    "0.1.0--0.0.8": f"""DROP VIEW @extschema@.sync_outbox_queue;
+    "0.2.0--0.0.8": f"""DROP VIEW @extschema@.sync_outbox_queue;
         ALTER TABLE @extschema@.sync_outbox DROP reason;
         ALTER TABLE @extschema@.sync_outbox_discarded DROP reason;
         {QUEUE.format("")}""",
-    "0.0.8--0.1.0": f"""DROP VIEW @extschema@.sync_outbox_queue;
+    "0.0.8--0.2.0": f"""DROP VIEW @extschema@.sync_outbox_queue;
         ALTER TABLE @extschema@.sync_outbox ADD reason text;
         ALTER TABLE @extschema@.sync_outbox_discarded ADD reason text;
         {QUEUE.format(", o.reason")}""",
-    "0.1.0--0.0.9": "ALTER TABLE @extschema@.sync_outbox_target_state DROP drain_started_at, DROP drain_acked;",
-    "0.0.9--0.1.0": """ALTER TABLE @extschema@.sync_outbox_target_state
+    "0.2.0--0.0.9": "ALTER TABLE @extschema@.sync_outbox_target_state DROP drain_started_at, DROP drain_acked;",
+    "0.0.9--0.2.0": """ALTER TABLE @extschema@.sync_outbox_target_state
         ADD drain_started_at timestamptz, ADD drain_acked bigint NOT NULL DEFAULT 0;""",
-    "0.1.0--0.1.1": f"""DROP VIEW @extschema@.sync_outbox_queue;
+    "0.2.0--0.2.1": f"""DROP VIEW @extschema@.sync_outbox_queue;
         ALTER TABLE @extschema@.sync_outbox ADD noted_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp();
         {QUEUE.format(", o.reason, o.noted_at")}""",
 }
@@ -100,7 +100,7 @@ def test_a_worker_says_so_once_and_goes_on_after_the_update(old_shop, receiver):
 
 def test_an_outbox_that_cannot_take_a_change_fails_the_writer_clearly(old_shop, receiver):
     """Rather that than a change that nobody hears of; also in a session that wrote before."""
-    shop = old_shop("0.1.0")
+    shop = old_shop("0.2.0")
     shop.run("INSERT INTO sales VALUES (1)")
     shop.run(f"{UPDATE} TO '0.0.8'")
     with pytest.raises(errors.UndefinedColumn) as refused:
@@ -136,11 +136,11 @@ def test_an_update_to_a_newer_version_under_load(versions, new_server, tmp_path)
     server = new_server(preload=True, settings=SETTINGS)
     with Stand(server, tmp_path, seed=9) as stand:
         wait_for(lambda: len(stand.hub.requests()) > 5, 20, "requests")
-        stand.run(f"{CAREFULLY} TO '0.1.1'")
+        stand.run(f"{CAREFULLY} TO '0.2.1'")
         written, arrived = stand.load.counted, len(stand.hub.requests())
         wait_for(lambda: stand.load.counted > written + 2000 and len(stand.hub.requests()) > arrived + 5, 30,
                  "writers and requests that go on")
         stand.proven()
         version = stand.rows("SELECT extversion FROM pg_extension WHERE extname = 'sync_outbox'")
 
-    assert version == [("0.1.1",)]
+    assert version == [("0.2.1",)]

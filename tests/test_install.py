@@ -6,6 +6,9 @@ import pytest
 
 from support.prefix import PROJECT
 
+FILES = ["sync_outbox--0.1.0--0.2.0.sql", "sync_outbox--0.1.0.sql", "sync_outbox--0.2.0.sql", "sync_outbox.control",
+         "sync_outbox.so"]
+
 
 @pytest.fixture
 def make(run, tmp_path):
@@ -18,8 +21,8 @@ def make(run, tmp_path):
 
 
 def test_install_and_uninstall(make):
-    assert make("install-files") == ["sync_outbox--0.1.0.sql", "sync_outbox.control", "sync_outbox.so"]
-    assert make("install-files") == ["sync_outbox--0.1.0.sql", "sync_outbox.control", "sync_outbox.so"]
+    assert make("install-files") == FILES
+    assert make("install-files") == FILES
     assert make("uninstall") == []
 
 

@@ -2,7 +2,7 @@
 
 
 def test_private_server_offers_the_extension(quiet_server):
-    assert quiet_server.value("SELECT default_version FROM pg_available_extensions WHERE name = 'sync_outbox'") == "0.1.0"
+    assert quiet_server.value("SELECT default_version FROM pg_available_extensions WHERE name = 'sync_outbox'") == "0.2.0"
 
 
 def test_three_changes_are_sent_and_acked(sales, receiver):

@@ -17,7 +17,7 @@ def test_a_request_as_the_wire_describes_it(sales, receiver):
     assert request.headers["content-type"].split(";")[0] == "application/json"
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
     assert request.headers["x-upload-token"] == TOKEN
-    assert request.headers["user-agent"] == "sync_outbox/0.1.0"
+    assert request.headers["user-agent"] == "sync_outbox/0.2.0"
     assert request.headers["idempotency-key"]
     assert int(request.headers["content-length"]) == len(request.raw)
 

@@ -29,7 +29,7 @@ use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
 
 /// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so here.
-const OLDEST: Version = Version([0, 1, 0]);
+const OLDEST: Version = Version([0, 2, 0]);
 
 /// The schema that the extension's objects are in.
 #[derive(Clone, Debug)]
