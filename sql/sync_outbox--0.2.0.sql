@@ -113,6 +113,15 @@ COMMENT ON COLUMN @extschema@.sync_outbox_target.ca_file IS 'PEM file of the aut
 COMMENT ON COLUMN @extschema@.sync_outbox_target.signing_secret_file IS
     'file with the secrets that its requests are signed with, one whsec_<base64> a line (superuser only)';
 
+CREATE FUNCTION @extschema@.sync_outbox_target_changed() RETURNS trigger
+    AS 'MODULE_PATHNAME', 'sync_outbox_target_changed' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_target_changed() IS
+    'trigger function that tells every sender once a change of sync_outbox_target has committed';
+REVOKE ALL ON FUNCTION @extschema@.sync_outbox_target_changed() FROM PUBLIC;
+CREATE TRIGGER sync_outbox_target_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.sync_outbox_target
+    FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.sync_outbox_target_changed();
+ALTER TABLE @extschema@.sync_outbox_target ENABLE ALWAYS TRIGGER sync_outbox_target_changed;
+
 CREATE TABLE @extschema@.sync_outbox_target_state (
     target_id            smallint PRIMARY KEY REFERENCES @extschema@.sync_outbox_target ON DELETE CASCADE,
     consecutive_failures integer NOT NULL DEFAULT 0,

@@ -4,7 +4,7 @@ pub use pgrx::PgSqlErrorCode as SqlState;
 use pgrx::pg_sys::panic::ErrorReport;
 
 /// What went wrong, and what to do about it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Error {
     pub sqlstate: SqlState,
     pub message: String,

@@ -44,6 +44,6 @@ fn adopt(as_: Text<'_>) -> Result<()> {
     for target in &targets {
         if same { target::close_breaker(&schema, target.id) } else { target::forget(&schema, target.id) }
     }
-    wake::anew_at_commit();
+    wake::control_at_commit();
     Ok(())
 }

@@ -8,7 +8,6 @@ use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, interrupt, spi};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
-use crate::wake;
 use std::ops::ControlFlow;
 
 /// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
@@ -53,7 +52,6 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
         if priority != source.options.priority {
             lane::record(&schema, &attached::name(oid), source.target_id, priority, ids);
         }
-        wake::at_commit();
     }
     Ok(count)
 }

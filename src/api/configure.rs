@@ -64,7 +64,7 @@ fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
         }
         leave_out(&schema, caller, &tables, prune, &mut answer)?;
     }
-    wake::anew_at_commit();
+    wake::control_at_commit();
     match config.token {
         Some(text) => {
             token::keep(&schema, caller, &target, Some(&text))?;

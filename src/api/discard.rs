@@ -59,7 +59,7 @@ fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
     entry.reason = Some(reason);
     entry.finish();
     history::insert(&schema, &entry);
-    wake::anew_at_commit(); // later changes of the same keys may go out now
+    wake::control_at_commit(); // later changes of the same keys may go out now
     Ok(entry.pending)
 }
 

@@ -66,7 +66,7 @@ fn import(oid: Oid) -> Result<i64> {
     if skipped > 0 {
         pgrx::notice!("{skipped} of {rows} changes were imported before and still wait: skipped");
     }
-    wake::anew_at_commit();
+    wake::control_at_commit();
     Ok(imported)
 }
 

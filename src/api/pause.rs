@@ -26,7 +26,7 @@ fn set_paused(target: Text<'_>, paused: bool, reason: Text<'_>) -> Result<()> {
     target::set_paused(&schema, target.id, paused, argument::trimmed(reason).as_deref());
     if !paused {
         target::close_breaker(&schema, target.id);
-        wake::anew_at_commit();
     }
+    wake::control_at_commit();
     Ok(())
 }

@@ -39,6 +39,6 @@ fn requeue(ids: Option<Vec<Option<i64>>>, reason: Text<'_>, relation: Option<Oid
     entry.finish();
     history::insert(&schema, &entry);
     history::prune(&schema, settings::history_retention());
-    wake::anew_at_commit();
+    wake::control_at_commit();
     Ok(changes)
 }

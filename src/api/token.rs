@@ -54,7 +54,7 @@ pub(super) fn keep(schema: &Schema, caller: Oid, target: &Target, token: Option<
     };
     if !xact::in_recovery() && !xact::is_read_only() {
         target::close_breaker(schema, target.id);
-        wake::anew_at_commit();
+        wake::control_at_commit();
     }
     credentials::keep(target, &endpoint, token)
 }

@@ -132,7 +132,7 @@ impl Outbox {
             Some((table, index)) => heap::append(table, index, &fields, &shape::KEY),
             None => self.insert(&fields, plan.priority),
         }
-        crate::wake::at_commit();
+        crate::wake::at_commit(id);
         id
     }
 

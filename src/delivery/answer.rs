@@ -22,6 +22,8 @@ pub enum Word {
     Conflict(String),
     /// Not mentioned: that is not an ack.
     Silent,
+    /// Not the target's word: it cannot be sent at all.
+    Unsendable(String),
 }
 
 impl Answer {

@@ -26,11 +26,15 @@ pub struct Change {
     pub refusals: i32,
     /// Marked FAILED because a request did not get through.
     pub was_offline: bool,
+    /// Why it can never be sent as it is.
+    pub unsendable: Option<String>,
     /// Its JSON in the batch's buffer, and inside that what says which keys it touches, should anybody ask.
     json: Range<usize>,
     table: Rc<Table>,
     pk: Option<Range<usize>>,
     data: Option<Range<usize>>,
+    /// Of a change whose JSON is not here.
+    touched: Option<Touched>,
 }
 
 /// A change as it is read from the outbox: text is UTF-8, `pk`, `data` and `old` are JSON, `created_at` is ISO 8601.
@@ -53,6 +57,7 @@ pub struct Stored<'a> {
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
+    pub unsendable: Option<String>,
 }
 
 #[derive(Debug)]
@@ -82,9 +87,25 @@ impl Batch {
         self.buffer.len()
     }
 
-    /// Adds a change. Members in the order of the wire format: the six that every receiver knows, then those that only
-    /// say more.
+    /// Adds a change; one that cannot be sent is added without its JSON. Members in the order of the wire format: the six
+    /// that every receiver knows, then those that only say more.
     pub fn push(&mut self, stored: &Stored<'_>) {
+        if stored.unsendable.is_none() && self.buffer.try_reserve(most_bytes(stored)).is_ok() {
+            return self.push_json(stored);
+        }
+        let why = || format!("not enough memory for {} bytes", most_bytes(stored));
+        let nothing = self.buffer.len()..self.buffer.len();
+        let touched = Touched::new(&stored.schema, &stored.table, stored.pk.as_deref(), stored.data.as_deref());
+        let change = Change {
+            unsendable: Some(stored.unsendable.clone().unwrap_or_else(why)),
+            touched: Some(touched),
+            ..self.change(stored, nothing, None, None)
+        };
+        self.changes.push(change);
+    }
+
+    /// There is room for it.
+    fn push_json(&mut self, stored: &Stored<'_>) {
         let out = &mut self.buffer;
         if !out.is_empty() {
             out.push(b',');
@@ -127,8 +148,19 @@ impl Batch {
         string(&stored.created_at, out);
         out.push(b'}');
         let json = start..out.len();
+        let change = self.change(stored, json, pk, data);
+        self.changes.push(change);
+    }
+
+    fn change(
+        &self,
+        stored: &Stored<'_>,
+        json: Range<usize>,
+        pk: Option<Range<usize>>,
+        data: Option<Range<usize>>,
+    ) -> Change {
         let before = self.changes.last();
-        let change = Change {
+        Change {
             id: stored.id,
             priority: stored.priority,
             place: stored.place,
@@ -138,6 +170,7 @@ impl Batch {
             attempts: stored.attempts,
             refusals: stored.refusals,
             was_offline: stored.was_offline,
+            unsendable: None,
             json,
             table: match before {
                 Some(before) if before.table.name == stored.table && before.table.schema == stored.schema => {
@@ -147,21 +180,25 @@ impl Batch {
             },
             pk,
             data,
-        };
-        self.changes.push(change);
+            touched: None,
+        }
     }
 
     /// The keys that a change touches.
     pub fn touched(&self, change: &Change) -> Touched {
+        if let Some(touched) = &change.touched {
+            return touched.clone();
+        }
         let text = |range: &Range<usize>| std::str::from_utf8(&self.buffer[range.clone()]).unwrap_or_default();
         let Change { table, pk, data, .. } = change;
         Touched::new(&table.schema, &table.name, pk.as_ref().map(text), data.as_ref().map(text))
     }
 
-    /// The body of a request with the changes at `picked`, which are in sending order.
-    pub fn body(&self, picked: &[usize]) -> Vec<u8> {
+    /// The body of a request with the changes at `picked`, which are in sending order; `None` if there is no memory for it.
+    pub fn body(&self, picked: &[usize]) -> Option<Vec<u8>> {
         let bytes: usize = picked.iter().map(|i| self.changes[*i].json.len() + 1).sum();
-        let mut body = Vec::with_capacity(bytes + 16);
+        let mut body = Vec::new();
+        body.try_reserve_exact(bytes + 16).ok()?;
         body.extend_from_slice(b"{\"changes\":[");
         for (n, i) in picked.iter().enumerate() {
             if n > 0 {
@@ -170,7 +207,7 @@ impl Batch {
             body.extend_from_slice(&self.buffer[self.changes[*i].json.clone()]);
         }
         body.extend_from_slice(b"]}");
-        body
+        Some(body)
     }
 
     /// The reason that all the picked changes share, for the X-Reason header.
@@ -189,6 +226,15 @@ impl Batch {
         bytes.copy_from_slice(&hash.finalize()[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
     }
+}
+
+/// Room that the JSON of a change needs at most. Stored JSON goes as it is; a character of other text becomes six at most.
+fn most_bytes(stored: &Stored<'_>) -> usize {
+    let length = |text: &Option<Cow<'_, str>>| text.as_ref().map_or(0, |text| text.len());
+    let json: usize = [&stored.pk, &stored.data, &stored.old].into_iter().map(length).sum();
+    let text = [&stored.branch, &stored.reason].into_iter().map(length).sum::<usize>();
+    let names = stored.schema.len() + stored.table.len() + stored.op.len() + stored.created_at.len();
+    json + 6 * (text + names) + 256
 }
 
 /// A text that is usually that of the change before.
@@ -235,7 +281,7 @@ mod tests {
     #[test]
     fn a_body_holds_the_picked_changes_and_is_json() {
         let batch = batch(4);
-        let body: serde_json::Value = serde_json::from_slice(&batch.body(&[0, 3])).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&batch.body(&[0, 3]).unwrap()).unwrap();
         let changes = body["changes"].as_array().unwrap();
         assert_eq!(changes.len(), 2);
         assert_eq!(changes[1]["pk"]["id"], 4);

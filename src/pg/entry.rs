@@ -17,6 +17,7 @@ macro_rules! finfo {
 
 finfo!(pg_finfo_sync_outbox_capture);
 finfo!(pg_finfo_sync_outbox_drain);
+finfo!(pg_finfo_sync_outbox_target_changed);
 
 /// `sync_outbox_capture()`: 39P01 when it is not fired as one of the triggers that `sync_outbox_attach()` makes.
 ///
@@ -36,6 +37,26 @@ pub unsafe extern "C-unwind" fn sync_outbox_capture(fcinfo: pg_sys::FunctionCall
         .hint("SELECT sync_outbox_attach('your_table');")
         .raise(),
     }
+    pg_sys::Datum::from(0)
+}
+
+/// `sync_outbox_target_changed()`: 39P01 when it is not fired as a trigger.
+///
+/// # Safety
+/// Called by PostgreSQL's function manager only.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn sync_outbox_target_changed(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: the function manager passes its call info.
+    if unsafe { Fired::from_call(fcinfo) }.is_none() {
+        Error::new(
+            SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
+            "sync_outbox_target_changed() can only be called as the trigger of the table sync_outbox_target",
+        )
+        .hint("Write to the table sync_outbox_target; the trigger does the rest.")
+        .raise()
+    }
+    crate::wake::control_at_commit();
     pg_sys::Datum::from(0)
 }
 

@@ -1,14 +1,13 @@
 //! The sender's lock: one sender per target.
 //!
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
-//! advisory locks, which any role can take (`hard-facts` 15).
+//! advisory locks, which any role can take (`hard-facts` 15). Who has to wait stands in PostgreSQL's own queue for it: first
+//! come, first served. The holder asks between two requests whether somebody waits.
 
-use super::latch;
+use super::xact;
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
-use std::time::{Duration, Instant};
-
-/// How often a busy lock is looked at.
-const POLL: Duration = Duration::from_millis(20);
+use std::time::Duration;
 
 /// How long a lock lives.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,25 +26,45 @@ pub struct SenderLock {
 }
 
 impl SenderLock {
-    /// Takes the lock, waiting at most `patience` for it.
+    /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout` allows, if
+    /// that is less. Inside a transaction. Raises on cancel.
     pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: Scope, patience: Duration) -> Option<Self> {
-        let until = Instant::now() + patience;
-        loop {
-            let lock = Self::try_acquire(outbox, target, scope);
-            if lock.is_some() || Instant::now() >= until {
-                return lock;
-            }
-            latch::wait(None, POLL);
+        let lock = Self::try_acquire(outbox, target, scope);
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        if lock.is_some() || patience == 0 {
+            return lock;
+        }
+        match xact::subtransaction_in_time(patience, || Self::lock(outbox, target, scope, false)) {
+            Ok(lock) => lock,
+            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE => None,
+            Err(caught) => Error::from(caught).raise(),
         }
     }
 
     /// Takes the lock if it is free.
     pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: Scope) -> Option<Self> {
+        Self::lock(outbox, target, scope, true)
+    }
+
+    fn lock(outbox: pg_sys::Oid, target: i16, scope: Scope, only_if_free: bool) -> Option<Self> {
         let tag = tag(outbox, target);
-        // SAFETY: a well-formed object tag; dontWait, so this never sleeps.
-        let result = unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, true) };
+        // SAFETY: a well-formed object tag, inside a transaction; an ERROR while waiting takes us out of the queue.
+        let result =
+            unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, only_if_free) };
         // Lazily: a SenderLock that is dropped releases.
         (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then(|| SenderLock { tag, scope })
+    }
+
+    /// Whether somebody waits for it.
+    pub fn is_wanted(&self) -> bool {
+        // SAFETY: a lock that this process holds in this mode, or has lost with an aborted transaction, of which
+        // LockHasWaiters says nothing worse than a WARNING.
+        unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == Scope::Session) }
+    }
+
+    /// The transaction that aborted has released it with all other locks of the process.
+    pub fn was_lost(self) {
+        std::mem::forget(self);
     }
 }
 

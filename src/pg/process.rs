@@ -24,6 +24,11 @@ impl Process {
         }
     }
 
+    /// Its number among the PGPROCs of the server.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+
     /// Sets its latch. If it has ended meanwhile, whoever has its slot now wakes for nothing.
     pub fn wake(self) {
         // SAFETY: the slot came from `me`; latches in the array of PGPROCs are there as long as the server.

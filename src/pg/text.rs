@@ -99,3 +99,41 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
 pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
 }
+
+/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or too
+/// little memory. Raises nothing.
+pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
+    if server_is_utf8() || bytes.is_ascii() {
+        return std::str::from_utf8(bytes)
+            .map(Cow::Borrowed)
+            .map_err(|error| format!("it is not valid UTF-8: {error}"));
+    }
+    const ROOM: usize = 64 * 1024;
+    let mut out = Vec::new();
+    let mut piece = [0u8; ROOM];
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the function
+        // stops in front of what it cannot convert and says how far it came.
+        let (done, made) = unsafe {
+            let (from, to) = (pg_sys::GetDatabaseEncoding(), pg_sys::pg_enc::PG_UTF8 as i32);
+            let conversion = pg_sys::FindDefaultConversionProc(from, to);
+            let taken = rest.len().min(ROOM / 8) as i32;
+            let source = rest.as_ptr().cast_mut();
+            let done = if conversion == pg_sys::InvalidOid {
+                0
+            } else {
+                let room = piece.as_mut_ptr();
+                pg_sys::pg_do_encoding_conversion_buf(conversion, from, to, source, taken, room, ROOM as i32, true)
+            };
+            (done.max(0) as usize, std::ffi::CStr::from_bytes_until_nul(&piece).map_or(0, |made| made.count_bytes()))
+        };
+        if done == 0 {
+            return Err(format!("the character with byte 0x{:02x} cannot be written in UTF-8", rest[0]));
+        }
+        out.try_reserve(made).map_err(|_| format!("not enough memory for {} bytes", bytes.len()))?;
+        out.extend_from_slice(&piece[..made]);
+        rest = &rest[done..];
+    }
+    String::from_utf8(out).map(Cow::Owned).map_err(|error| format!("it is not valid UTF-8: {error}"))
+}

@@ -83,6 +83,8 @@ fn recover(error: CaughtError) -> Error {
 /// How a transaction ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
+    /// About to commit: nothing of it is visible to others yet. Followed by one of the others.
+    PreCommit,
     /// Committed, and visible to others.
     Commit,
     Abort,
@@ -97,6 +99,7 @@ pub fn on_end(f: fn(End)) {
         // SAFETY: the argument was made from a function pointer of this type below.
         let f = unsafe { std::mem::transmute::<*mut core::ffi::c_void, fn(End)>(arg) };
         match event {
+            pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => f(End::PreCommit),
             pg_sys::XactEvent::XACT_EVENT_COMMIT => f(End::Commit),
             pg_sys::XactEvent::XACT_EVENT_ABORT => f(End::Abort),
             pg_sys::XactEvent::XACT_EVENT_PREPARE => f(End::Prepare),

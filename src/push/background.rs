@@ -1,28 +1,42 @@
-//! Pushing in the background: what the worker of a database calls whenever it is woken.
+//! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of all
+//! targets share one bell, which the worker sleeps on together with its latch.
 
+use super::reader::News;
 use super::sender::Sender;
-use super::transactions::{Own, Transactions};
+use super::transactions::{Own, Transactions, Undone};
 use super::watch::Watch;
 use crate::error::or_raise;
-use crate::pg::extension;
+use crate::pg::activity;
+use crate::pg::extension::{self, Extension};
+use crate::pg::latch::Bell;
 use crate::settings;
+use crate::store::Schema;
 use crate::store::identity::{self, Copied, Standing};
-use crate::store::{Schema, queue, target};
-use std::collections::HashMap;
-use std::time::Duration;
+use crate::store::target::{self, State, Target};
+use crate::wake;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How often a copy says that it is one, and how soon it looks again: adoption wakes the worker.
 pub const CLONED: Duration = Duration::from_secs(3600);
+/// How often the activity that others see is brought up to date.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// No id.
+const NOTHING: i64 = i64::MAX;
 
 /// When to look again.
 #[derive(Clone, Copy, Debug)]
 pub struct Next {
     /// Something is due then, whether or not anything new is committed.
-    pub due_in: Option<Duration>,
+    pub due: Option<Instant>,
     /// Nothing deliverable is left.
     pub idle: bool,
-    /// Nothing can change before, whatever is committed: writers may go on without waking anybody.
-    pub deaf_for: Duration,
+    /// A request is out, or something is to be settled.
+    pub busy: bool,
     /// Nothing is due then, but a look at what waits.
     pub look_in: Option<Duration>,
     /// The database is a copy, so that nothing is sent until somebody adopts it.
@@ -31,75 +45,208 @@ pub struct Next {
 
 impl Next {
     pub fn idle() -> Self {
-        Next { due_in: None, idle: true, deaf_for: Duration::ZERO, look_in: None, cloned: None }
+        Next { due: None, idle: true, busy: false, look_in: None, cloned: None }
+    }
+}
+
+/// What writers tell the worker of a database.
+pub trait Signals {
+    /// The first id of what has been committed since the last call, or may have been.
+    fn take_first_id(&self) -> i64;
+    /// Takes the announcement of work down; whether it was up.
+    fn take_wanted(&self) -> bool;
+}
+
+/// The announcements, handed on to the session of each target.
+pub struct Announcements {
+    signals: Rc<dyn Signals>,
+    /// By target: whether there is news that its session has not asked for, and the first id of what it has not been told.
+    untold: RefCell<BTreeMap<i16, (bool, i64)>>,
+}
+
+impl Announcements {
+    /// Those for one target.
+    pub fn of(&self, target_id: i16) -> impl News {
+        TargetNews { all: self, target_id }
     }
 
-    pub fn not_before(due_in: Duration) -> Self {
-        Next { due_in: Some(due_in), idle: false, ..Next::idle() }
+    /// Takes the flag down that writers raise: the next one who commits wakes us.
+    fn look(&self) {
+        if self.signals.take_wanted() {
+            self.untold.borrow_mut().values_mut().for_each(|(is_there, _)| *is_there = true);
+        }
+    }
+}
+
+struct TargetNews<'a> {
+    all: &'a Announcements,
+    target_id: i16,
+}
+
+impl News for TargetNews<'_> {
+    fn first_id(&self) -> i64 {
+        let first_id = self.all.signals.take_first_id();
+        let mut untold = self.all.untold.borrow_mut();
+        untold.values_mut().for_each(|(_, first)| *first = first_id.min(*first));
+        let told = untold.insert(self.target_id, (false, NOTHING));
+        told.map_or(first_id, |(_, first)| first)
+    }
+
+    fn is_there(&self) -> bool {
+        self.all.look();
+        self.all.untold.borrow().get(&self.target_id).is_none_or(|(is_there, _)| *is_there)
     }
 }
 
 /// A database's senders, one for each target. They live as long as the worker.
-#[derive(Default)]
 pub struct Background {
-    senders: HashMap<i16, Sender>,
+    announcements: Announcements,
+    pub bell: Arc<Bell>,
+    senders: BTreeMap<i16, Sender>,
+    installed: Option<Extension>,
+    schema: Option<Schema>,
+    /// The control number under which all was last looked up, and when.
+    looked: Option<(Option<u64>, Instant)>,
+    standing: Option<Copied>,
     watch: Watch,
+    shown: Instant,
 }
 
 impl Background {
-    /// Changes that have been there for long may be deliverable now.
-    pub fn look_at_everything(&mut self) {
-        self.senders.values_mut().for_each(Sender::look_at_everything);
+    pub fn new(signals: Rc<dyn Signals>) -> std::io::Result<Self> {
+        Ok(Background {
+            announcements: Announcements { signals, untold: RefCell::default() },
+            bell: Arc::new(Bell::new()?),
+            senders: BTreeMap::new(),
+            installed: None,
+            schema: None,
+            looked: None,
+            standing: None,
+            watch: Watch::default(),
+            shown: Instant::now(),
+        })
     }
 
-    /// Pushes everything that may be pushed now, for every target. Called outside any transaction. PostgreSQL's ERRORs
-    /// come out as unwinds; the caller aborts what is open.
-    pub fn run(&mut self) -> Next {
-        if !settings::enabled() {
-            return Next::idle();
+    /// The server's settings have been read again.
+    pub fn settings_changed(&mut self) {
+        self.looked = None;
+    }
+
+    /// An ERROR outside of every step has aborted a transaction, and with it released every lock of the process.
+    pub fn locks_were_lost(&mut self) {
+        self.looked = None;
+        self.senders.values_mut().for_each(Sender::lock_was_lost);
+    }
+
+    /// Whether the extension is there, as far as has been seen.
+    pub fn is_installed(&self) -> bool {
+        self.schema.is_some()
+    }
+
+    /// Pushes what may be pushed now, for every target. With `closing`, no request is begun any more; what is out is taken.
+    /// Called outside any transaction.
+    pub fn run(&mut self, closing: bool) -> Next {
+        self.bell.clear();
+        if self.is_out_of_date() && !self.look_around() {
+            return Next { due: Some(Instant::now() + Duration::from_secs(1)), idle: false, ..Next::idle() };
         }
-        let Background { senders, watch } = self;
-        let Some((schema, targets)) = Own.step(|| {
-            let schema = or_raise(Schema::of(extension::installed()?));
-            watch.look(&schema);
-            match identity::standing(&schema) {
-                Standing::Copied(copied) => return Some((schema, Err(copied))),
-                // At once, so that a copy made of a promoted standby is known as one.
-                Standing::Moved => _ = identity::admit(&schema),
-                Standing::Ours | Standing::Unnamed => {}
-            }
-            let mut targets = Vec::new();
-            for target in target::all(&schema) {
-                let mark = senders.entry(target.id).or_default().begin_at();
-                let waiting = queue::any_left(&schema, target.id, None, mark, i64::MAX);
-                targets.push((target::state(&schema, target.id), waiting, target));
-            }
-            Some((schema, Ok(targets)))
-        }) else {
+        let Background { announcements, senders, schema: Some(schema), standing, watch, .. } = self else {
             return Next::idle();
         };
-        let targets = match targets {
-            Ok(targets) => targets,
-            Err(copied) => return Next { look_in: Some(CLONED), cloned: Some(copied), ..Next::idle() },
-        };
-        let mut next = Next { deaf_for: Duration::MAX, look_in: self.watch.too_old_in(), ..Next::idle() };
-        for (state, waiting, target) in targets {
-            let Some(sender) = self.senders.get_mut(&target.id) else { continue };
-            let one = sender.run(&schema, target, &state, waiting);
+        if let Some(copied) = *standing {
+            return Next { look_in: Some(CLONED), cloned: Some(copied), ..Next::idle() };
+        }
+        let mut next = Next { look_in: watch.too_old_in(), ..Next::idle() };
+        for sender in senders.values_mut() {
+            let one = sender.advance(schema, announcements, closing);
+            sender.write_books(schema);
             next.idle &= one.idle;
-            next.due_in = [next.due_in, one.due_in].into_iter().flatten().min();
-            next.deaf_for = next.deaf_for.min(one.deaf_for);
+            next.busy |= one.busy;
+            next.due = [next.due, one.due].into_iter().flatten().min();
         }
-        if next.deaf_for == Duration::MAX {
-            next.deaf_for = Duration::ZERO; // no target yet
-        }
+        self.show();
         next
+    }
+
+    fn is_out_of_date(&self) -> bool {
+        self.looked.is_none_or(|(control, at)| control != wake::control() || at.elapsed() >= settings::interval())
+    }
+
+    /// Looks up what is installed, whether it may send, and which targets there are; `false` if somebody's lock is in the way.
+    fn look_around(&mut self) -> bool {
+        let control = wake::control(); // before the snapshot
+        let said = self.looked.is_none_or(|(then, _)| then != control);
+        let watch = &mut self.watch;
+        let found = Own.step(|| {
+            let installed = extension::installed()?;
+            let schema = or_raise(Schema::of(installed));
+            watch.look(&schema);
+            let copied = match identity::standing(&schema) {
+                Standing::Copied(copied) => Some(copied),
+                // At once, so that a copy made of a promoted standby is known as one.
+                Standing::Moved => {
+                    let _ = identity::admit(&schema);
+                    None
+                }
+                Standing::Ours | Standing::Unnamed => None,
+            };
+            let targets = target::all(&schema).into_iter().map(|target| (target::state(&schema, target.id), target));
+            let targets: Vec<(State, Target)> = targets.collect();
+            Some((installed, schema, copied, targets))
+        });
+        let found = match found {
+            Ok(found) => found,
+            Err(Undone::Locked) => return false,
+            Err(Undone::Failed(error)) => error.raise(),
+        };
+        self.looked = Some((control, Instant::now()));
+        let Some((installed, schema, copied, targets)) = found else {
+            (self.schema, self.senders) = (None, BTreeMap::new());
+            return true;
+        };
+        if self.installed != Some(installed) {
+            self.senders.clear(); // of another outbox
+            self.installed = Some(installed);
+        }
+        self.schema = Some(schema.clone());
+        self.standing = copied;
+        // What was acknowledged by a target that is gone is still to be settled.
+        self.senders.retain(|id, sender| sender.is_busy() || targets.iter().any(|(_, target)| target.id == *id));
+        for (state, target) in &targets {
+            match self.senders.get_mut(&target.id) {
+                Some(sender) if said => sender.control(state),
+                Some(_) => {}
+                None => {
+                    let sender = Sender::new(&schema, target, state, &self.bell);
+                    self.senders.insert(target.id, sender);
+                    self.announcements.untold.borrow_mut().insert(target.id, (true, NOTHING));
+                }
+            }
+        }
+        true
+    }
+
+    /// Shows what is being sent.
+    fn show(&mut self) {
+        if self.shown.elapsed() < SHOW_EVERY {
+            return;
+        }
+        let (mut acked, mut longest) = (0, Duration::ZERO);
+        for (of_one, since) in self.senders.values().filter_map(Sender::progress) {
+            acked += of_one;
+            longest = longest.max(since);
+        }
+        if acked > 0 {
+            self.shown = Instant::now();
+            let rate = acked as f64 / longest.as_secs_f64().max(0.001);
+            activity::report(&format!("sending: {acked} done, {rate:.0} rows/s"));
+        }
     }
 
     /// Brings everything up to date that is written down now and then, before the worker leaves.
     pub fn finish(&mut self) {
-        if let Ok(schema) = Own.step(Schema::installed) {
-            self.senders.iter_mut().for_each(|(id, sender)| sender.finish(&schema, *id));
+        if let Some(schema) = &self.schema {
+            self.senders.values_mut().for_each(|sender| sender.finish(schema));
         }
     }
 }

@@ -1,17 +1,23 @@
-//! Having one batch answered: requests, halving and bisecting, until every change has a word or the target is found down.
+//! Having one batch answered: requests, halving and bisecting, until every change has a verdict or the target is found
+//! unreachable. Nothing here waits: a request is made, sent by the session, and its reply is handed back.
 
-use super::session::{Destination, Waiting};
+use super::destination::Destination;
 use crate::delivery::answer::{Answer, Word};
 use crate::delivery::batch::Batch;
 use crate::delivery::http::{Reply, Request};
 use crate::delivery::keys::Parked;
 use crate::delivery::outcome::{self, Outcome};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Unreserved characters and spaces of a reason stay readable; everything else is percent-encoded (UTF-8).
 const REASON: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b' ').remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b',');
+/// Servers limit the size of headers; a longer reason stands in the body alone.
+const REASON_HEADER_BYTES: usize = 1024;
+/// So many changes refused one by one by the status of the response, and nothing answered, are enough to suspect the target.
+const SUSPECT_AFTER: usize = 10;
 
 /// The word on a change of the batch, by its position.
 pub struct Said {
@@ -27,6 +33,11 @@ pub enum Trouble {
         error: String,
         retry_after: Option<Duration>,
     },
+    /// These changes were refused one by one by the status of the response, and so was everything else that was tried.
+    Rejected {
+        changes: Vec<usize>,
+        error: String,
+    },
     Unauthorized {
         error: String,
     },
@@ -38,7 +49,7 @@ pub enum Trouble {
     },
 }
 
-/// What came of a batch.
+/// What came of a batch, or of some changes of it.
 #[derive(Default)]
 pub struct Answered {
     pub said: Vec<Said>,
@@ -49,100 +60,204 @@ pub struct Answered {
     pub too_large: bool,
 }
 
-/// Sends the picked changes of a batch. `wait` has the request answered and may do other work meanwhile.
-pub fn exchange(
-    batch: &Batch,
-    picked: Vec<usize>,
-    parked: &mut Parked,
-    destination: &Destination,
-    wait: &mut dyn Waiting,
-) -> Answered {
-    let mut answered = Answered::default();
-    let mut parts = vec![picked];
-    while let Some(part) = parts.pop() {
-        let part = without_blocked(batch, part, parked, &mut answered.blocked);
-        if part.is_empty() {
-            continue;
+/// The end of an exchange.
+pub struct Ended {
+    pub batch: Rc<Batch>,
+    pub answered: Answered,
+    /// Refusals by the status of a response, where the target had no word on any change: then it may be the target's
+    /// trouble, see [`super::suspicion`].
+    pub refused_by_status: Vec<Said>,
+    /// What was picked and is still where it was.
+    pub unsent: Vec<usize>,
+    /// The target had a word on a single change.
+    pub got_words: bool,
+}
+
+/// A batch on its way.
+pub struct Exchange {
+    pub batch: Rc<Batch>,
+    /// What is still to be sent, the next part on top.
+    parts: Vec<Vec<usize>>,
+    /// The part that is out.
+    out: Option<Vec<usize>>,
+    answered: Answered,
+    /// Alone in their requests, and refused by 400 or 422.
+    refused_by_status: Vec<Said>,
+    /// What has not been sent stays where it is.
+    abandoned: bool,
+    /// The target had a word on single changes.
+    got_words: bool,
+}
+
+impl Exchange {
+    /// For the picked changes of a batch. What can never be sent has its verdict at once, and parks its keys.
+    pub fn new(batch: Batch, picked: Vec<usize>, parked: &mut Parked) -> Self {
+        let mut exchange = Exchange {
+            batch: Rc::new(batch),
+            parts: Vec::new(),
+            out: None,
+            answered: Answered::default(),
+            refused_by_status: Vec::new(),
+            abandoned: false,
+            got_words: false,
+        };
+        let mut sendable = Vec::with_capacity(picked.len());
+        for i in picked {
+            match exchange.batch.changes[i].unsendable.clone() {
+                Some(why) => exchange.give_up_on(i, why, parked),
+                None => sendable.push(i),
+            }
         }
-        let reply: Reply = wait.reply_to(request(batch, &part, destination));
+        exchange.parts.push(sendable);
+        exchange
+    }
+
+    /// The next request, if there is one; [`Exchange::take`] gets its reply.
+    pub fn next_request(&mut self, destination: &Destination, parked: &mut Parked) -> Option<Request> {
+        while let Some(part) = self.parts.pop() {
+            let part = self.without_blocked(part, parked);
+            if part.is_empty() {
+                continue;
+            }
+            match self.batch.body(&part) {
+                Some(body) => {
+                    let request = request(&self.batch, &part, body, destination);
+                    self.out = Some(part);
+                    return Some(request);
+                }
+                None if part.len() == 1 => self.give_up_on(part[0], "not enough memory for its request".into(), parked),
+                None => self.halve(part),
+            }
+        }
+        None
+    }
+
+    /// Whether a request is out.
+    pub fn is_out(&self) -> bool {
+        self.out.is_some()
+    }
+
+    /// Whether nothing is out, and nothing more can be sent.
+    pub fn is_over(&self) -> bool {
+        self.out.is_none() && (self.parts.is_empty() || self.abandoned || self.answered.trouble.is_some())
+    }
+
+    /// Takes the reply to the request that is out.
+    pub fn take(&mut self, reply: Reply, parked: &mut Parked) {
+        let Some(part) = self.out.take() else { return };
         match outcome::classify(reply) {
-            Outcome::Answered(answer) => take(batch, &part, &answer, parked, &mut answered),
-            Outcome::TooLarge { error } | Outcome::Poison { error } if part.len() == 1 => {
-                refuse(batch, part[0], error, parked, &mut answered)
+            Outcome::Answered(answer) => self.take_words(&part, &answer, parked),
+            Outcome::TooLarge { error } if part.len() == 1 => {
+                self.park(part[0], parked);
+                self.answered.said.push(Said { change: part[0], word: Word::Refused(error) });
+            }
+            Outcome::Poison { error } if part.len() == 1 => {
+                self.park(part[0], parked);
+                self.refused_by_status.push(Said { change: part[0], word: Word::Refused(error) });
+                self.abandoned = !self.got_words && self.refused_by_status.len() >= SUSPECT_AFTER;
             }
             Outcome::TooLarge { .. } => {
-                answered.too_large = true;
-                halve(part, &mut parts)
+                self.answered.too_large = true;
+                self.halve(part)
             }
-            Outcome::Poison { .. } => halve(part, &mut parts),
-            Outcome::Unauthorized { error } => {
-                answered.trouble = Some(Trouble::Unauthorized { error });
-                break;
-            }
-            Outcome::Misconfigured { error } => {
-                answered.trouble = Some(Trouble::Misconfigured { error });
-                break;
-            }
-            Outcome::Gone { error } => {
-                answered.trouble = Some(Trouble::Gone { error });
-                break;
-            }
+            Outcome::Poison { .. } => self.halve(part),
+            Outcome::Unauthorized { error } => self.stop(Trouble::Unauthorized { error }, part),
+            Outcome::Misconfigured { error } => self.stop(Trouble::Misconfigured { error }, part),
+            Outcome::Gone { error } => self.stop(Trouble::Gone { error }, part),
             Outcome::NotThrough { error, retry_after } => {
-                answered.trouble = Some(Trouble::NotThrough { changes: part, error, retry_after });
-                break;
+                let changes = part.clone();
+                self.stop(Trouble::NotThrough { changes, error, retry_after }, part)
             }
         }
     }
-    answered
-}
 
-/// Two halves on the stack, the earlier one on top: order holds.
-fn halve(mut part: Vec<usize>, parts: &mut Vec<Vec<usize>>) {
-    let later = part.split_off(part.len() / 2);
-    parts.push(later);
-    parts.push(part);
-}
-
-fn without_blocked(batch: &Batch, part: Vec<usize>, parked: &mut Parked, blocked: &mut Vec<usize>) -> Vec<usize> {
-    if parked.is_empty() {
-        return part;
+    /// Sends what a trouble has stopped after all: the credentials are others now.
+    pub fn resume(&mut self) {
+        self.answered.trouble = None;
     }
-    part.into_iter()
-        .filter(|i| {
-            let change = &batch.changes[*i];
-            let touched = batch.touched(change);
-            let waits = parked.blocks(&touched, change.id);
-            if waits {
-                parked.park(&touched, change.id);
-                blocked.push(*i);
-            }
-            !waits
-        })
-        .collect()
-}
 
-fn take(batch: &Batch, part: &[usize], answer: &Answer, parked: &mut Parked, answered: &mut Answered) {
-    for (change, word) in part.iter().zip(outcome::words(batch, part, answer)) {
-        if word != Word::Acked {
-            park(batch, *change, parked);
+    pub fn is_unauthorized(&self) -> bool {
+        matches!(self.answered.trouble, Some(Trouble::Unauthorized { .. }))
+    }
+
+    /// Leaves what has not been sent where it is.
+    pub fn abandon(&mut self) {
+        self.abandoned = true;
+    }
+
+    /// What came of it.
+    pub fn end(mut self) -> Ended {
+        if self.got_words {
+            self.answered.said.append(&mut self.refused_by_status);
         }
-        answered.said.push(Said { change: *change, word });
+        Ended {
+            batch: self.batch,
+            answered: self.answered,
+            refused_by_status: self.refused_by_status,
+            unsent: self.parts.concat(),
+            got_words: self.got_words,
+        }
+    }
+
+    /// Whether the exchange ended in trouble, so that nothing more can be sent now.
+    pub fn in_trouble(&self) -> bool {
+        self.answered.trouble.is_some()
+    }
+
+    fn stop(&mut self, trouble: Trouble, part: Vec<usize>) {
+        self.answered.trouble = Some(trouble);
+        self.parts.push(part); // should it be resumed
+    }
+
+    /// Two halves on the stack, the earlier one on top: order holds.
+    fn halve(&mut self, mut part: Vec<usize>) {
+        let later = part.split_off(part.len() / 2);
+        self.parts.push(later);
+        self.parts.push(part);
+    }
+
+    fn without_blocked(&mut self, part: Vec<usize>, parked: &mut Parked) -> Vec<usize> {
+        if parked.is_empty() {
+            return part;
+        }
+        let Exchange { batch, answered, .. } = self;
+        part.into_iter()
+            .filter(|i| {
+                let change = &batch.changes[*i];
+                let touched = batch.touched(change);
+                let waits = parked.blocks(&touched, change.id);
+                if waits {
+                    parked.park(&touched, change.id);
+                    answered.blocked.push(*i);
+                }
+                !waits
+            })
+            .collect()
+    }
+
+    fn take_words(&mut self, part: &[usize], answer: &Answer, parked: &mut Parked) {
+        self.got_words = true;
+        for (change, word) in part.iter().zip(outcome::words(&self.batch, part, answer)) {
+            if word != Word::Acked {
+                self.park(*change, parked);
+            }
+            self.answered.said.push(Said { change: *change, word });
+        }
+    }
+
+    fn give_up_on(&mut self, change: usize, why: String, parked: &mut Parked) {
+        self.park(change, parked);
+        self.answered.said.push(Said { change, word: Word::Unsendable(why) });
+    }
+
+    fn park(&self, change: usize, parked: &mut Parked) {
+        let change = &self.batch.changes[change];
+        parked.park(&self.batch.touched(change), change.id);
     }
 }
 
-fn refuse(batch: &Batch, change: usize, error: String, parked: &mut Parked, answered: &mut Answered) {
-    park(batch, change, parked);
-    answered.said.push(Said { change, word: Word::Refused(error) });
-}
-
-fn park(batch: &Batch, change: usize, parked: &mut Parked) {
-    let change = &batch.changes[change];
-    parked.park(&batch.touched(change), change.id);
-}
-
-fn request(batch: &Batch, part: &[usize], destination: &Destination) -> Request {
+fn request(batch: &Batch, part: &[usize], body: Vec<u8>, destination: &Destination) -> Request {
     let Destination { endpoint, token, signing, .. } = destination;
-    let body = batch.body(part);
     let id = batch.idempotency_key(part);
     let mut headers = vec![("Authorization", format!("Bearer {token}")), ("X-Upload-Token", token.to_owned())];
     if let Some(secrets) = signing {
@@ -153,8 +268,11 @@ fn request(batch: &Batch, part: &[usize], destination: &Destination) -> Request 
         headers.push(("webhook-signature", secrets.sign(&id, now, &body)));
     }
     headers.push(("Idempotency-Key", id));
-    if let Some(reason) = batch.shared_reason(part) {
-        headers.push(("X-Reason", utf8_percent_encode(reason, REASON).to_string()));
+    if let Some(reason) = batch.shared_reason(part).filter(|reason| reason.len() <= REASON_HEADER_BYTES) {
+        let reason = utf8_percent_encode(reason, REASON).to_string();
+        if reason.len() <= REASON_HEADER_BYTES {
+            headers.push(("X-Reason", reason));
+        }
     }
     Request { url: endpoint.url.clone(), headers, body, changes: part.len() }
 }

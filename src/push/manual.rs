@@ -1,23 +1,27 @@
 //! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
 //! says, with a small probe first; only a pause stops them, and that the database is a copy.
 
-use super::books::Books;
-use super::credentials::{self, Token};
-use super::mark::Mark;
-use super::reader::Scope;
+use super::reader::{News, Scope};
 use super::report::{Report, Stop};
-use super::session::{Bounds, Destination, Link, Session};
-use super::transactions::{Callers, Procedures, Transactions};
+use super::session::{Bounds, Session, Wait};
+use super::transactions::{Callers, Procedures, Transactions, Undone};
 use crate::error::{Error, Result, SqlState};
+use crate::pg::latch::{self, Bell};
 use crate::pg::lock::{Scope as LockScope, SenderLock};
-use crate::pg::{heap, role, xact};
+use crate::pg::{guc, heap, process, role, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
-use crate::store::{Schema, backlog, identity, queue, target};
+use crate::store::{Schema, backlog, target};
+use crate::wake;
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How soon to try a step again that somebody's lock was in the way of.
+const LOCKED: Duration = Duration::from_millis(50);
+/// How long to sleep where nothing is due.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often a drain says how far it is.
 const NOTICE_EVERY: Duration = Duration::from_secs(2);
 
@@ -35,9 +39,8 @@ pub fn flush(branch: Option<String>, max_rows: Option<i32>, target: &str) -> Res
         scope: Scope { branch, own_txid },
         max_rows,
         until: settings::flush_timeout().map(|t| Instant::now() + t),
-        mark: Mark::default(),
     };
-    let report = push(&mut || Callers, target, bounds, &mut |_| ())?;
+    let report = push(&mut Callers, target, bounds, &mut |_| ())?;
     let retry_at = match &report.stop {
         Some(Stop::Down { retry_in, .. }) => Some(target::iso_after(*retry_in)),
         _ => None,
@@ -57,7 +60,7 @@ pub fn drain(branch: Option<String>, target: &str) -> Result<()> {
             pgrx::notice!("{}", progress(report, started.elapsed()));
         }
     };
-    let report = push(&mut || Procedures, target, bounds, &mut tell)?;
+    let report = push(&mut Procedures, target, bounds, &mut tell)?;
     pgrx::notice!("{}", progress(&report, started.elapsed()));
     if let Some(error) = report.error() {
         pgrx::warning!("sync_outbox_drain stopped: {error}");
@@ -73,7 +76,7 @@ fn progress(report: &Report, elapsed: Duration) -> String {
 
 /// One manual session: everything from the target's name to the row in the history.
 fn push<T: Transactions>(
-    transactions: &mut dyn FnMut() -> T,
+    transactions: &mut T,
     name: &str,
     bounds: Bounds,
     progress: &mut dyn FnMut(&Report),
@@ -82,55 +85,133 @@ fn push<T: Transactions>(
     let who = role::name(role::current_user());
     let branch = bounds.scope.branch.clone();
     let mut history = Entry::begin(Action::Push, Mode::Manual, who);
-    let (schema, target, report) = {
-        let (schema, target) = transactions().step(|| {
+    let (schema, target) = now(transactions, |transactions| {
+        transactions.step(|| {
             let schema = Schema::installed()?;
             let target = target::find(&schema, name)?;
             Ok::<_, Error>((schema, target))
-        })?;
-        let lock = acquire::<T>(&schema, target.id);
-        let report = match &lock {
-            None => unsent(transactions(), &schema, target.id, branch.as_deref(), Stop::Busy),
-            Some(_) => match destination(&mut transactions(), &schema, name)? {
-                Err(stop) => unsent(transactions(), &schema, target.id, branch.as_deref(), stop),
-                Ok(destination) => match Link::open(&destination.settings) {
-                    Err(error) => {
-                        return Err(Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, error)
-                            .hint("Correct the setting and reload: SELECT pg_reload_conf();"));
-                    }
-                    Ok(mut link) => {
-                        let mut books = Books::default();
-                        let mut session = Session::new(
-                            transactions(),
-                            schema.clone(),
-                            destination,
-                            bounds,
-                            &mut link,
-                            &mut books,
-                            progress,
-                        );
-                        session.run()?;
-                        let report = session.report;
-                        report.warn_of_waiting_tables(&BTreeSet::new());
-                        transactions().step(|| books.write(&schema, target.id));
-                        report
-                    }
-                },
-            },
-        };
-        (schema, target, report)
-    };
-    transactions().step(|| backlog::watch(&schema));
+        })
+    })?;
+    let bell = Arc::new(Bell::new().map_err(|error| {
+        Error::new(SqlState::ERRCODE_SYSTEM_ERROR, format!("could not make an eventfd: {error}"))
+            .hint("Raise the limit of open files.")
+    })?);
+    let mut session = Session::new::<T>(schema.clone(), (target.id, target.name.clone()), bounds, bell.clone());
+    let mut running = Running { transactions, schema: &schema, target_id: target.id, bell: &bell, lock: None };
+    let stop = running.run(&mut session, progress);
+    let Running { transactions, lock, .. } = running;
+    if let Some(Stop::Unusable(error)) = stop {
+        return Err(error);
+    }
+    let mut report = std::mem::take(&mut session.report);
+    report.stop = stop;
+    report.warn_of_waiting_tables(&BTreeSet::new());
+    now(transactions, |transactions| transactions.step(|| session.books.write(&schema, target.id)));
+    drop(lock);
+    now(transactions, |transactions| transactions.step(|| backlog::watch(&schema)));
     if report.pending > 0 || report.sent > 0 {
         history.branch = branch;
         history.target = Some(target.name);
         fill(&mut history, &report);
-        transactions().step(|| {
-            history::prune(&schema, settings::history_retention());
-            history::insert(&schema, &history)
+        now(transactions, |transactions| {
+            transactions.step(|| {
+                history::prune(&schema, settings::history_retention());
+                history::insert(&schema, &history)
+            })
         });
     }
     Ok(report)
+}
+
+/// Whose session waits here, and for what.
+struct Running<'a, T> {
+    transactions: &'a mut T,
+    schema: &'a Schema,
+    target_id: i16,
+    bell: &'a Bell,
+    lock: Option<SenderLock>,
+}
+
+impl<T: Transactions> Running<'_, T> {
+    /// Runs the session to its end; returns why it ended early.
+    fn run(&mut self, session: &mut Session, progress: &mut dyn FnMut(&Report)) -> Option<Stop> {
+        if !self.take_the_turn(session) {
+            now(self.transactions, |transactions| session.count_what_is_left(transactions));
+            return Some(Stop::Busy);
+        }
+        loop {
+            if process::reload_pending() && T::LOCK == LockScope::Session {
+                process::reload_requested();
+                guc::reload();
+            }
+            let lock = self.lock.as_ref();
+            // A flush keeps its turn: what it has deleted is not committed before its caller's transaction is.
+            let turn_wanted = || T::LOCK == LockScope::Session && lock.is_some_and(SenderLock::is_wanted);
+            self.bell.clear();
+            match session.advance(self.transactions, &NoNews, &turn_wanted) {
+                Ok(Wait::Reply) => self.wait_for_reply(session),
+                Ok(Wait::Turn) => {
+                    self.lock = None;
+                    if !self.take_the_turn(session) {
+                        now(self.transactions, |transactions| session.count_what_is_left(transactions));
+                        return Some(Stop::Busy);
+                    }
+                }
+                Ok(Wait::Idle) => return None,
+                Ok(Wait::Stopped) => {
+                    now(self.transactions, |transactions| session.count_what_is_left(transactions));
+                    return session.stop().cloned();
+                }
+                Err(_) => latch::wait(Some(self.bell), LOCKED),
+            }
+            progress(&session.report);
+        }
+    }
+
+    fn wait_for_reply(&self, session: &mut Session) {
+        match session.until().map(|until| until.saturating_duration_since(Instant::now())) {
+            Some(left) if left.is_zero() => session.give_up("timeout (flush_timeout)"),
+            left => latch::wait(Some(self.bell), left.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)),
+        }
+    }
+
+    /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn comes
+    /// again behind all who wait.
+    fn take_the_turn(&mut self, session: &mut Session) -> bool {
+        if T::LOCK == LockScope::Transaction {
+            xact::forbid_prepare();
+        }
+        let Running { transactions, schema, target_id, .. } = self;
+        let patience = settings::lock_wait();
+        self.lock = transactions.patiently(|| SenderLock::acquire(schema.outbox(), *target_id, T::LOCK, patience));
+        wake::turn_taken();
+        session.forget_what_was_read();
+        self.lock.is_some()
+    }
+}
+
+/// Nobody announces anything to a session that sees what was committed at its beginning.
+struct NoNews;
+
+impl News for NoNews {
+    fn first_id(&self) -> i64 {
+        i64::MAX
+    }
+
+    fn is_there(&self) -> bool {
+        false
+    }
+}
+
+/// Has a step done, however long somebody's lock is in its way.
+fn now<T: Transactions, R>(transactions: &mut T, mut step: impl FnMut(&mut T) -> std::result::Result<R, Undone>) -> R {
+    loop {
+        match step(transactions) {
+            Ok(result) => return result,
+            Err(Undone::Failed(error)) => error.raise(),
+            Err(Undone::Locked) => latch::wait(None, LOCKED),
+        }
+    }
 }
 
 /// Copies what a session did into its row of the history.
@@ -146,62 +227,6 @@ pub fn fill(entry: &mut Entry, report: &Report) {
         (false, 0) => Status::Failed,
         _ => Status::Partial,
     };
-}
-
-/// Where a session sends; or why nothing can be sent. Raises 55000 where nobody has said where.
-fn destination<T: Transactions>(
-    transactions: &mut T,
-    schema: &Schema,
-    name: &str,
-) -> Result<std::result::Result<Destination, Stop>> {
-    transactions.step(|| find_destination(schema, name))
-}
-
-/// As [`destination`], inside a transaction.
-pub fn find_destination(schema: &Schema, name: &str) -> Result<std::result::Result<Destination, Stop>> {
-    if identity::admit(schema).is_err() {
-        return Ok(Err(Stop::Cloned));
-    }
-    let target = target::find(schema, name)?; // again: it may have been paused while we waited for the lock
-    if target.paused {
-        return Ok(Err(Stop::Paused));
-    }
-    let settings = settings::delivery().for_target(&target);
-    let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
-        return Err(no_url(name));
-    };
-    let signing = credentials::signing_secrets(&settings)?;
-    Ok(match credentials::token(&target, &endpoint, source, true)? {
-        Token::Found { value, .. } => Ok(Destination { target, endpoint, source, token: value, signing, settings }),
-        Token::Missing { why } => {
-            target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
-            Err(Stop::TokenMissing { why })
-        }
-    })
-}
-
-fn no_url(name: &str) -> Error {
-    Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("target \"{name}\" has no URL"))
-        .hint("SELECT sync_outbox_configure('{\"webapp_base_url\": \"https://hub.example.com\", \"sync_upload_token\": \"..\"}');")
-}
-
-fn unsent<T: Transactions>(
-    mut transactions: T,
-    schema: &Schema,
-    target_id: i16,
-    branch: Option<&str>,
-    stop: Stop,
-) -> Report {
-    let pending = transactions.step(|| queue::count(schema, target_id, branch, T::COUNTED));
-    Report { pending, stop: Some(stop), ..Report::default() }
-}
-
-/// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender.
-fn acquire<T: Transactions>(schema: &Schema, target_id: i16) -> Option<SenderLock> {
-    if T::LOCK == LockScope::Transaction {
-        xact::forbid_prepare();
-    }
-    SenderLock::acquire(schema.outbox(), target_id, T::LOCK, settings::lock_wait())
 }
 
 /// Refuses, before anything is sent, a transaction in which a flush cannot be right (`hard-facts` 8).

@@ -1,25 +1,29 @@
-//! Pushing: read, send, settle. One push session, used by flush, drain and worker alike.
+//! Pushing: read, send, settle.
 //!
-//! [`session::Session`] is the journey, top down: [`reader`] fetches batches in order, [`exchange`] has each answered,
-//! [`settle`] writes the answers down, [`report`] counts, [`books`] keeps the counts that the overview shows.
+//! [`session::Session`] is the journey of a batch, top down, as a state machine that never waits: [`destination`] says where
+//! to send, [`reader`] fetches batches in order, [`exchange`] has each answered over a [`link`], [`settle`] writes the
+//! answers down, [`report`] counts, [`books`] keeps the counts that the overview shows. Who waits is the caller: [`manual`]
+//! for flush and drain, which advance one session, and [`background`] for the worker, which advances those of all targets.
 //! Who owns the transactions differs by caller: [`transactions`].
 
+mod activity;
 mod background;
 mod books;
 pub mod credentials;
 mod crossing;
+mod destination;
 mod exchange;
+mod link;
 mod manual;
-mod mark;
 mod reader;
 mod report;
 mod sender;
 mod session;
 mod settle;
-mod stretch;
+mod suspicion;
 pub mod token_file;
 pub mod transactions;
 mod watch;
 
-pub use background::{Background, CLONED, Next};
+pub use background::{Background, CLONED, Next, Signals};
 pub use manual::{drain, flush};

@@ -1,25 +1,40 @@
-//! Reading batches in order: forward from a cursor, so that what lies dead behind it costs nothing, and again from the
-//! mark, because a change can become visible, due or free behind the cursor.
+//! Reading batches in order, in each priority forward from a cursor, so that what lies dead behind it costs nothing.
 //!
-//! A *pass* goes from the mark to the end of every lane, over what was committed when it began. What is committed later
-//! waits for the next pass: an earlier change of its key may have become visible behind the cursor just before, and only a
-//! pass that began after both sees them in order. A session is over when a pass has found nothing to send: only then may
-//! it say "empty".
+//! **What is behind a cursor has been dealt with**: it is gone, or its key is parked. That is what keeps the order of a key,
+//! and it holds because of three things. A transaction that drew a low id and commits late is announced with its first id
+//! ([`News`]), and the cursor goes back there before anything that the new snapshot sees is read. What is left behind (refused,
+//! not due, blocked) parks its keys. And what frees such a change (its time, a requeue, a discard, another sender's turn) is
+//! followed by a rescan, which goes back to it and asks the table anew which keys are parked.
+//!
+//! A bounded session (flush, drain) has nobody who announces anything: it sees what was committed at its beginning, and
+//! what comes later in HIGH, which it reads from its head for every batch.
 
 use super::crossing::Crossing;
-use super::mark::Mark;
 use crate::capture::Priority;
 use crate::delivery::batch::Batch;
 use crate::delivery::keys::{Parked, Touched};
+use crate::pg::heap;
 use crate::pg::relation::LockMode;
 use crate::pg::wal;
-use crate::store::Schema;
 use crate::store::run::Run;
 use crate::store::shape::Shape;
 use crate::store::snapshot::Snapshot;
-use std::collections::HashMap;
+use crate::store::{Schema, queue};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
-/// What a session may send.
+/// Below every id.
+const HEAD: i64 = i64::MIN;
+/// No id.
+const NOTHING: i64 = i64::MAX;
+/// Every so many requests, the lower priorities have their share of one first: a quarter of its changes and bytes each.
+const FAIR_EVERY: u32 = 8;
+/// How often keys with changes in several priorities are looked for while there are any: that reads all of theirs.
+const CROSSING_EVERY: Duration = Duration::from_secs(1);
+/// Looking back may take this share of the time, one in so many.
+const LOOK_BACK_SHARE: u32 = 10;
+
+/// Which changes a session is about.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     pub branch: Option<String>,
@@ -27,97 +42,242 @@ pub struct Scope {
     pub own_txid: Option<u64>,
 }
 
+/// Where a rescan begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rescan {
+    /// At the first change that was left behind.
+    Left,
+    /// At the first change there is: anything may have been freed, or brought by hand.
+    Head,
+}
+
+/// Tells from which id on something may have been committed since the last call; asked after a snapshot was taken.
+pub trait News {
+    fn first_id(&self) -> i64;
+    /// Whether there may be any.
+    fn is_there(&self) -> bool;
+}
+
+/// How far one priority has been read.
+#[derive(Clone, Debug)]
+struct Lane {
+    cursor: i64,
+    /// Where it has been before it went back: up to there is what the session may have in hand.
+    been_at: i64,
+    /// Nothing that the snapshot sees is in front of the cursor.
+    at_end: bool,
+    /// What is read is what this sees.
+    committed: Snapshot,
+    /// The first change behind the cursor that is still there and does not wait for a person.
+    first_left: Option<i64>,
+}
+
+impl Lane {
+    fn go_back_to(&mut self, cursor: i64) {
+        if cursor < self.cursor {
+            self.been_at = self.been_at.max(self.cursor);
+            self.cursor = cursor;
+        }
+    }
+}
+
+/// The cursors, to be put back when the step that moved them is undone.
+pub struct Position([Lane; 3]);
+
 pub struct Reader {
     target_id: i16,
     scope: Scope,
-    cursors: [i64; 3],
-    mark: Mark,
-    /// What was committed when the pass began.
-    committed: Snapshot,
-    /// When it began, by the clock of due times: one clock decides what is parked and what may go.
-    began_at: i64,
-    /// The ids of what was parked then.
-    parked: Vec<i64>,
-    /// The first change that the pass found and that does not wait for a person.
-    first: Option<i64>,
-    /// Changes tried in this session that are still there, with their keys: not tried again, and what comes later of
-    /// their keys waits, also when their time has come meanwhile.
+    bounded: bool,
+    lanes: [Lane; 3],
+    /// Keys behind which later changes wait.
+    parked: Parked,
+    /// Changes that wait for a person, as far as they have been seen.
+    waiting: BTreeSet<i64>,
+    /// FAILED changes due until then may go (microseconds, as `heap::now_micros()`): what was parked was found out then.
+    due_by: i64,
+    /// When the next one is due after that.
+    next_due: Option<Instant>,
+    /// A bounded session tries a change once: not again, and what comes later of its keys waits.
     tried: HashMap<i64, Touched>,
     crossing: Crossing,
+    crossing_loaded: Option<Instant>,
+    /// News that have not been read for sure, and those of the read before: a transaction that was announced after the
+    /// snapshot was taken is seen by the next one.
+    news: i64,
+    news_before: i64,
+    /// Tables that wait as a whole because too many of their keys are parked, quoted.
+    pub waiting_tables: BTreeSet<String>,
+    requests: u32,
+    rescan: Option<Rescan>,
+    /// No rescan before this, unless somebody asks for one: the last one was expensive.
+    not_before: Instant,
+    /// When a HIGH change was last looked for, and may be again.
+    high_not_before: Instant,
+    looked_at_everything: Instant,
 }
 
 impl Reader {
-    pub fn new(target_id: i16, scope: Scope, mark: Mark) -> Self {
+    pub fn new(target_id: i16, scope: Scope, bounded: bool) -> Self {
+        let lane =
+            Lane { cursor: HEAD, been_at: HEAD, at_end: false, committed: Snapshot::default(), first_left: None };
+        let now = Instant::now();
         Reader {
             target_id,
             scope,
-            cursors: [mark.at(); 3],
-            mark,
-            committed: Snapshot::default(),
-            began_at: i64::MIN,
-            parked: Vec::new(),
-            first: None,
+            bounded,
+            lanes: [lane.clone(), lane.clone(), lane],
+            parked: Parked::default(),
+            waiting: BTreeSet::new(),
+            due_by: i64::MIN,
+            next_due: None,
             tried: HashMap::new(),
             crossing: Crossing::default(),
+            crossing_loaded: None,
+            news: NOTHING,
+            news_before: NOTHING,
+            waiting_tables: BTreeSet::new(),
+            requests: 0,
+            rescan: Some(Rescan::Head),
+            not_before: now,
+            high_not_before: now,
+            looked_at_everything: now,
         }
     }
 
-    /// Begins a pass at the mark. `parked` are the ids of what was parked at `began_at`, read before this: what is freed
-    /// meanwhile may go in this pass, and what comes later of its key in the next.
-    pub fn begin_pass(&mut self, schema: &Schema, began_at: i64, parked: Vec<i64>) {
-        self.mark.look_ahead(schema, &parked);
-        self.cursors = [self.mark.at(); 3];
-        self.first = None;
-        (self.began_at, self.parked) = (began_at, parked);
-        self.committed = Snapshot::take();
-        self.crossing = Crossing::load(schema, self.target_id);
+    pub fn parked(&mut self) -> &mut Parked {
+        &mut self.parked
     }
 
-    /// A pass has come to its end and found nothing to send.
-    pub fn at_rest(&mut self) {
-        self.mark.advance(&self.committed, self.first, &self.parked);
+    /// Has the next read begin further back.
+    pub fn ask_for_rescan(&mut self, from: Rescan) {
+        self.rescan = self.rescan.max(Some(from));
     }
 
-    /// Where the next session begins.
-    pub fn mark(&self) -> &Mark {
-        &self.mark
+    /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
+    pub fn has_to_rescan(&self) -> bool {
+        let now = Instant::now();
+        let is_due = || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now;
+        self.rescan.is_some() || !self.bounded && is_due() || !self.crossing.is_empty() && self.crossing_is_old()
     }
 
-    /// Remembers that a change has been tried and is still there.
-    pub fn tried(&mut self, id: i64, touched: Touched) {
-        self.tried.insert(id, touched);
+    fn crossing_is_old(&self) -> bool {
+        self.crossing_loaded.is_none_or(|at| at.elapsed() >= CROSSING_EVERY)
     }
 
-    /// Parks the keys of what has been tried.
-    pub fn park_tried(&self, parked: &mut Parked) {
-        for (id, touched) in &self.tried {
-            parked.park(touched, *id);
+    /// When the time of the next change that was left has come.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.next_due.map(|due| due.max(self.not_before))
+    }
+
+    /// When it last began at the head.
+    pub fn looked_at_everything(&self) -> Instant {
+        self.looked_at_everything
+    }
+
+    /// Whether nothing is left but what waits for a person.
+    pub fn is_through(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.at_end && lane.first_left.is_none())
+    }
+
+    /// Whether nothing at all is left, of any status.
+    pub fn is_empty(&self) -> bool {
+        self.is_through() && self.waiting.is_empty()
+    }
+
+    /// Goes back, inside a step. What the session has had answered is settled.
+    pub fn look_back(&mut self, schema: &Schema) {
+        let started = Instant::now();
+        let mut from = self.rescan.unwrap_or(Rescan::Left);
+        let now = heap::now_micros();
+        let (mut parked, mut waiting) = (Parked::default(), BTreeSet::new());
+        self.waiting_tables.clear();
+        queue::parked(schema, self.target_id, now, |row| {
+            let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
+            if row.waits_for_a_person {
+                waiting.insert(row.id);
+            }
+            if parked.park(&touched, row.id) {
+                self.waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
+            }
+        });
+        // Somebody has freed a change that was passed over, and has not been able to say so yet.
+        if self.waiting.iter().any(|id| !waiting.contains(id)) {
+            from = Rescan::Head;
         }
+        self.tried.iter().for_each(|(id, touched)| _ = parked.park(touched, *id));
+        (self.parked, self.waiting) = (parked, waiting);
+        for lane in &mut self.lanes {
+            match (from, lane.first_left) {
+                (Rescan::Head, _) => lane.go_back_to(HEAD),
+                (Rescan::Left, Some(id)) => lane.go_back_to(id.saturating_sub(1)),
+                (Rescan::Left, None) => {}
+            }
+            (lane.first_left, lane.at_end) = (None, false);
+        }
+        self.due_by = now;
+        self.next_due =
+            queue::due_in_ms(schema, self.target_id, now).map(|ms| started + Duration::from_millis(ms.max(1) as u64));
+        if self.bounded && self.requests == 0 {
+            let committed = Snapshot::take();
+            self.lanes.iter_mut().for_each(|lane| lane.committed = committed.clone());
+        }
+        self.load_crossing(schema);
+        if from == Rescan::Head {
+            self.looked_at_everything = started;
+        }
+        self.rescan = None;
+        self.not_before = Instant::now() + LOOK_BACK_SHARE * started.elapsed();
     }
 
-    /// The next batch: HIGH before NORMAL before LOW, each in order of ids; empty at the end of the pass. What it holds is
-    /// durable when this returns (`hard-facts` 13).
-    pub fn read(&mut self, schema: &Schema, rows: usize, bytes: usize) -> Batch {
+    /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH. What it
+    /// holds is durable when this returns (`hard-facts` 13). `in_hand` are the ids of what the session has read before and
+    /// not settled.
+    pub fn read(
+        &mut self,
+        schema: &Schema,
+        (rows, bytes): (usize, usize),
+        only_high: bool,
+        news: &dyn News,
+        in_hand: impl FnOnce() -> HashSet<i64>,
+    ) -> Batch {
+        self.take_snapshot(schema, news);
+        let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
+        let in_hand = if gone_back { in_hand() } else { HashSet::new() };
         let mut batch = Batch::default();
         let shape = Shape::of(schema.oid, LockMode::AccessShare);
-        for (lane, priority) in Priority::ALL.into_iter().enumerate() {
+        for (priority, rows, bytes) in self.shares(rows, bytes, only_high) {
+            let Reader { target_id, scope, lanes, parked, waiting, tried, due_by, .. } = self;
+            let lane = &mut lanes[priority as usize];
+            if lane.at_end || batch.len() >= rows {
+                continue;
+            }
             let run = Run {
                 shape: &shape,
-                target_id: self.target_id,
+                target_id: *target_id,
                 priority,
-                after: self.cursors[lane],
-                committed: &self.committed,
-                due_by: self.began_at,
+                after: lane.cursor,
+                committed: &lane.committed,
+                due_by: *due_by,
                 rows,
                 bytes,
-                own_txid: self.scope.own_txid,
+                own_txid: scope.own_txid,
             };
-            let ended = run.read(schema, &mut batch, |id| !self.tried.contains_key(&id));
-            self.cursors[lane] = ended.at;
-            self.first = [self.first, ended.first].into_iter().flatten().min();
-            if ended.full {
-                break;
-            }
+            let first_left = &mut lane.first_left;
+            let ended = run.read(
+                schema,
+                &mut batch,
+                |id| !tried.contains_key(&id) && !in_hand.contains(&id),
+                |left| {
+                    parked.park(&left.touched, left.id);
+                    if left.waits_for_a_person {
+                        waiting.insert(left.id);
+                    } else {
+                        *first_left = Some(first_left.map_or(left.id, |first| first.min(left.id)));
+                    }
+                },
+            );
+            lane.cursor = ended.at;
+            lane.at_end = !ended.full;
         }
         if !batch.is_empty() {
             wal::flush();
@@ -125,27 +285,141 @@ impl Reader {
         batch
     }
 
+    /// Whether HIGH may have something that was not there when the last batch was read.
+    pub fn may_have_high(&self, news: &dyn News) -> bool {
+        if self.bounded { self.high_may_be_read_again() } else { news.is_there() }
+    }
+
+    fn high_may_be_read_again(&self) -> bool {
+        self.crossing.is_empty() && self.high_not_before <= Instant::now() && self.lanes[Priority::High as usize].at_end
+    }
+
+    /// Has the cursors see what has been committed meanwhile, and go back as far as they have to.
+    fn take_snapshot(&mut self, schema: &Schema, news: &dyn News) {
+        if self.bounded {
+            if self.high_may_be_read_again() {
+                let high = &mut self.lanes[Priority::High as usize];
+                high.go_back_to(HEAD);
+                (high.at_end, high.committed) = (false, Snapshot::take());
+            }
+            return;
+        }
+        if !self.crossing.is_empty() && !self.crossing_is_old() {
+            return;
+        }
+        let committed = Snapshot::take();
+        self.news = self.news.min(news.first_id());
+        let from = self.news.min(self.news_before);
+        self.load_crossing(schema);
+        for lane in &mut self.lanes {
+            lane.go_back_to(from.saturating_sub(1));
+            (lane.committed, lane.at_end) = (committed.clone(), false);
+        }
+    }
+
+    fn load_crossing(&mut self, schema: &Schema) {
+        self.crossing = Crossing::load(schema, self.target_id);
+        self.crossing_loaded = Some(Instant::now());
+    }
+
+    /// In which order the priorities are read, and up to how many changes and bytes the batch may have after each.
+    fn shares(&self, rows: usize, bytes: usize, only_high: bool) -> Vec<(Priority, usize, usize)> {
+        use Priority::{High, Low, Normal};
+        if only_high {
+            return vec![(High, rows, bytes)];
+        }
+        let mut shares = vec![(High, rows, bytes), (Normal, rows, bytes), (Low, rows, bytes)];
+        if self.requests % FAIR_EVERY == FAIR_EVERY - 1 {
+            let share = |all: usize, of: usize| (all / of).max(1);
+            shares.splice(0..0, [(Low, share(rows, 4), share(bytes, 4)), (Normal, share(rows, 2), share(bytes, 2))]);
+        }
+        shares
+    }
+
+    /// Where the cursors are.
+    pub fn position(&self) -> Position {
+        Position(self.lanes.clone())
+    }
+
+    /// The step that moved the cursors was undone.
+    pub fn put_back(&mut self, position: Position) {
+        self.lanes = position.0;
+    }
+
+    /// The step that read was done: its news have been read, or will be seen by the next snapshot.
+    pub fn confirm(&mut self, took: Duration) {
+        self.requests = self.requests.wrapping_add(1);
+        (self.news_before, self.news) = (self.news, NOTHING);
+        if self.bounded {
+            self.high_not_before = Instant::now() + took;
+        }
+    }
+
+    /// A change has been tried, or not even that, and is still there.
+    pub fn leave(&mut self, priority: Priority, id: i64, waits_for_a_person: bool) {
+        if waits_for_a_person {
+            self.waiting.insert(id);
+            return;
+        }
+        let first = &mut self.lanes[priority as usize].first_left;
+        *first = Some(first.map_or(id, |first| first.min(id)));
+    }
+
+    /// Remembers that a bounded session has tried a change that is still there.
+    pub fn tried(&mut self, id: i64, touched: Touched) {
+        if self.bounded {
+            self.tried.insert(id, touched);
+        }
+    }
+
+    /// A change that was refused may be tried again after a while.
+    pub fn due_in(&mut self, wait: Duration) {
+        let due = Instant::now() + wait;
+        self.next_due = Some(self.next_due.map_or(due, |next| next.min(due)));
+    }
+
+    /// Whether keys have changes in several priorities, some of which wait for those of another one.
+    pub fn waits_across_priorities(&self) -> bool {
+        !self.crossing.is_empty()
+    }
+
     /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to wait,
-    /// or belongs to another branch, makes everything later of its keys wait as well.
-    pub fn pick(&mut self, batch: &Batch, parked: &mut Parked) -> (Vec<usize>, usize) {
+    /// or belongs to another branch, makes everything later of its keys wait as well. At most `most` are picked; the rest is
+    /// left.
+    pub fn pick(&mut self, batch: &Batch, most: usize) -> (Vec<usize>, usize) {
         let wanted = self.scope.branch.as_deref();
         let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;
-        let nothing_waits = parked.is_empty() && self.crossing.is_empty();
-        if nothing_waits && self.scope.branch.is_none() {
+        let nothing_waits = self.parked.is_empty() && self.crossing.is_empty();
+        if nothing_waits && wanted.is_none() && batch.len() <= most {
             return ((0..batch.len()).collect(), 0);
         }
-        let (mut picked, mut blocked) = (Vec::with_capacity(batch.len()), 0);
+        let (mut picked, mut blocked, mut left) = (Vec::with_capacity(batch.len()), 0, Vec::new());
         for (i, change) in batch.changes.iter().enumerate() {
             let touched: Touched = batch.touched(change);
-            if !in_branch(change.branch.as_deref()) {
-                parked.park(&touched, change.id);
-            } else if parked.blocks(&touched, change.id) || self.crossing.blocks(&touched, change) {
-                parked.park(&touched, change.id);
-                blocked += 1;
-            } else {
+            let other_branch = !in_branch(change.branch.as_deref());
+            if !other_branch
+                && !self.parked.blocks(&touched, change.id)
+                && !self.crossing.blocks(&touched, change)
+                && picked.len() < most
+            {
                 picked.push(i);
+                continue;
+            }
+            self.parked.park(&touched, change.id);
+            left.push((change.priority, change.id));
+            if !other_branch && picked.len() < most {
+                blocked += 1;
             }
         }
+        left.into_iter().for_each(|(priority, id)| self.leave(priority, id, false));
         (picked, blocked)
+    }
+
+    /// Leaves changes of a batch where they are.
+    pub fn leave_all(&mut self, batch: &Batch, positions: &[usize]) {
+        for i in positions {
+            let change = &batch.changes[*i];
+            self.leave(change.priority, change.id, false);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a session did, and how a flush says it.
 
 use crate::delivery::keys::MOST_KEYS;
+use crate::error::Error;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -47,6 +48,9 @@ pub enum Stop {
     /// `max_rows` are sent.
     #[error("max_rows")]
     Enough,
+    /// A setting, a file or the target's row cannot be used.
+    #[error("{}", .0.message)]
+    Unusable(Error),
 }
 
 impl Report {
@@ -83,6 +87,7 @@ impl Report {
             }
             Some(Stop::TokenInvalid) => members.push(("auth", "invalid".into())),
             Some(Stop::Down { error, .. }) => members.push(("error", short(error).into())),
+            Some(Stop::Unusable(error)) => members.push(("error", error.message.as_str().into())),
             Some(Stop::Enough) | None => {}
         }
         members.extend(retry_at.map(|at| ("retry_at", at.into())));

@@ -1,149 +1,253 @@
-//! The worker's sender for one target: it remembers from one session to the next what makes the next one short.
+//! The worker's sender for one target: its session, and when it may go on. Senders know nothing of each other.
 
-use super::background::Next;
-use super::books::Books;
-use super::manual::find_destination;
-use super::mark::{HEAD, Mark};
+use super::activity::Activity;
+use super::background::{Announcements, Next};
+use super::reader::News;
 use super::report::{Report, Stop};
-use super::session::{Bounds, Destination, Link, Session};
-use super::stretch::Stretch;
-use super::transactions::{Own, Transactions};
-use crate::error::Error;
+use super::session::{Bounds, Session, Wait};
+use super::settle::SLOW_PROBE;
+use super::transactions::{Own, Transactions, Undone};
+use crate::pg::latch::Bell;
 use crate::pg::lock::{Scope, SenderLock};
-use crate::pg::{activity, role};
-use crate::settings::{self, Delivery};
+use crate::pg::{role, xact};
+use crate::settings;
+use crate::store::Schema;
 use crate::store::target::{State, Target};
-use crate::store::{Schema, queue};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How soon to look again when another sender holds the lock.
-const BUSY: Duration = Duration::from_millis(500);
-/// How often the breaker is looked at while it is open: requeue and resume close it.
-const BREAKER_LOOK: Duration = Duration::from_millis(500);
+/// How soon to look again when another sender has the turn. Its end wakes us too.
+const BUSY: Duration = Duration::from_millis(100);
+/// How soon to try a step again that somebody's lock was in the way of.
+const LOCKED: Duration = Duration::from_millis(50);
+/// How soon to try again after an ERROR; it doubles with every further one.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+const MOST_AFTER_ERROR: Duration = Duration::from_secs(60);
 
-#[derive(Default)]
 pub struct Sender {
-    link: Option<(Delivery, Link)>,
-    mark: Mark,
-    /// When a session last began at the head.
-    looked_at_everything: Option<Instant>,
-    books: Books,
-    stretch: Stretch,
+    id: i16,
+    name: String,
+    session: Session,
+    lock: Option<SenderLock>,
+    /// Nothing is to be done before, but to take a reply.
+    not_before: Option<Instant>,
+    /// Nothing deliverable was left when it last looked.
+    idle: bool,
+    /// Nothing can be sent until somebody says something, or for a while.
+    stopped: bool,
+    errors: u32,
+    activity: Activity,
     /// Tables that wait as a whole, so that each is logged once.
     waiting_tables: BTreeSet<String>,
     /// The last reason for not sending, so that it is logged once.
     told: Option<String>,
+    began: Instant,
 }
 
 impl Sender {
-    /// Changes behind the mark may be deliverable now.
-    pub fn look_at_everything(&mut self) {
-        self.mark = Mark::default();
-    }
-
-    /// The id from which on there may be something to do.
-    pub fn begin_at(&mut self) -> i64 {
-        if self.looked_at_everything.is_none_or(|at| at.elapsed() >= settings::interval()) {
-            self.look_at_everything();
-        }
-        if self.mark.at() == HEAD {
-            self.looked_at_everything = Some(Instant::now());
-        }
-        self.mark.at()
-    }
-
-    /// Pushes what waits for the target, if anything does.
-    pub fn run(&mut self, schema: &Schema, target: Target, state: &State, waiting: bool) -> Next {
-        let next = self.push_or_wait(schema, &target, state, waiting);
-        let books_due = self.books.due_in();
-        if books_due == Some(Duration::ZERO) {
-            Own.step(|| self.books.write(schema, target.id));
-            return next;
-        }
-        Next { due_in: [next.due_in, books_due].into_iter().flatten().min(), ..next }
-    }
-
-    fn push_or_wait(&mut self, schema: &Schema, target: &Target, state: &State, waiting: bool) -> Next {
-        if target.paused {
-            return Next::idle();
-        }
-        if !waiting {
-            self.stretch.end_if_idle(schema);
-            return Next::idle();
-        }
-        if let Some(ms) = state.wait_ms {
-            let due_in = Duration::from_millis(ms as u64);
-            return Next { deaf_for: due_in.min(BREAKER_LOOK), ..Next::not_before(due_in) };
-        }
-        let user = role::current_user();
-        let (lock, destination, who) = Own.step(|| {
-            let Some(lock) = SenderLock::try_acquire(schema.outbox(), target.id, Scope::Session) else {
-                return (None, Ok(Err(Stop::Busy)), String::new());
-            };
-            (Some(lock), find_destination(schema, &target.name), role::name(user))
-        });
-        match (lock, destination) {
-            (None, _) => Next::not_before(BUSY),
-            (Some(_lock), Ok(Ok(destination))) => self.push(schema, destination, who),
-            (_, Ok(Err(stop))) => self.cannot_send(stop.to_string()),
-            (_, Err(error)) => self.cannot_send(error.message),
+    pub fn new(schema: &Schema, target: &Target, state: &State, bell: &Arc<Bell>) -> Self {
+        let Target { id, name, .. } = target.clone();
+        let until = |ms: i64| Instant::now() + Duration::from_millis(ms as u64);
+        Sender {
+            id,
+            session: Session::new::<Own>(schema.clone(), (id, name.clone()), Bounds::default(), bell.clone()),
+            name,
+            lock: None,
+            not_before: state.wait_ms.map(until),
+            idle: false,
+            stopped: state.wait_ms.is_some(),
+            errors: 0,
+            activity: Activity::default(),
+            waiting_tables: BTreeSet::new(),
+            told: None,
+            began: Instant::now(),
         }
     }
 
-    /// One session. The caller holds the sender's lock.
-    fn push(&mut self, schema: &Schema, destination: Destination, who: String) -> Next {
-        let settings = destination.settings.clone();
-        let mut link = match self.link.take().filter(|(with, _)| *with == settings) {
-            Some((_, link)) => link,
-            None => match Link::open(&settings) {
-                Ok(link) => link,
-                Err(error) => return self.cannot_send(error),
-            },
-        };
-        self.told = None;
-        let Target { id, name, .. } = destination.target.clone();
-        let started = Instant::now();
-        let mut tell = |report: &Report| {
-            let left = (report.pending - report.acked).max(0);
-            let rate = report.acked as f64 / started.elapsed().as_secs_f64().max(0.001);
-            activity::report(&format!("sending: {} done, {left} left, {rate:.0} rows/s", report.acked));
-        };
-        let bounds = Bounds { mark: self.mark.clone(), ..Bounds::default() };
-        let books = &mut self.books;
-        let mut session = Session::new(Own, schema.clone(), destination, bounds, &mut link, books, &mut tell);
-        let result: Result<(), Error> = session.run();
-        self.mark = session.mark().clone();
-        let report = session.report;
-        report.warn_of_waiting_tables(&self.waiting_tables);
-        self.waiting_tables.clone_from(&report.waiting_tables);
-        // After a failure its files are read again: certificates, authorities and keys may have been renewed.
-        let down = matches!(report.stop, Some(Stop::Down { .. }));
-        self.link = (!down).then_some((settings, link));
-        self.stretch.add(schema, &name, who, &report);
-        match (result, &report.stop) {
-            (Err(error), _) => self.cannot_send(error.message),
-            (Ok(()), Some(Stop::Down { retry_in, .. })) => Next::not_before(*retry_in),
-            (Ok(()), _) => {
-                let due = Own.step(|| queue::due_in_ms(schema, id)).map(|ms| Duration::from_millis(ms.max(1) as u64));
-                due.map_or(Next::idle(), Next::not_before)
+    /// What the target's row, the breaker or a setting says may be another thing now.
+    pub fn control(&mut self, state: &State) {
+        self.session.settings_changed();
+        self.not_before = state.wait_ms.map(|ms| Instant::now() + Duration::from_millis(ms as u64));
+        if self.stopped && self.not_before.is_none() {
+            self.stopped = false;
+            self.session.start_again();
+        }
+        self.idle = false;
+    }
+
+    /// An abort has released every lock of the process.
+    pub fn lock_was_lost(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.was_lost();
+        }
+        self.session.forget_what_was_read();
+        self.idle = false;
+    }
+
+    /// Whether a request is out, or something is still to be settled.
+    pub fn is_busy(&self) -> bool {
+        self.session.is_busy()
+    }
+
+    /// Goes on as far as it can without waiting. With `closing`, no request is begun any more.
+    pub fn advance(&mut self, schema: &Schema, announcements: &Announcements, closing: bool) -> Next {
+        let news = announcements.of(self.id);
+        if !self.session.is_out() {
+            if let Some(at) = self.not_before.filter(|at| *at > Instant::now()) {
+                return self.next(Some(at));
+            }
+            self.not_before = None;
+            if self.stopped {
+                self.stopped = false;
+                self.session.start_again();
+                self.idle = false;
+            }
+            if closing && !self.session.is_busy() {
+                self.lock = None;
+                return self.next(None);
+            }
+            if self.idle && !self.is_due() && !news.is_there() {
+                return self.next(None);
+            }
+            if self.lock.is_none() {
+                self.lock = xact::transaction(|| SenderLock::try_acquire(schema.outbox(), self.id, Scope::Session));
+                if self.lock.is_none() {
+                    return self.wait(BUSY);
+                }
+            }
+        }
+        if self.idle {
+            (self.idle, self.began) = (false, Instant::now());
+        }
+        if self.session.looked_at_everything().elapsed() >= settings::interval() {
+            self.session.look_at_everything();
+        }
+        let Sender { session, lock, .. } = self;
+        let turn_wanted = || closing || lock.as_ref().is_some_and(SenderLock::is_wanted);
+        let result = session.advance(&mut Own, &news, &turn_wanted);
+        if result.is_ok() {
+            self.errors = 0;
+        }
+        match result {
+            Ok(Wait::Reply) => self.next(None),
+            Ok(Wait::Turn) => {
+                self.lock = None;
+                self.wait(BUSY)
+            }
+            Ok(Wait::Idle) => {
+                (self.lock, self.idle) = (None, true);
+                self.told = None;
+                self.report(schema);
+                self.next(None)
+            }
+            Ok(Wait::Stopped) => {
+                self.lock = None;
+                self.stopped(schema)
+            }
+            Err(Undone::Locked) => self.wait(LOCKED),
+            Err(Undone::Failed(error)) => {
+                self.session.look_at_everything();
+                let wait = (AFTER_ERROR * 2u32.saturating_pow(self.errors)).min(MOST_AFTER_ERROR);
+                self.errors = (self.errors + 1).min(16);
+                self.tell(&error.message.clone(), |_| error.log());
+                self.wait(wait)
             }
         }
     }
 
-    /// Says once why nothing is sent. A reload, a new setting or any commit brings us back, and so does time: a file may
-    /// have been put in place by hand.
-    fn cannot_send(&mut self, why: String) -> Next {
-        if self.told.as_deref() != Some(&why) {
-            pgrx::log!("sync_outbox sends nothing: {why}");
-            self.told = Some(why);
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        self.session.due().is_some_and(|due| due <= now)
+            || self.session.looked_at_everything().elapsed() >= settings::interval()
+            || !self.session.is_current()
+    }
+
+    fn wait(&mut self, wait: Duration) -> Next {
+        let at = Instant::now() + wait;
+        self.not_before = Some(at);
+        self.next(Some(at))
+    }
+
+    fn next(&self, at: Option<Instant>) -> Next {
+        let due = at.or_else(|| if self.idle { self.session.due() } else { None });
+        let due = due.max(self.not_before);
+        Next {
+            due: due.into_iter().chain(self.books_due()).min(),
+            idle: self.idle,
+            busy: self.is_busy(),
+            ..Next::idle()
         }
-        Next { due_in: Some(settings::delivery().retry_max_interval), ..Next::idle() }
+    }
+
+    fn books_due(&self) -> Option<Instant> {
+        self.session.books.due_in().map(|due_in| Instant::now() + due_in)
+    }
+
+    /// Writes down what is written down now and then.
+    pub fn write_books(&mut self, schema: &Schema) {
+        if self.session.books.due_in() == Some(Duration::ZERO) {
+            let Sender { session, id, .. } = self;
+            // Another time will do.
+            let _ = Own.step(|| session.books.write(schema, *id));
+        }
+        if self.idle {
+            self.activity.end_if_idle(schema);
+        }
+    }
+
+    /// Says once why nothing is sent, and when it is tried again: at the latest after a while, because a file may have been put
+    /// in place by hand.
+    fn stopped(&mut self, schema: &Schema) -> Next {
+        let Some(stop) = self.session.stop().cloned() else { return self.next(None) };
+        self.session.report.stop = Some(stop.clone());
+        self.report(schema);
+        self.stopped = true;
+        let longest = settings::delivery().retry_max_interval;
+        let wait = match stop {
+            Stop::Down { retry_in, .. } => retry_in,
+            Stop::TokenInvalid => SLOW_PROBE,
+            Stop::Paused | Stop::Cloned => longest,
+            Stop::Unusable(error) => {
+                self.tell(&error.message.clone(), |why| pgrx::log!("sync_outbox sends nothing: {why}"));
+                longest
+            }
+            stop => {
+                self.tell(&stop.to_string(), |why| pgrx::log!("sync_outbox sends nothing: {why}"));
+                longest
+            }
+        };
+        self.wait(wait)
+    }
+
+    fn tell(&mut self, why: &str, log: impl FnOnce(&str)) {
+        if self.told.as_deref() != Some(why) {
+            log(why);
+            self.told = Some(why.to_owned());
+        }
+    }
+
+    /// Hands over what was done.
+    fn report(&mut self, schema: &Schema) {
+        let report: Report = std::mem::take(&mut self.session.report);
+        report.warn_of_waiting_tables(&self.waiting_tables);
+        self.waiting_tables.clone_from(&report.waiting_tables);
+        let who = xact::transaction(|| role::name(role::current_user()));
+        self.activity.add(schema, &self.name, who, &report);
+    }
+
+    /// What it is doing, for `pg_stat_activity`: acknowledged changes since it began, and for how long.
+    pub fn progress(&self) -> Option<(i64, Duration)> {
+        (!self.idle && !self.stopped && self.session.report.acked > 0)
+            .then(|| (self.session.report.acked, self.began.elapsed()))
     }
 
     /// Brings everything up to date that is written down now and then.
-    pub fn finish(&mut self, schema: &Schema, target_id: i16) {
-        Own.step(|| self.books.write(schema, target_id));
-        self.stretch.end(schema);
+    pub fn finish(&mut self, schema: &Schema) {
+        self.report(schema);
+        let Sender { session, id, .. } = self;
+        let _ = Own.step(|| session.books.write(schema, *id));
+        self.activity.end(schema);
+        self.lock = None;
     }
 }

@@ -1,85 +1,45 @@
-//! A push session from beginning to end: read a batch, have it answered, settle it, until nothing deliverable is left.
+//! A push session to one target: a state machine that never waits. [`Session::advance`] does what can be done now (have a
+//! batch read, send a request, take its reply, settle) and says what it waits for; who waits is the caller.
 //!
-//! While a request is out, the batch before it is settled and the batch after it is read. A change is tried once in a
-//! session. No transaction of ours is open while we wait (but for the caller's own, in a flush).
+//! While a request is out, the batch before it is settled and the batch after it is read. Before each request the session
+//! compares whether anything was said meanwhile that it must know ([`Session::is_current`]): what it has read ahead is void
+//! then, and it asks again where to send and with what. No transaction of ours is open between two steps (but for the
+//! caller's own, in a flush).
+//!
+//! A step that was undone (somebody's lock, an ERROR) leaves the session as it was before: what is out is still out, and
+//! what was acknowledged is still to be settled.
 
 use super::books::Books;
-use super::credentials::{self, Source, Token};
-use super::exchange::{self, Answered, Trouble};
-use super::mark::{self, Mark};
-use super::reader::{Reader, Scope};
+use super::destination::Destination;
+use super::exchange::{Answered, Ended, Exchange, Said, Trouble};
+use super::link::Link;
+use super::reader::{News, Reader, Rescan, Scope};
 use super::report::{Report, Stop};
 use super::settle::{self, Settlement};
-use super::transactions::Transactions;
+use super::suspicion::Suspicion;
+use super::transactions::{Transactions, Undone};
+use crate::delivery::answer::Word;
 use crate::delivery::batch::Batch;
-use crate::delivery::endpoint::Endpoint;
-use crate::delivery::http::{Http, NoResponse, Reply, Request};
-use crate::delivery::keys::{Parked, Touched};
-use crate::delivery::signature::Secrets;
-use crate::error::Result;
-use crate::pg::heap;
-use crate::pg::latch::{self, Bell};
+use crate::delivery::http::NoResponse;
+use crate::error::{Error, SqlState};
+use crate::pg::latch::Bell;
 use crate::pg::lock::Scope as LockScope;
-use crate::settings::{self, Delivery};
-use crate::store::target::Target;
+use crate::settings;
 use crate::store::{Schema, queue, reclaim, target};
+use crate::wake;
+use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Changes in the first request while the target is not known to answer.
 const PROBE_ROWS: usize = 10;
-
-/// The connection to one target: the HTTP thread, and the bell that it rings.
-pub struct Link {
-    http: Http,
-    bell: Arc<Bell>,
-}
-
-impl Link {
-    /// Starts the HTTP thread; the error says which file or setting is wrong.
-    pub fn open(settings: &Delivery) -> std::result::Result<Self, String> {
-        let bell = Arc::new(Bell::new().map_err(|e| format!("cannot make an eventfd: {e}"))?);
-        let ring = bell.clone();
-        let http = latch::with_signals_blocked(|| Http::start(settings, move || ring.ring()))?;
-        Ok(Link { http, bell })
-    }
-
-    /// Sends a request and waits for its reply, serving interrupts. Once `until` has passed it gives up: the outcome is
-    /// unknown then, as with any timeout.
-    fn exchange(&mut self, request: Request, until: Option<Instant>, meanwhile: impl FnOnce()) -> Reply {
-        self.bell.clear();
-        self.http.send(request);
-        meanwhile();
-        loop {
-            if let Some(reply) = self.http.reply() {
-                return reply;
-            }
-            let left = until.map_or(Duration::from_secs(60), |until| until.saturating_duration_since(Instant::now()));
-            if left.is_zero() {
-                return Err(NoResponse::Offline("timeout (flush_timeout)".into()));
-            }
-            latch::wait(Some(&self.bell), left);
-            self.bell.clear();
-        }
-    }
-}
-
-/// Has a request answered; may do other work meanwhile.
-pub trait Waiting {
-    fn reply_to(&mut self, request: Request) -> Reply;
-}
-
-/// Where a session sends, and with what.
-#[derive(Clone)]
-pub struct Destination {
-    pub target: Target,
-    pub endpoint: Endpoint,
-    pub source: Source,
-    pub token: String,
-    pub signing: Option<Rc<Secrets>>,
-    pub settings: Delivery,
-}
+/// Without preloading nobody says when something has changed: it is looked up again after this time.
+const CURRENT_FOR: Duration = Duration::from_millis(50);
+/// So many changes a bounded session counts exactly at its beginning.
+const COUNTED: i64 = 1_000_000;
+/// So many the worker counts, when a target is found down: nobody waits for the figure.
+const COUNTED_WHEN_DOWN: i64 = 10_000;
 
 /// Bounds of one session.
 #[derive(Clone, Default)]
@@ -87,265 +47,557 @@ pub struct Bounds {
     pub scope: Scope,
     pub max_rows: Option<usize>,
     pub until: Option<Instant>,
-    /// Where to begin reading.
-    pub mark: Mark,
 }
 
-pub struct Session<'a, T> {
-    transactions: T,
+/// What a session waits for.
+pub enum Wait {
+    /// The reply to a request, which rings the bell.
+    Reply,
+    /// Somebody else wants the turn. Everything is settled, and nothing that was read ahead counts any more.
+    Turn,
+    /// Nothing deliverable is left.
+    Idle,
+    /// Nothing can be sent: [`Session::stop`] says why.
+    Stopped,
+}
+
+/// When a session last asked where to send, and with what.
+struct Asked {
+    at: Instant,
+    control: Option<u64>,
+}
+
+pub struct Session {
     schema: Schema,
-    destination: Destination,
+    /// The target.
+    id: i16,
+    name: String,
     bounds: Bounds,
-    link: &'a mut Link,
+    bounded: bool,
+    bell: Arc<Bell>,
+    link: Option<Link>,
+    destination: Option<Destination>,
+    asked: Option<Asked>,
     reader: Reader,
-    parked: Parked,
     ahead: Option<Batch>,
-    unsettled: Option<Settlement>,
+    /// What comes after the request that is out has been looked for.
+    looked_ahead: bool,
+    exchange: Option<Exchange>,
+    /// A request of the exchange was turned away, and the credentials were looked up again.
+    asked_again: bool,
+    unsettled: VecDeque<Settlement>,
+    suspicion: Option<Suspicion>,
     /// Requests that failed in a row, from before this session too.
     failures: u32,
     batch_rows: usize,
     /// A batch was too large: their size grows in small steps from now on.
     too_large: bool,
-    sent_in_pass: bool,
-    last_id: i64,
+    sent_since_rescan: bool,
+    /// The greatest id when a bounded session began.
+    last_id: Option<i64>,
+    stop: Option<Stop>,
     pub report: Report,
-    books: &'a mut Books,
-    progress: &'a mut dyn FnMut(&Report),
+    pub books: Books,
+    /// Something was acknowledged since the outbox was last found empty.
+    draining: bool,
 }
 
-impl<'a, T: Transactions> Session<'a, T> {
-    pub fn new(
-        transactions: T,
-        schema: Schema,
-        destination: Destination,
-        bounds: Bounds,
-        link: &'a mut Link,
-        books: &'a mut Books,
-        progress: &'a mut dyn FnMut(&Report),
-    ) -> Self {
+impl Session {
+    pub fn new<T: Transactions>(schema: Schema, (id, name): (i16, String), bounds: Bounds, bell: Arc<Bell>) -> Self {
         Session {
-            reader: Reader::new(destination.target.id, bounds.scope.clone(), bounds.mark.clone()),
-            transactions,
             schema,
-            batch_rows: destination.settings.batch_rows,
-            destination,
+            id,
+            name,
+            reader: Reader::new(id, bounds.scope.clone(), T::BOUNDED),
             bounds,
-            link,
-            parked: Parked::default(),
+            bounded: T::BOUNDED,
+            bell,
+            link: None,
+            destination: None,
+            asked: None,
             ahead: None,
-            unsettled: None,
+            looked_ahead: false,
+            exchange: None,
+            asked_again: false,
+            unsettled: VecDeque::new(),
+            suspicion: None,
             failures: 0,
+            batch_rows: 0,
             too_large: false,
-            sent_in_pass: false,
-            last_id: i64::MIN,
+            sent_since_rescan: false,
+            last_id: None,
+            stop: None,
             report: Report::default(),
-            books,
-            progress,
+            books: Books::default(),
+            draining: true,
         }
     }
 
-    /// Runs the session. The caller holds the sender's lock.
-    pub fn run(&mut self) -> Result<()> {
-        self.begin();
-        while let Some(batch) = self.next_batch() {
-            self.deliver(batch)?;
-            (self.progress)(&self.report);
-            if self.report.stop.is_some() {
-                break;
+    /// Goes on as far as it can without waiting. The caller holds the sender's lock; `turn_wanted` says whether somebody
+    /// waits for it.
+    pub fn advance<T: Transactions>(
+        &mut self,
+        transactions: &mut T,
+        news: &dyn News,
+        turn_wanted: &dyn Fn() -> bool,
+    ) -> Result<Wait, Undone> {
+        loop {
+            if self.exchange.as_ref().is_some_and(Exchange::is_out) {
+                if !self.take_reply() {
+                    self.meanwhile(transactions, news)?;
+                    return Ok(Wait::Reply);
+                }
+            } else if let Some(exchange) = &mut self.exchange {
+                if exchange.is_over() {
+                    if !self.has_other_credentials(transactions)? {
+                        self.take_note(transactions)?;
+                    }
+                } else if !self.is_current() || turn_wanted() || self.is_late() {
+                    self.exchange.iter_mut().for_each(Exchange::abandon);
+                } else {
+                    self.send()?;
+                }
+            } else if turn_wanted() {
+                self.settle_all(transactions)?;
+                self.forget_what_was_read();
+                return Ok(Wait::Turn);
+            } else if self.stop.is_some() {
+                self.settle_all(transactions)?;
+                self.link = None; // renewed certificates, authorities and keys are read again
+                return Ok(Wait::Stopped);
+            } else if !self.is_current() {
+                self.settle_all(transactions)?;
+                self.ask(transactions)?;
+            } else if self.unsettled.len() > 1 {
+                self.settle_all(transactions)?;
+            } else if let Some(batch) = self.next_batch(transactions, news)? {
+                self.begin(batch);
+            } else if self.stop.is_none() {
+                self.settle_all(transactions)?;
+                self.rest(transactions)?;
+                return Ok(Wait::Idle);
             }
         }
-        self.finish();
+    }
+
+    /// Why nothing can be sent.
+    pub fn stop(&self) -> Option<&Stop> {
+        self.stop.as_ref()
+    }
+
+    /// Tries again after a stop: as after an administrative call, but for what was read.
+    pub fn start_again(&mut self) {
+        self.stop = None;
+        self.asked = None;
+        self.reader.ask_for_rescan(Rescan::Left);
+    }
+
+    /// Settings of the server have changed, or may have.
+    pub fn settings_changed(&mut self) {
+        self.asked = None;
+    }
+
+    /// Has the session look at everything again.
+    pub fn look_at_everything(&mut self) {
+        self.reader.ask_for_rescan(Rescan::Head);
+    }
+
+    /// Another sender may have had the turn: what was read ahead, parked and tried is void.
+    pub fn forget_what_was_read(&mut self) {
+        self.ahead = None;
+        self.suspicion = None;
+        self.reader.ask_for_rescan(Rescan::Head);
+    }
+
+    /// Whether a request is out, or something is to be settled: neither may be forgotten.
+    pub fn is_busy(&self) -> bool {
+        self.exchange.is_some() || !self.unsettled.is_empty()
+    }
+
+    /// Whether a request is out.
+    pub fn is_out(&self) -> bool {
+        self.exchange.as_ref().is_some_and(Exchange::is_out)
+    }
+
+    /// Gives up on the reply that is out: its outcome is unknown, as with any timeout.
+    pub fn give_up(&mut self, why: &str) {
+        self.link = None;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.take(Err(NoResponse::Offline(why.into())), self.reader.parked());
+        }
+    }
+
+    /// When it has to have ended.
+    pub fn until(&self) -> Option<Instant> {
+        self.bounds.until
+    }
+
+    /// When something is due although nothing new is committed.
+    pub fn due(&self) -> Option<Instant> {
+        let across = self.reader.waits_across_priorities().then(|| Instant::now() + Duration::from_secs(1));
+        [self.reader.next_due(), across].into_iter().flatten().min()
+    }
+
+    /// When it last began at the head of the outbox.
+    pub fn looked_at_everything(&self) -> Instant {
+        self.reader.looked_at_everything()
+    }
+
+    /// Whether nothing has been said since it last asked that it must know.
+    pub fn is_current(&self) -> bool {
+        let Some(asked) = &self.asked else { return false };
+        match (asked.control, wake::control()) {
+            (None, None) => asked.at.elapsed() < CURRENT_FOR,
+            (then, now) => then == now,
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.bounds.until.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// Asks where to send, with what, and how the target was lately. What was read ahead under the old word is void.
+    fn ask<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let control = wake::control(); // before the snapshot
+        let at = Instant::now();
+        let Session { schema, id, name, .. } = self;
+        let (found, state) = transactions.step(|| (Destination::find(schema, name), target::state(schema, *id)))?;
+        let said = self.asked.as_ref().is_none_or(|asked| asked.control != control);
+        let first = self.asked.is_none() && self.destination.is_none();
+        self.asked = Some(Asked { at, control });
+        if said && !first {
+            self.ahead = None;
+            self.suspicion = None;
+            self.reader.ask_for_rescan(Rescan::Head);
+        }
+        match found {
+            Ok(Ok(destination)) => {
+                if self.link.as_ref().is_some_and(|link| link.settings != destination.settings) {
+                    self.link = None;
+                }
+                let most = destination.settings.batch_rows;
+                if said || first {
+                    self.failures = state.consecutive_failures;
+                    if self.failures > 0 {
+                        self.batch_rows = PROBE_ROWS;
+                    } else if !self.too_large {
+                        self.batch_rows = most;
+                    }
+                }
+                self.batch_rows = self.batch_rows.min(most);
+                self.destination = Some(destination);
+            }
+            Ok(Err(stop)) => self.stop = Some(stop),
+            Err(error) => self.stop = Some(Stop::Unusable(error)),
+        }
         Ok(())
     }
 
-    fn begin(&mut self) {
-        let Session { transactions, schema, destination, bounds, reader, .. } = self;
-        let id = destination.target.id;
-        transactions.step(|| {
-            self.failures = target::state(schema, id).consecutive_failures;
-            if self.failures > 0 {
-                self.batch_rows = self.batch_rows.min(PROBE_ROWS);
-            }
-            self.report.pending = queue::count(schema, id, bounds.scope.branch.as_deref(), T::COUNTED);
-            self.last_id = queue::last_id(schema, id);
-            self.parked = begin_pass(schema, id, reader, &mut self.report);
-        });
-    }
-
-    /// The next batch of this pass or the next; `None` when a pass found nothing to send, or when a bound is reached.
-    fn next_batch(&mut self) -> Option<Batch> {
-        loop {
-            if self.bounds.until.is_some_and(|until| until <= Instant::now()) {
-                self.report.stop = Some(Stop::OutOfTime);
-                return None;
-            }
-            if self.rows_wanted() == 0 {
-                self.report.stop = Some(Stop::Enough);
-                return None;
-            }
-            let batch = self.ahead.take().unwrap_or_default();
-            let batch = if batch.is_empty() { self.read() } else { batch };
-            if !batch.is_empty() {
-                return Some(batch);
-            }
-            if !self.sent_in_pass {
-                self.reader.at_rest();
-                return None;
-            }
-            self.next_pass();
+    /// After a 401: whether the target is to be asked again because token, secrets or URL are others now. Once an exchange.
+    fn has_other_credentials<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, Undone> {
+        if self.asked_again || !self.exchange.as_ref().is_some_and(Exchange::is_unauthorized) {
+            return Ok(false);
         }
-    }
-
-    fn next_pass(&mut self) {
-        self.settle();
-        let Session { transactions, schema, destination, reader, report, .. } = self;
-        self.parked = transactions.step(|| begin_pass(schema, destination.target.id, reader, report));
-        self.reader.park_tried(&mut self.parked);
-        self.sent_in_pass = false;
-        self.report.blocked = 0;
+        let Session { schema, name, .. } = self;
+        let found = transactions.step(|| Destination::find(schema, name))?;
+        self.asked_again = true;
+        let Ok(Ok(new)) = found else { return Ok(false) };
+        let others = self.destination.as_ref().is_none_or(|old| new.has_other_credentials(old));
+        if others {
+            self.destination = Some(new);
+            self.exchange.iter_mut().for_each(Exchange::resume);
+        }
+        Ok(others)
     }
 
     fn rows_wanted(&self) -> usize {
         let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
-        self.batch_rows.min(left)
+        let most = self.destination.as_ref().map_or(1, |destination| destination.settings.batch_rows);
+        let rows = if self.suspicion.is_some() { most } else { self.batch_rows };
+        rows.max(1).min(left)
     }
 
-    fn read(&mut self) -> Batch {
-        let rows = self.rows_wanted();
-        let Session { transactions, schema, destination, reader, .. } = self;
-        transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes))
+    /// The next batch, or `None` when nothing deliverable is left or a bound is reached.
+    fn next_batch<T: Transactions>(&mut self, transactions: &mut T, news: &dyn News) -> Result<Option<Batch>, Undone> {
+        loop {
+            if self.is_late() {
+                self.stop = Some(Stop::OutOfTime);
+                return Ok(None);
+            }
+            if self.rows_wanted() == 0 {
+                self.stop = Some(Stop::Enough);
+                return Ok(None);
+            }
+            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+                self.settle_all(transactions)?;
+                self.rescan(transactions)?;
+            }
+            if self.ahead.is_some() {
+                let high = if self.reader.may_have_high(news) {
+                    self.read(transactions, news, true)?
+                } else {
+                    Batch::default()
+                };
+                return Ok(if high.is_empty() { self.ahead.take() } else { Some(high) });
+            }
+            let batch = self.read(transactions, news, false)?;
+            if !batch.is_empty() {
+                return Ok(Some(batch));
+            }
+            if let Some(suspicion) = self.suspicion.take() {
+                self.blame_the_target(suspicion);
+                return Ok(None);
+            }
+            if !(self.reader.waits_across_priorities() && self.sent_since_rescan) {
+                return Ok(None);
+            }
+            self.reader.ask_for_rescan(Rescan::Left);
+        }
     }
 
-    /// Sends a batch and takes note of every word; settled later, while the next request is out.
-    fn deliver(&mut self, batch: Batch) -> Result<()> {
-        let (mut picked, blocked) = self.reader.pick(&batch, &mut self.parked);
-        self.report.blocked += blocked as i64;
-        if let Some(max) = self.bounds.max_rows {
-            picked.truncate(max.saturating_sub(self.report.sent as usize));
-        }
-        if picked.is_empty() {
-            return Ok(());
-        }
-        self.sent_in_pass = true;
-        let mut answered = self.exchange(&batch, picked.clone());
-        if matches!(answered.trouble, Some(Trouble::Unauthorized { .. })) && self.credentials_changed()? {
-            let rest = picked.into_iter().filter(|i| !answered.said.iter().any(|s| s.change == *i)).collect();
-            let before = std::mem::take(&mut answered.said);
-            answered = self.exchange(&batch, rest);
-            answered.said.splice(0..0, before);
-        }
-        self.take_note(batch, answered);
+    fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        self.ahead = None;
+        let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
+        transactions.step(|| {
+            if *bounded && last_id.is_none() {
+                report.pending = queue::count(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
+                *last_id = Some(queue::last_id(schema, *id));
+            }
+            reader.look_back(schema);
+        })?;
+        self.report.waiting_tables.append(&mut self.reader.waiting_tables);
+        self.report.blocked = 0;
+        self.sent_since_rescan = false;
         Ok(())
     }
 
-    fn exchange(&mut self, batch: &Batch, picked: Vec<usize>) -> Answered {
-        let mut parked = std::mem::take(&mut self.parked);
-        let destination = self.destination.clone();
-        let answered = exchange::exchange(batch, picked, &mut parked, &destination, self);
-        self.parked = parked;
-        answered
-    }
-
-    /// After a 401: whether the token or the signing secrets have been changed since the session began.
-    fn credentials_changed(&mut self) -> Result<bool> {
-        let Session { transactions, destination, .. } = self;
-        let Destination { target, endpoint, source, token, signing, settings } = destination;
-        let secrets = credentials::signing_secrets(settings)?;
-        let mut changed = secrets != *signing;
-        *signing = secrets;
-        if let Token::Found { value, .. } =
-            transactions.step(|| credentials::token(target, endpoint, *source, false))?
-        {
-            changed |= value != *token;
-            *token = value;
+    fn read<T: Transactions>(
+        &mut self,
+        transactions: &mut T,
+        news: &dyn News,
+        only_high: bool,
+    ) -> Result<Batch, Undone> {
+        let rows = self.rows_wanted();
+        let bytes = self.destination.as_ref().map_or(1, |destination| destination.settings.batch_bytes);
+        let Session { schema, reader, ahead, exchange, unsettled, suspicion, .. } = self;
+        let in_hand = || {
+            let read = ahead.iter().flat_map(|batch| &batch.changes);
+            let out = exchange.iter().flat_map(|exchange| &exchange.batch.changes);
+            let held = suspicion.iter().flat_map(|s| &s.held).flat_map(|(batch, _)| &batch.changes);
+            let ids = read.chain(out).chain(held).map(|change| change.id);
+            ids.chain(unsettled.iter().flat_map(Settlement::ids)).collect::<HashSet<i64>>()
+        };
+        let position = reader.position();
+        let started = Instant::now();
+        match transactions.step(|| reader.read(schema, (rows, bytes), only_high, news, in_hand)) {
+            Ok(batch) => {
+                reader.confirm(started.elapsed());
+                Ok(batch)
+            }
+            Err(undone) => {
+                reader.put_back(position);
+                Err(undone)
+            }
         }
-        Ok(changed)
     }
 
-    fn take_note(&mut self, batch: Batch, answered: Answered) {
+    /// Picks what may go of a batch.
+    fn begin(&mut self, batch: Batch) {
+        let left = self.bounds.max_rows.map_or(usize::MAX, |max| max.saturating_sub(self.report.sent as usize));
+        let most = if self.suspicion.is_some() { 1 } else { left };
+        let (picked, blocked) = self.reader.pick(&batch, most);
+        self.report.blocked += blocked as i64;
+        if !picked.is_empty() {
+            self.sent_since_rescan = true;
+            self.asked_again = false;
+            if !self.bounded {
+                self.report.pending += picked.len() as i64;
+            }
+            self.exchange = Some(Exchange::new(batch, picked, self.reader.parked()));
+        }
+    }
+
+    /// Sends the next request of the exchange, if there is one.
+    fn send(&mut self) -> Result<(), Undone> {
+        let (Some(exchange), Some(destination)) = (&mut self.exchange, &self.destination) else { return Ok(()) };
+        if self.link.is_none() {
+            match Link::open(&destination.settings, &self.bell) {
+                Ok(link) => self.link = Some(link),
+                Err(why) => {
+                    exchange.abandon();
+                    self.stop = Some(Stop::Unusable(
+                        Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, why)
+                            .hint("Correct the setting and reload: SELECT pg_reload_conf();"),
+                    ));
+                    return Ok(());
+                }
+            }
+        }
+        if let (Some(link), Some(request)) = (&mut self.link, exchange.next_request(destination, self.reader.parked()))
+        {
+            link.send(request);
+            self.looked_ahead = false;
+        }
+        Ok(())
+    }
+
+    /// Takes the reply, if it is there.
+    fn take_reply(&mut self) -> bool {
+        let reply = match &mut self.link {
+            Some(link) => link.reply(),
+            None => Some(Err(NoResponse::Offline("the connection was closed".into()))),
+        };
+        let (Some(reply), Some(exchange)) = (reply, &mut self.exchange) else { return false };
+        exchange.take(reply, self.reader.parked());
+        true
+    }
+
+    /// What can be done while a request is out.
+    fn meanwhile<T: Transactions>(&mut self, transactions: &mut T, news: &dyn News) -> Result<(), Undone> {
+        self.settle_all(transactions)?;
+        let wanted = !self.looked_ahead
+            && self.ahead.is_none()
+            && self.failures == 0
+            && self.bounds.max_rows.is_none()
+            && self.suspicion.is_none()
+            && !self.reader.has_to_rescan()
+            && self.is_current();
+        if wanted {
+            let batch = self.read(transactions, news, false)?;
+            self.looked_ahead = true;
+            self.ahead = Some(batch).filter(|batch| !batch.is_empty());
+        }
+        Ok(())
+    }
+
+    /// Takes note of every word of an exchange that is over.
+    fn take_note<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let trouble = self.exchange.as_ref().is_some_and(Exchange::in_trouble);
+        if trouble && !self.bounded && self.failures == 0 {
+            let Session { schema, id, .. } = self;
+            let pending = transactions.step(|| queue::count(schema, *id, None, COUNTED_WHEN_DOWN))?;
+            self.report.pending = self.report.acked + pending;
+        }
+        let Some(exchange) = self.exchange.take() else { return Ok(()) };
+        let Ended { batch, answered, refused_by_status, unsent, got_words } = exchange.end();
         self.report.blocked += answered.blocked.len() as i64;
+        self.reader.leave_all(&batch, &answered.blocked);
+        self.reader.leave_all(&batch, &unsent);
+        let most = self.destination.as_ref().map_or(1, |destination| destination.settings.batch_rows);
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
             self.too_large = true;
-        } else if answered.trouble.is_none() {
+        } else if got_words && !trouble {
             // After a probe it doubles: over a slow link most batches get through before one takes too long.
             let step = if self.too_large { self.batch_rows / 10 + 1 } else { self.batch_rows };
-            self.batch_rows = (self.batch_rows + step).min(self.destination.settings.batch_rows);
+            self.batch_rows = (self.batch_rows + step).min(most);
         }
-        let settlement = Settlement::new(batch, answered, &self.destination.settings, self.failures);
-        settlement.left().for_each(|(id, touched)| self.reader.tried(id, touched));
+        if !refused_by_status.is_empty() {
+            let refused: Vec<usize> = refused_by_status.iter().map(|said| said.change).collect();
+            self.reader.leave_all(&batch, &refused);
+            if !trouble {
+                self.suspicion.get_or_insert_default().hold(batch.clone(), refused_by_status);
+            }
+        }
+        self.conclude(batch, answered);
+        match self.suspicion.take() {
+            Some(suspicion) if got_words => self.blame_the_changes(suspicion),
+            Some(suspicion) if suspicion.is_certain() => self.blame_the_target(suspicion),
+            // In other trouble nothing is proven, and the refused changes are tried again.
+            suspicion => self.suspicion = suspicion.filter(|_| !trouble),
+        }
+        Ok(())
+    }
+
+    /// Has words settled, while the next request is out.
+    fn conclude(&mut self, batch: Rc<Batch>, answered: Answered) {
+        let Some(destination) = &self.destination else { return };
+        if answered.said.is_empty() && answered.trouble.is_none() {
+            return;
+        }
+        let settlement = Settlement::new(batch, answered, &destination.settings, self.failures);
+        for left in settlement.left() {
+            self.reader.leave(left.priority, left.id, left.waits_for_a_person);
+            self.reader.tried(left.id, left.touched);
+            left.due_in.into_iter().for_each(|wait| self.reader.due_in(wait));
+        }
         self.failures = settlement.failures();
         settlement.add_to(&mut self.report);
-        if let Some(earlier) = self.unsettled.take() {
-            self.write(earlier); // only when a batch went out without waiting, which settles what came before it
+        if let Some(stop) = settlement.stop() {
+            self.stop = Some(stop.clone());
         }
-        self.unsettled = Some(settlement);
+        self.unsettled.push_back(settlement);
     }
 
-    fn settle(&mut self) {
-        if let Some(settlement) = self.unsettled.take() {
-            self.write(settlement);
+    /// The target has had a word on another change: the refusals that were held back count.
+    fn blame_the_changes(&mut self, suspicion: Suspicion) {
+        for (batch, said) in suspicion.held {
+            self.conclude(batch, Answered { said, ..Answered::default() });
+        }
+        self.reader.ask_for_rescan(Rescan::Left);
+    }
+
+    /// Nothing at all gets through.
+    fn blame_the_target(&mut self, suspicion: Suspicion) {
+        for (batch, said) in suspicion.held {
+            let changes = said.iter().map(|said| said.change).collect();
+            let error = said.into_iter().next_back().map(|Said { word, .. }| match word {
+                Word::Refused(error) => error,
+                _ => String::new(),
+            });
+            let error = error.unwrap_or_default();
+            let trouble = Some(Trouble::Rejected { changes, error });
+            self.conclude(batch, Answered { trouble, ..Answered::default() });
         }
     }
 
-    fn write(&mut self, settlement: Settlement) {
-        let Session { transactions, schema, destination, books, .. } = self;
-        settle::settle(transactions, schema, destination.target.id, &settlement, books);
+    fn settle_all<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let Session { schema, id, unsettled, books, draining, .. } = self;
+        while let Some(settlement) = unsettled.front() {
+            settle::settle(transactions, schema, *id, settlement, books)?;
+            *draining = true;
+            unsettled.pop_front();
+        }
+        Ok(())
     }
 
-    fn finish(&mut self) {
-        self.settle();
-        let Session { transactions, schema, destination, bounds, reader, last_id, books, .. } = self;
-        let branch = bounds.scope.branch.as_deref();
-        let from = bounds.mark.at().min(reader.mark().at());
-        let id = destination.target.id;
+    /// Nothing deliverable is left, and all is settled.
+    fn rest<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let whole = self.bounds.scope.branch.is_none();
+        if !self.bounded {
+            self.report.nothing_left = self.reader.is_empty();
+            if !self.draining || !self.report.nothing_left {
+                return Ok(());
+            }
+        }
+        let Session { schema, id, bounds, last_id, bounded, books, .. } = self;
         let left = transactions.step(|| {
-            let left = queue::any_left(schema, id, branch, from, *last_id);
-            if !left && branch.is_none() {
-                books.end_drain(schema, id);
-                if T::LOCK == LockScope::Session && from == mark::HEAD && settings::truncate_when_empty() {
+            let branch = bounds.scope.branch.as_deref();
+            let left = *bounded && queue::any_left(schema, *id, branch, last_id.unwrap_or(i64::MIN));
+            if !left && whole {
+                books.end_drain(schema, *id);
+                if T::LOCK == LockScope::Session && settings::truncate_when_empty() {
                     reclaim::truncate_if_empty(schema);
                 }
             }
             left
-        });
+        })?;
         self.report.nothing_left = !left;
+        self.draining = false;
+        Ok(())
     }
 
-    /// Where the next session may begin.
-    pub fn mark(&self) -> &Mark {
-        self.reader.mark()
-    }
-}
-
-impl<T: Transactions> Waiting for Session<'_, T> {
-    fn reply_to(&mut self, request: Request) -> Reply {
-        let unsettled = self.unsettled.take();
-        let read_ahead = self.ahead.is_none() && self.failures == 0 && self.bounds.max_rows.is_none();
-        let rows = self.rows_wanted();
-        let Session { transactions, schema, destination, bounds, link, reader, ahead, books, .. } = self;
-        link.exchange(request, bounds.until, || {
-            if let Some(settlement) = unsettled {
-                settle::settle(transactions, schema, destination.target.id, &settlement, books);
+    /// What a bounded session has left, when it was stopped before it came to its end.
+    pub fn count_what_is_left<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let Session { schema, id, bounds, last_id, report, .. } = self;
+        let branch = bounds.scope.branch.as_deref();
+        match *last_id {
+            Some(last_id) => {
+                let left = transactions.step(|| queue::any_left(schema, *id, branch, last_id))?;
+                report.nothing_left = !left;
             }
-            if read_ahead {
-                *ahead = Some(transactions.step(|| reader.read(schema, rows, destination.settings.batch_bytes)));
-            }
-        })
-    }
-}
-
-/// Begins a pass, inside a transaction: what is parked in it.
-fn begin_pass(schema: &Schema, target_id: i16, reader: &mut Reader, report: &mut Report) -> Parked {
-    let (mut parked, mut ids) = (Parked::default(), Vec::new());
-    let now = heap::now_micros();
-    queue::parked(schema, target_id, now, |row| {
-        ids.push(row.id);
-        let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
-        if parked.park(&touched, row.id) {
-            report.waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
+            None => report.pending = transactions.step(|| queue::count(schema, *id, branch, COUNTED))?,
         }
-    });
-    reader.begin_pass(schema, now, ids);
-    parked
+        Ok(())
+    }
 }

@@ -6,53 +6,68 @@ use crate::pg::role::ActAs;
 use crate::pg::xact;
 use crate::store;
 
-/// How long a settlement waits for somebody's lock before it lets go of its own locks and its snapshot, and begins again.
-const LOCK_WAIT_MS: i32 = 1000;
+/// How long a step waits for somebody's lock before it lets go of its own locks and its snapshot, to be tried again.
+const LOCK_WAIT_MS: i32 = 50;
+
+/// Why a step has not happened. Nothing of it did.
+#[derive(Debug)]
+pub enum Undone {
+    /// Somebody's lock was in its way for too long.
+    Locked,
+    Failed(Error),
+}
 
 /// Runs a step of a session as the extension's owner.
 pub trait Transactions {
     /// How long the sender's lock has to live.
     const LOCK: Scope;
-    /// Up to so many changes, a session counts exactly what is waiting when it begins.
-    const COUNTED: i64;
+    /// The session ends when what was committed at its beginning is through.
+    const BOUNDED: bool;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R;
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone>;
 
-    /// A step that must happen, whoever holds a lock and for however long: it is begun anew until it succeeds.
-    fn settling(&mut self, mut f: impl FnMut()) {
-        while !self.step(|| in_time(&mut f)) {}
-    }
+    /// Runs `f`, which may wait for a lock for as long as it likes. An `ERROR` goes on to the caller.
+    fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R;
 }
 
 /// The caller's transaction: `sync_outbox_flush()`. It holds a snapshot while a request is out, which is why it has a time
-/// budget.
+/// budget. An `ERROR` of a step is the caller's, and so are the limits of its time.
 pub struct Callers;
 
 /// A transaction per step, committed by the procedure: `sync_outbox_drain()`. Between steps there is no snapshot.
 pub struct Procedures;
 
-/// A transaction per step: the background worker.
+/// A transaction per step: the background worker. An `ERROR` undoes the step alone.
 pub struct Own;
 
 impl Transactions for Callers {
     const LOCK: Scope = Scope::Transaction;
-    const COUNTED: i64 = 1_000_000;
+    const BOUNDED: bool = true;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        as_owner(f)
+    /// No lock is let go before the caller's transaction ends: beginning anew would change nothing.
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
+        Ok(as_owner(f))
     }
 
-    /// Only once: no lock is let go before the caller's transaction ends, and its time limits are the caller's.
-    fn settling(&mut self, f: impl FnMut()) {
-        self.step(f)
+    fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        as_owner(f)
     }
 }
 
 impl Transactions for Procedures {
     const LOCK: Scope = Scope::Session;
-    const COUNTED: i64 = 1_000_000;
+    const BOUNDED: bool = true;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
+        let result = as_owner(|| in_time(f));
+        xact::commit_procedure();
+        match result {
+            Err(Undone::Failed(error)) => error.raise(),
+            result => result,
+        }
+    }
+
+    fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let result = as_owner(f);
         xact::commit_procedure();
         result
@@ -61,10 +76,13 @@ impl Transactions for Procedures {
 
 impl Transactions for Own {
     const LOCK: Scope = Scope::Session;
-    /// Few: it begins a session whenever it is woken, and nobody waits for the figure.
-    const COUNTED: i64 = 10_000;
+    const BOUNDED: bool = false;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> R {
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
+        xact::transaction(|| as_owner(|| in_time(f)))
+    }
+
+    fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {
         xact::transaction(|| as_owner(f))
     }
 }
@@ -75,13 +93,10 @@ fn as_owner<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Runs `f`; `false` if it had to wait for a lock for too long, or gave way in a deadlock, and nothing of it happened.
-fn in_time(f: impl FnOnce()) -> bool {
-    match xact::subtransaction_in_time(LOCK_WAIT_MS, f) {
-        Ok(()) => true,
-        Err(caught) => match caught.sqlstate {
-            SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_T_R_DEADLOCK_DETECTED => false,
-            _ => Error::from(caught).raise(),
-        },
-    }
+/// Runs `f` in a subtransaction, so that session locks, of other targets too, survive its failure.
+fn in_time<R>(f: impl FnOnce() -> R) -> Result<R, Undone> {
+    xact::subtransaction_in_time(LOCK_WAIT_MS, f).map_err(|caught| match caught.sqlstate {
+        SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_T_R_DEADLOCK_DETECTED => Undone::Locked,
+        _ => Undone::Failed(caught.into()),
+    })
 }

@@ -4,7 +4,6 @@ use super::{Schema, stats};
 use crate::capture::Priority;
 use crate::delivery::batch::Change;
 use crate::pg::guc::Nest;
-use crate::pg::heap;
 use crate::pg::spi::{self, Arg};
 use std::ops::ControlFlow;
 
@@ -104,6 +103,8 @@ pub struct KeyRow {
     pub table_name: String,
     pub pk: Option<String>,
     pub data: Option<String>,
+    /// In conflict or dead.
+    pub waits_for_a_person: bool,
 }
 
 fn key_row(row: &spi::Row<'_>) -> KeyRow {
@@ -113,6 +114,7 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
         table_name: row.utf8(3).unwrap_or_default(),
         pk: row.utf8(4),
         data: row.utf8(5),
+        waits_for_a_person: row.get(6).unwrap_or_default(),
     }
 }
 
@@ -121,7 +123,8 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
 pub fn parked(schema: &Schema, target_id: i16, now: i64, mut each: impl FnMut(KeyRow)) {
     spi::scan(
         &schema.sql(&format!(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END FROM @.sync_outbox
+            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END,
+                    status IN ('CONFLICT', 'DEAD') FROM @.sync_outbox
               WHERE target_id = $1 AND status <> 'PENDING' AND NOT {} ORDER BY status, id",
             deliverable_at("timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond'")
         )),
@@ -191,47 +194,33 @@ pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
     .unwrap_or(i64::MIN)
 }
 
-/// Whether anything is left of what a session had to deliver, whatever its status: ids up to `last_id`, and above `mark`
-/// but for what is not PENDING.
-pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, mark: i64, last_id: i64) -> bool {
+/// Whether anything is left of what a session had to deliver, whatever its status: ids up to `last_id`.
+pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: i64) -> bool {
     let lanes = Priority::ALL.map(|priority| {
         format!(
-            "EXISTS (SELECT FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id > $2 AND id <= $3
-                AND ($4 IS NULL OR branch = $4))",
+            "EXISTS (SELECT FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id <= $2
+                AND ($3 IS NULL OR branch = $3))",
             priority.name()
         )
     });
     spi::first(
-        &schema.sql(&format!(
-            "SELECT {} OR EXISTS (SELECT FROM @.sync_outbox
-              WHERE target_id = $1 AND status <> 'PENDING' AND id <= $3 AND ($4 IS NULL OR branch = $4))",
-            lanes.join(" OR ")
-        )),
-        &[target_id.into(), mark.into(), last_id.into(), Arg::opt_utf8(branch)],
+        &schema.sql(&format!("SELECT {}", lanes.join(" OR "))),
+        &[target_id.into(), last_id.into(), Arg::opt_utf8(branch)],
         |row| row.get(1).unwrap_or_default(),
     )
     .unwrap_or_default()
 }
 
-/// The last id that was drawn, and a transaction id above that of everyone who has drawn one so far: capture has its
-/// transaction's id before it draws. Read in this order (`hard-facts` 11).
-pub fn drawn(schema: &Schema) -> (i64, u64) {
-    let last = spi::first(
-        &schema.sql("SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM @.sync_outbox_id_seq"),
-        &[],
-        |row| row.int(1),
-    );
-    (last.unwrap_or(i64::MIN), heap::next_transaction_id())
-}
-
-/// Milliseconds until the next FAILED change is due.
-pub fn due_in_ms(schema: &Schema, target_id: i16) -> Option<i64> {
+/// Milliseconds from `now` (microseconds, as `heap::now_micros()`) until the next FAILED change is due of those that were not
+/// due then.
+pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
+    const NOW: &str = "(timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond')";
     spi::first(
-        &schema.sql(
-            "SELECT (extract(epoch FROM min(next_attempt_at) - pg_catalog.clock_timestamp()) * 1000)::bigint
-               FROM @.sync_outbox WHERE target_id = $1 AND status = 'FAILED'",
-        ),
-        &[target_id.into()],
+        &schema.sql(&format!(
+            "SELECT pg_catalog.ceil(extract(epoch FROM min(next_attempt_at) - {NOW}) * 1000)::bigint
+               FROM @.sync_outbox WHERE target_id = $1 AND status = 'FAILED' AND next_attempt_at > {NOW}",
+        )),
+        &[target_id.into(), now.into()],
         |row| row.get::<i64>(1),
     )
     .flatten()
@@ -332,7 +321,7 @@ pub fn lane_keys(
 ) {
     spi::scan(
         &schema.sql(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END FROM @.sync_outbox
+            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END, false FROM @.sync_outbox
               WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND schema_name = $3 AND table_name = $4
               ORDER BY id",
         ),

@@ -7,6 +7,7 @@ use super::shape::{self, Shape, column};
 use super::snapshot::Snapshot;
 use crate::capture::Priority;
 use crate::delivery::batch::{Batch, Change, Stored};
+use crate::delivery::keys::Touched;
 use crate::pg::datum::Value;
 use crate::pg::heap;
 use crate::pg::interrupt;
@@ -15,6 +16,7 @@ use crate::pg::scan::Range;
 use crate::pg::spi::{self, Arg, Row};
 use crate::pg::text;
 use crate::pg::xact;
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 /// A run of deliverable changes of one lane.
@@ -41,16 +43,28 @@ pub struct Ended {
     pub at: i64,
     /// The batch was full: there may be more.
     pub full: bool,
-    /// The first change on the way that does not wait for a person.
-    pub first: Option<i64>,
+}
+
+/// A change that the run left where it is, although it is committed.
+pub struct Left {
+    pub id: i64,
+    pub touched: Touched,
+    /// In conflict or dead; else its time has not come.
+    pub waits_for_a_person: bool,
 }
 
 impl Run<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
-    /// `bytes` still goes, alone). `wanted` can leave a change out.
-    pub fn read(&self, schema: &Schema, batch: &mut Batch, mut wanted: impl FnMut(i64) -> bool) -> Ended {
+    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable.
+    pub fn read(
+        &self,
+        schema: &Schema,
+        batch: &mut Batch,
+        mut wanted: impl FnMut(i64) -> bool,
+        mut left: impl FnMut(Left),
+    ) -> Ended {
         let shape = self.shape;
-        let mut ended = Ended { at: self.after, full: false, first: None };
+        let mut ended = Ended { at: self.after, full: false };
         let mut created_at = Vec::new();
         let mut take = |row: &Row<'_>| {
             let json = [column::PK, column::DATA, column::OLD].map(|n| row.bytes(n));
@@ -60,13 +74,15 @@ impl Run<'_> {
                 return 0;
             }
             ended.at = row.int(column::ID);
-            if ended.first.is_none() && !shape.waits_for_a_person(row.oid(column::STATUS)) {
-                ended.first = Some(ended.at);
-            }
-            if self.may_go(row) && wanted(ended.at) {
-                created_at.clear();
-                row.iso_time(column::CREATED_AT, &mut created_at);
-                batch.push(&stored(row, self.priority, json, &created_at, shape));
+            if self.is_visible(row) && wanted(ended.at) {
+                if self.is_deliverable(row) {
+                    created_at.clear();
+                    row.iso_time(column::CREATED_AT, &mut created_at);
+                    batch.push(&stored(row, self.priority, json, &created_at, shape));
+                } else {
+                    let waits_for_a_person = shape.waits_for_a_person(row.oid(column::STATUS));
+                    left(Left { id: ended.at, touched: touched(row), waits_for_a_person });
+                }
             }
             self.rows_to_come(batch)
         };
@@ -93,17 +109,18 @@ impl Run<'_> {
         );
     }
 
-    /// Whether a change is committed for this pass, and deliverable: PENDING, or FAILED and its time has come (those of a
-    /// request that did not get through have none).
-    fn may_go(&self, row: &Row<'_>) -> bool {
+    /// Whether a change is committed as far as this run sees, and by another transaction than the reader's.
+    fn is_visible(&self, row: &Row<'_>) -> bool {
         let txid = row.xid8(column::TXID);
         // A number that is still to come belongs to another cluster's transaction, from a dump.
-        let committed = self.committed.sees(txid) || txid >= heap::next_transaction_id();
+        (self.committed.sees(txid) || txid >= heap::next_transaction_id()) && Some(txid) != self.own_txid
+    }
+
+    /// PENDING, or FAILED and its time has come (those of a request that did not get through have none).
+    fn is_deliverable(&self, row: &Row<'_>) -> bool {
         let status = row.oid(column::STATUS);
         let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= self.due_by);
-        committed
-            && Some(txid) != self.own_txid
-            && (status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due()))
+        status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due())
     }
 
     /// How many rows may still fit, and one more to see whether there are any.
@@ -121,27 +138,48 @@ fn stored<'a>(
     created_at: &'a [u8],
     shape: &Shape,
 ) -> Stored<'a> {
-    let text = |n| row.bytes(n).map(text::to_utf8);
-    let [pk, data, old] = json.map(|part| part.map(text::to_utf8));
+    let mut unsendable = None;
+    let mut text = |n| row.bytes(n).map(|bytes| utf8(bytes, &mut unsendable));
+    let (schema, table) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME));
+    let (op, branch, reason) = (text(column::OP), text(column::BRANCH), text(column::REASON));
+    let [pk, data, old] = json.map(|part| part.map(|part| utf8(part, &mut unsendable)));
     Stored {
         id: row.int(column::ID),
         priority,
         place: row.place(shape::COLUMNS.len() + 1),
         dedup_key: row.uuid(column::DEDUP_KEY),
         txid: row.xid8(column::TXID),
-        schema: text(column::SCHEMA_NAME).unwrap_or_default(),
-        table: text(column::TABLE_NAME).unwrap_or_default(),
-        op: text(column::OP).unwrap_or_default(),
+        schema: schema.unwrap_or_default(),
+        table: table.unwrap_or_default(),
+        op: op.unwrap_or_default(),
         pk,
         data,
         old,
-        branch: text(column::BRANCH),
-        reason: text(column::REASON),
+        branch,
+        reason,
         created_at: String::from_utf8_lossy(created_at),
         attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
         refusals: row.get(column::REFUSALS).unwrap_or_default(),
         was_offline: row.oid(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
+        unsendable,
     }
+}
+
+/// Text as UTF-8. What cannot be converted is replaced, which still tells its key from others, and takes note of why.
+fn utf8<'a>(bytes: &'a [u8], unsendable: &mut Option<String>) -> Cow<'a, str> {
+    text::checked_utf8(bytes).unwrap_or_else(|why| {
+        *unsendable = Some(why);
+        String::from_utf8_lossy(bytes)
+    })
+}
+
+/// The keys of a change that is not sent now.
+fn touched(row: &Row<'_>) -> Touched {
+    let mut ignored = None;
+    let mut text = |n| row.bytes(n).map(|bytes| utf8(bytes, &mut ignored));
+    let (schema, table, op) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME), text(column::OP));
+    let (pk, data) = (text(column::PK), text(column::DATA).filter(|_| op.as_deref() == Some("UPDATE")));
+    Touched::new(&schema.unwrap_or_default(), &table.unwrap_or_default(), pk.as_deref(), data.as_deref())
 }
 
 /// Deletes acknowledged changes: exactly those that were read, by address, id and key. A row that has moved meanwhile

@@ -27,11 +27,6 @@ impl Snapshot {
         Snapshot { xmin, xmax, running }
     }
 
-    /// Whether every transaction before this one had ended.
-    pub fn is_past(&self, txid: u64) -> bool {
-        txid <= self.xmin
-    }
-
     /// Whether what this top-level transaction did was committed, if it was committed at all.
     pub fn sees(&self, txid: u64) -> bool {
         txid < self.xmin || (txid < self.xmax && self.running.binary_search(&txid).is_err())
@@ -55,6 +50,5 @@ mod tests {
     fn nothing_may_be_running() {
         let snapshot = Snapshot::parse("7:7:");
         assert!(snapshot.sees(6) && !snapshot.sees(7));
-        assert!(snapshot.is_past(7) && !snapshot.is_past(8));
     }
 }

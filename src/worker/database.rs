@@ -7,12 +7,12 @@
 use super::retry::Retry;
 use super::shared::Seat;
 use crate::error::{Error, SqlState};
-use crate::pg::extension::{self, Extension};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
-use crate::push::{Background, CLONED, Next};
+use crate::push::{Background, CLONED, Next, Signals};
 use crate::settings;
 use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// What our own transactions depend on, whatever `ALTER DATABASE .. SET` says.
@@ -36,18 +36,18 @@ pub fn main(database: Oid) {
     for (name, value) in SETTINGS {
         guc::pin(name, value);
     }
-    Worker::new(seat).run();
+    match Worker::new(seat) {
+        Ok(worker) => worker.run(),
+        Err(error) => pgrx::warning!("sync_outbox sends nothing: could not make an eventfd: {error}"),
+    }
 }
 
 struct Worker {
-    seat: Seat,
-    /// The installed extension and the sender made for it.
-    sender: Option<(Extension, Background)>,
+    seat: Rc<Seat>,
+    background: Background,
     was_idle: bool,
     idle_since: Instant,
     retry: Retry,
-    /// While the target's breaker is open: nothing can change before.
-    deaf_until: Option<Instant>,
     /// The last error, so that one that repeats is logged once.
     complaint: Option<String>,
 }
@@ -60,17 +60,27 @@ enum Leave {
     NotNeeded,
 }
 
+impl Signals for Seat {
+    fn take_first_id(&self) -> i64 {
+        Seat::take_first_id(self)
+    }
+
+    fn take_wanted(&self) -> bool {
+        Seat::take_wanted(self)
+    }
+}
+
 impl Worker {
-    fn new(seat: Seat) -> Self {
-        Worker {
+    fn new(seat: Seat) -> std::io::Result<Self> {
+        let seat = Rc::new(seat);
+        Ok(Worker {
+            background: Background::new(seat.clone())?,
             seat,
-            sender: None,
             was_idle: false,
             idle_since: Instant::now(),
             retry: Retry::default(),
-            deaf_until: None,
             complaint: None,
-        }
+        })
     }
 
     fn run(mut self) {
@@ -79,37 +89,32 @@ impl Worker {
                 Ok(Continue(())) => {}
                 Ok(Break(Leave::NotNeeded)) => return self.seat.leave_anyway(),
                 Ok(Break(Leave::Idle { due })) if self.seat.leave(due) => return,
-                Ok(Break(Leave::Idle { .. })) => {}
+                Ok(Break(Leave::Idle { .. })) => self.idle_since = Instant::now(),
                 Err(error) => self.failed(error),
             }
         }
     }
 
-    /// Pushes once and sleeps until there is a reason for the next turn.
+    /// Does what can be done now, and sleeps until there is a reason for the next turn.
     fn turn(&mut self) -> ControlFlow<Leave> {
         if process::reload_requested() {
             guc::reload();
             self.retry.try_now();
-            self.deaf_until = None;
+            self.background.settings_changed();
         }
-        if !settings::enabled() {
-            self.finish();
-            return Break(Leave::NotNeeded);
-        }
-        let deaf = self.retry.not_before().max(self.deaf_until).map(|t| t.saturating_duration_since(Instant::now()));
-        if let Some(left) = deaf.filter(|left| !left.is_zero()) {
+        let wait = self.retry.not_before().map(|t| t.saturating_duration_since(Instant::now()));
+        if let Some(left) = wait.filter(|left| !left.is_zero()) {
             latch::wait(None, left);
             return Continue(());
         }
-        if self.seat.take_wanted() {
-            self.idle_since = Instant::now();
+        // What is out when sending is switched off is let finish.
+        let closing = !settings::enabled();
+        let next = self.background.run(closing);
+        if closing && !next.busy || !self.background.is_installed() {
+            self.background.finish();
+            return Break(Leave::NotNeeded);
         }
-        if self.seat.take_anew()
-            && let Some((_, background)) = &mut self.sender
-        {
-            background.look_at_everything();
-        }
-        let Some(next) = self.push() else { return Break(Leave::NotNeeded) };
+        self.seat.serve();
         self.recovered();
         if let Some(copied) = next.cloned
             && self.seat.tell_cloned(CLONED)
@@ -119,57 +124,34 @@ impl Worker {
         self.rest(next)
     }
 
-    /// One push session; `None` without the extension.
-    fn push(&mut self) -> Option<Next> {
-        let installed = xact::transaction(extension::installed)?;
-        self.seat.serve();
-        let sender = match self.sender.take().filter(|(of, _)| *of == installed) {
-            Some(sender) => sender,
-            None => (installed, Background::default()),
-        };
-        let (_, background) = self.sender.insert(sender);
-        Some(background.run())
-    }
-
     /// Sleeps, or leaves.
     fn rest(&mut self, next: Next) -> ControlFlow<Leave> {
-        if !next.idle && next.due_in.is_none() {
+        if process::reload_pending() {
             return Continue(());
         }
-        self.deaf_until = (!next.deaf_for.is_zero()).then(|| Instant::now() + next.deaf_for);
-        if self.seat.is_wanted() || process::reload_pending() {
-            // While deaf the announcement of work stays up, so that committing writers have nobody to wake.
-            if self.deaf_until.is_some() {
-                show(&next);
-            }
-            return Continue(());
+        let now = Instant::now();
+        if next.busy || !next.idle || !self.was_idle {
+            self.idle_since = now;
         }
-        if next.idle && !self.was_idle {
-            self.idle_since = Instant::now();
-        }
-        self.was_idle = next.idle;
-        let due_in = [next.due_in, next.look_in].into_iter().flatten().min();
-        let due = due_in.map(|due_in| Instant::now() + due_in);
+        self.was_idle = next.idle && !next.busy;
+        let look = next.look_in.map(|look_in| now + look_in);
+        let due = next.due.into_iter().chain(look).min();
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
-        if stay.is_zero() || self.seat.is_crowded() {
-            self.finish();
+        if !next.busy && (stay.is_zero() || self.was_idle && self.seat.is_crowded()) {
+            self.background.finish();
             return Break(Leave::Idle { due });
         }
-        show(&next);
-        let longest = stay.min(settings::interval());
-        latch::wait(None, due_in.map_or(longest, |due_in| due_in.min(longest)) + Duration::from_millis(1));
+        if !next.busy {
+            show(&next);
+        }
+        let longest = settings::interval().min(if next.busy { settings::interval() } else { stay });
+        let left = due.map_or(longest, |due| due.saturating_duration_since(now).min(longest));
+        latch::wait(Some(&self.background.bell), left + Duration::from_millis(1));
         Continue(())
     }
 
-    /// Has the sender write down what it did, before the worker leaves.
-    fn finish(&mut self) {
-        if let Some((_, background)) = &mut self.sender {
-            background.finish();
-        }
-    }
-
     fn failed(&mut self, error: Error) {
-        self.sender = None; // its connection and what it remembers may be in any state
+        self.background.locks_were_lost();
         let left = self.retry.failed(Instant::now()).saturating_duration_since(Instant::now());
         activity::idle(&format!("after an error, next try in {left:.0?}"));
         if self.complaint.as_ref() != Some(&error.message) {
@@ -192,9 +174,9 @@ fn warn_cloned(copied: Copied) {
 }
 
 fn show(next: &Next) {
-    activity::idle(&match next.due_in {
+    activity::idle(&match next.due {
         _ if next.cloned.is_some() => "cloned: nothing is sent".to_owned(),
-        Some(due_in) => format!("next try in {due_in:.0?}"),
+        Some(due) => format!("next try in {:.0?}", due.saturating_duration_since(Instant::now())),
         None => "nothing to send".to_owned(),
     });
 }

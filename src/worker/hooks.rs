@@ -7,13 +7,13 @@ use std::ffi::CStr;
 
 /// CREATE and ALTER EXTENSION give the worker something to do, DROP EXTENSION makes it leave.
 pub fn before_extension_change() {
-    wake::anew_at_commit();
+    wake::control_at_commit();
 }
 
 /// No callback of a prepared transaction runs when it commits, and nobody remembers whether it had captured anything.
 pub fn before_commit_prepared() {
     if extension::installed().is_some() {
-        wake::anew_at_commit();
+        wake::before_commit_prepared();
     }
 }
 

@@ -6,7 +6,7 @@
 //! look into every database.
 
 use super::retry::Retry;
-use super::shared::{self, View};
+use super::shared::{self, NOTHING, News, View};
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
@@ -160,7 +160,7 @@ impl Launcher {
         }
         self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
-            shared::want(database, true);
+            shared::want(database, News { first_id: NOTHING, control: false });
         }
     }
 

@@ -8,11 +8,13 @@ use crate::pg::Oid;
 use crate::pg::process::{self, Process};
 use crate::pg::shmem::Locked;
 use crate::pg::{database, latch};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Databases with something to know about at the same time.
 const MOST_DATABASES: usize = 1024;
+/// Processes that can commit captured changes at the same time, each by the number of its PGPROC.
+const SLOTS: usize = 8192;
 /// How long a command waits for the worker of its database to leave: as long as PostgreSQL itself waits for others.
 const LEAVING: Duration = Duration::from_secs(5);
 
@@ -25,10 +27,31 @@ pub struct Table {
     crowded: AtomicBool,
     /// A database could not be entered because the table was full.
     overflowed: AtomicBool,
+    /// The last number given to [`Entry::control`], of all databases: none is ever given twice.
+    last_control: AtomicU64,
+    /// Transactions with captured changes that are being committed right now.
+    commits: [Commit; SLOTS],
+    /// Slots from here on have never been used.
+    commits_used: AtomicUsize,
+    /// Commits of processes that have no slot.
+    commits_elsewhere: AtomicU32,
     /// Entries from here on have never been used.
     used: usize,
     entries: [Entry; MOST_DATABASES],
 }
+
+/// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows of
+/// it: who takes a snapshot, and then looks at the slots and at the entry, misses no transaction that the snapshot sees.
+struct Commit {
+    database: AtomicU32,
+    /// The first id that the transaction drew; [`NOTHING`] in a slot that is not in use.
+    first_id: AtomicI64,
+}
+
+/// No id.
+pub const NOTHING: i64 = i64::MAX;
+/// Any id, from the first on.
+pub const ANYTHING: i64 = i64::MIN;
 
 struct Entry {
     /// Invalid in a free entry.
@@ -45,8 +68,12 @@ struct Entry {
     barriers: u32,
     /// A transaction with work for the worker has committed since the worker last looked.
     wanted: AtomicBool,
-    /// And it concerns changes that may have been there for long.
-    anew: AtomicBool,
+    /// The first id of all transactions that have committed since a worker last asked.
+    first_id: AtomicI64,
+    /// Another number after each administrative call that has committed (pause, resume, requeue, discard, import, adopt, a
+    /// target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken. Whoever sends compares
+    /// it before every request.
+    control: AtomicU64,
     /// When a worker last said that the database is a copy.
     told_cloned: Option<Instant>,
 }
@@ -69,6 +96,10 @@ impl Table {
             launcher: None,
             crowded: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
+            last_control: AtomicU64::new(0),
+            commits: std::array::from_fn(|_| Commit { database: AtomicU32::new(0), first_id: AtomicI64::new(NOTHING) }),
+            commits_used: AtomicUsize::new(0),
+            commits_elsewhere: AtomicU32::new(0),
             used: 0,
             entries: std::array::from_fn(|_| Entry::of(Oid::INVALID)),
         }
@@ -86,12 +117,18 @@ impl Table {
         self.find(database).map(|i| &mut self.entries[i])
     }
 
+    /// Gives an entry its next control number.
+    fn bump(&self, at: usize) {
+        self.entries[at].control.store(self.last_control.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
     /// The entry of a database, made if necessary; `None` if the table is full.
     fn enter(&mut self, database: Oid) -> Option<usize> {
         let found = self.find(database).or_else(|| {
             let free = self.find(Oid::INVALID).or_else(|| (self.used < MOST_DATABASES).then_some(self.used))?;
             self.used = self.used.max(free + 1);
             self.entries[free] = Entry::of(database);
+            self.bump(free);
             Some(free)
         });
         if found.is_none() {
@@ -111,7 +148,8 @@ impl Entry {
             due: None,
             barriers: 0,
             wanted: AtomicBool::new(false),
-            anew: AtomicBool::new(false),
+            first_id: AtomicI64::new(NOTHING),
+            control: AtomicU64::new(0),
             told_cloned: None,
         }
     }
@@ -140,9 +178,70 @@ pub fn init() {
     TABLE.request();
 }
 
-/// Says that there may be work in a database, with `anew` also among changes that were there before: raises its flag and wakes its worker, or else the launcher. What was
+/// What a transaction that commits has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// The first id of the changes that it captured, or [`NOTHING`].
+    pub first_id: i64,
+    /// It was an administrative call: everything that a sender knows may be out of date.
+    pub control: bool,
+}
+
+/// The transaction of this process is about to become visible, with captured changes from `first_id` on. Followed by
+/// [`committed`] or [`aborted`].
+pub fn committing(first_id: i64) {
+    let slot = Process::me().slot();
+    let table = TABLE.share();
+    match table.commits.get(slot) {
+        Some(commit) => {
+            table.commits_used.fetch_max(slot + 1, Ordering::SeqCst);
+            commit.database.store(database::current().to_u32(), Ordering::SeqCst);
+            commit.first_id.store(first_id, Ordering::SeqCst);
+        }
+        None => drop(table.commits_elsewhere.fetch_add(1, Ordering::SeqCst)),
+    }
+}
+
+/// The transaction for which [`committing`] was called has committed: hands its news over, and frees the slot.
+pub fn committed(news: News) {
+    want(database::current(), news);
+    aborted();
+}
+
+/// The transaction for which [`committing`] was called is over.
+pub fn aborted() {
+    let table = TABLE.share();
+    match table.commits.get(Process::me().slot()) {
+        Some(commit) => commit.first_id.store(NOTHING, Ordering::SeqCst),
+        None => drop(table.commits_elsewhere.fetch_sub(1, Ordering::SeqCst)),
+    }
+}
+
+/// Says that another sender of this database has taken the turn. Where there is no entry, nobody has to be told.
+pub fn turn_taken() {
+    let table = TABLE.share();
+    if let Some(at) = table.find(database::current()) {
+        table.bump(at);
+    }
+}
+
+/// The control number of this database: another one whenever something was said that a sender must know. 0 as long as there
+/// is no entry.
+pub fn control() -> u64 {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    let here = database::current();
+    let table = TABLE.share();
+    let last = LAST.load(Ordering::Relaxed);
+    let at = if table.entries[last].database == here { Some(last) } else { table.find(here) };
+    at.map_or(0, |at| {
+        LAST.store(at, Ordering::Relaxed);
+        table.entries[at].control.load(Ordering::SeqCst)
+    })
+}
+
+/// Says that there may be work in a database: raises its flag and wakes its worker, or else the launcher. What was
 /// committed before is seen by the worker that takes the flag down. Raises no `ERROR`, as it runs right after a commit.
-pub fn want(database: Oid, anew: bool) {
+pub fn want(database: Oid, news: News) {
     // A backend's database never changes, and its entry seldom moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
@@ -152,18 +251,20 @@ pub fn want(database: Oid, anew: bool) {
         Some(at) => {
             LAST.store(at, Ordering::Relaxed);
             let entry = &table.entries[at];
-            if anew {
-                entry.anew.store(true, Ordering::SeqCst);
+            entry.first_id.fetch_min(news.first_id, Ordering::SeqCst);
+            if news.control {
+                table.bump(at);
             }
             // Whoever raised it has woken the worker, which has not looked yet.
-            if entry.wanted.swap(true, Ordering::SeqCst) { None } else { entry.worker.or(table.launcher) }
+            let raised = entry.wanted.swap(true, Ordering::SeqCst);
+            if raised && !news.control { None } else { entry.worker.or(table.launcher) }
         }
         None => {
             drop(table);
             let mut table = TABLE.exclusive();
             match table.enter(database) {
                 Some(at) => {
-                    table.entries[at].anew.store(anew, Ordering::SeqCst);
+                    table.entries[at].first_id.fetch_min(news.first_id, Ordering::SeqCst);
                     table.entries[at].wanted.store(true, Ordering::SeqCst);
                     table.entries[at].worker.or(table.launcher)
                 }
@@ -275,19 +376,30 @@ impl Seat {
         wake(launcher);
     }
 
-    /// Whether work has been announced.
-    pub fn is_wanted(&self) -> bool {
-        self.with(|entry| entry.wanted.load(Ordering::SeqCst))
-    }
-
     /// Takes the announcement of work down, before looking for it.
     pub fn take_wanted(&self) -> bool {
         self.with(|entry| entry.wanted.swap(false, Ordering::SeqCst))
     }
 
-    /// Whether the work that was announced is among changes that were there before; asked after [`Seat::take_wanted`].
-    pub fn take_anew(&self) -> bool {
-        self.with(|entry| entry.anew.swap(false, Ordering::SeqCst))
+    /// The first id of what has been committed since the last call, or may have been; asked after the snapshot was taken
+    /// that changes are read with. [`NOTHING`] if there is nothing new.
+    pub fn take_first_id(&self) -> i64 {
+        let table = TABLE.share();
+        if table.commits_elsewhere.load(Ordering::SeqCst) > 0 {
+            return ANYTHING;
+        }
+        let used = table.commits_used.load(Ordering::SeqCst).min(SLOTS);
+        let here = self.database.to_u32();
+        let committing = table.commits[..used]
+            .iter()
+            .map(|commit| (commit.first_id.load(Ordering::SeqCst), commit))
+            .filter(|(first_id, commit)| *first_id != NOTHING && commit.database.load(Ordering::SeqCst) == here)
+            .map(|(first_id, _)| first_id)
+            .min();
+        // In this order: a slot that was found empty has told the entry before.
+        let committed =
+            table.find(self.database).map_or(ANYTHING, |at| table.entries[at].first_id.swap(NOTHING, Ordering::SeqCst));
+        committing.map_or(committed, |id| id.min(committed))
     }
 
     /// Whether it is time to say again that the database is a copy: `every` so often, however many workers come and go.
@@ -391,9 +503,9 @@ fn worker_of(database: Oid) -> Option<Process> {
     table.find(database).and_then(|at| table.entries[at].worker)
 }
 
-/// Says that there may be work in this process's database.
-pub fn want_here(anew: bool) {
-    want(database::current(), anew);
+/// Says what a transaction of this process's database has committed.
+pub fn want_here(news: News) {
+    want(database::current(), news);
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! What a worker did for one target, in the history: one row per stretch of work, however many sessions that were. It is
-//! written when the stretch begins, and brought up to date now and then.
+//! What a worker did for one target, in the history: one row per period of activity of work, however many sessions that were. It is
+//! written when the period of activity begins, and brought up to date now and then.
 
 use super::manual::fill;
 use super::report::Report;
@@ -9,12 +9,12 @@ use crate::store::Schema;
 use crate::store::history::{self, Action, Entry, Mode};
 use std::time::{Duration, Instant};
 
-/// A stretch ends after so long without anything to do.
+/// A period of activity ends after so long without anything to do.
 const IDLE: Duration = Duration::from_secs(10);
 const UPDATE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-pub struct Stretch(Option<Running>);
+pub struct Activity(Option<Running>);
 
 /// A row of the history that is still being written.
 struct Running {
@@ -25,7 +25,7 @@ struct Running {
     written: Instant,
 }
 
-impl Stretch {
+impl Activity {
     /// Adds a session.
     pub fn add(&mut self, schema: &Schema, target: &str, who: String, report: &Report) {
         if report.sent == 0 && report.stop.is_none() {
@@ -40,11 +40,14 @@ impl Stretch {
                 let mut entry = Entry::begin(Action::Push, Mode::Automatic, who);
                 entry.target = Some(target.to_owned());
                 fill(&mut entry, report);
-                let id = Own.step(|| {
+                let inserted = Own.step(|| {
                     history::prune(schema, settings::history_retention());
                     history::insert(schema, &entry)
                 });
-                self.0 = Some(Running { id, entry, total: report.clone(), last_busy: now, written: now });
+                // Where somebody's lock was in the way, the next report begins the row.
+                if let Ok(id) = inserted {
+                    self.0 = Some(Running { id, entry, total: report.clone(), last_busy: now, written: now });
+                }
             }
             Some(running) => {
                 let ended_otherwise = running.total.stop != report.stop;
@@ -57,7 +60,7 @@ impl Stretch {
         }
     }
 
-    /// Ends the stretch if there has been nothing to do for long.
+    /// Ends the period of activity if there has been nothing to do for long.
     pub fn end_if_idle(&mut self, schema: &Schema) {
         if self.0.as_ref().is_some_and(|running| running.last_busy.elapsed() > IDLE) {
             self.end(schema);
@@ -87,6 +90,6 @@ impl Running {
     fn write(&mut self, schema: &Schema) {
         fill(&mut self.entry, &self.total);
         self.written = Instant::now();
-        Own.step(|| history::update(schema, self.id, &self.entry));
+        let _ = Own.step(|| history::update(schema, self.id, &self.entry)); // another time will do
     }
 }

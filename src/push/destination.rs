@@ -1,0 +1,54 @@
+//! Where a session sends, and with what: everything that a person may have changed since it was last asked.
+
+use super::credentials::{self, Token};
+use super::report::Stop;
+use crate::delivery::endpoint::Endpoint;
+use crate::delivery::signature::Secrets;
+use crate::error::{Error, Result, SqlState};
+use crate::settings::{self, Delivery};
+use crate::store::{Schema, identity, target};
+use std::rc::Rc;
+
+#[derive(Clone)]
+pub struct Destination {
+    pub endpoint: Endpoint,
+    pub token: String,
+    pub signing: Option<Rc<Secrets>>,
+    pub settings: Delivery,
+}
+
+impl Destination {
+    /// Where to send to the target of that name, or why nothing can be sent. Inside a transaction. 22023 for a target that is
+    /// not there, 55000 where nobody has said where, F0000 for a file or setting that cannot be used.
+    pub fn find(schema: &Schema, name: &str) -> Result<std::result::Result<Self, Stop>> {
+        if identity::admit(schema).is_err() {
+            return Ok(Err(Stop::Cloned));
+        }
+        let target = target::find(schema, name)?;
+        if target.paused {
+            return Ok(Err(Stop::Paused));
+        }
+        let settings = settings::delivery().for_target(&target);
+        let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
+            return Err(no_url(name));
+        };
+        let signing = credentials::signing_secrets(&settings)?;
+        Ok(match credentials::token(&target, &endpoint, source, true)? {
+            Token::Found { value, .. } => Ok(Destination { endpoint, token: value, signing, settings }),
+            Token::Missing { why } => {
+                target::note_failure(schema, target.id, 0, 0, Some("missing"), "auth missing");
+                Err(Stop::TokenMissing { why })
+            }
+        })
+    }
+
+    /// Whether a target that turned the other one away may take this one's requests.
+    pub fn has_other_credentials(&self, other: &Self) -> bool {
+        (&self.endpoint.url, &self.token, &self.signing) != (&other.endpoint.url, &other.token, &other.signing)
+    }
+}
+
+fn no_url(name: &str) -> Error {
+    Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, format!("target \"{name}\" has no URL"))
+        .hint("SELECT sync_outbox_configure('{\"webapp_base_url\": \"https://hub.example.com\", \"sync_upload_token\": \"..\"}');")
+}
