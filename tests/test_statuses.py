@@ -10,7 +10,8 @@ TOKEN = ("PENDING", 0, 0)
 IN_TROUBLE = ("FAILED", 1, 0)
 REFUSED = ("FAILED", 1, 1)
 # What is left of the change: its status, attempts and refusals.
-SAYS = {101: MISCONFIGURED, 400: REFUSED, 422: REFUSED, 413: REFUSED, 401: TOKEN, 403: TOKEN, 407: TOKEN, 501: MISCONFIGURED, 505: MISCONFIGURED,
+# A 400 that nothing else gets past is no word on the change: it counts no refusal.
+SAYS = {101: MISCONFIGURED, 400: IN_TROUBLE, 422: IN_TROUBLE, 413: REFUSED, 401: TOKEN, 403: TOKEN, 407: TOKEN, 501: MISCONFIGURED, 505: MISCONFIGURED,
         **dict.fromkeys([408, 409, 421, 425, 429], IN_TROUBLE)}
 
 

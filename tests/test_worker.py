@@ -251,6 +251,7 @@ def test_an_error_is_survived_and_logged_once(shop, receiver):
     pid = settled(shop)
     shop.run("ALTER TABLE sync_outbox_target RENAME COLUMN paused TO something_else")
     position = shop.server.log.position()
+    shop.run("SELECT pg_reload_conf()")  # has it look up everything that may have changed
     shop.run("INSERT INTO sales VALUES (1, 0)")
     wait_for(lambda: shop.server.log.matches("WARNING:  .*paused", position))
     time.sleep(2.5)

@@ -84,8 +84,7 @@ pub fn connect(database: Option<pg_sys::Oid>) {
 /// while none is open: the lock would stay, and fall to whichever process gets the PGPROC.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn release_session_locks(_code: i32, _arg: pg_sys::Datum) {
-    // SAFETY: no transaction is open any more.
-    unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }
+    super::lock::release_all() // no transaction is open any more
 }
 
 /// # Safety

@@ -62,10 +62,16 @@ impl SenderLock {
         unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == Scope::Session) }
     }
 
-    /// The transaction that aborted has released it with all other locks of the process.
+    /// It has been released with all other locks of the process.
     pub fn was_lost(self) {
         std::mem::forget(self);
     }
+}
+
+/// Releases every lock of the process, those that outlive transactions too: what an abort does if a transaction was open.
+pub fn release_all() {
+    // SAFETY: outside a transaction, where the process holds only locks that it has taken for its session.
+    unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }
 }
 
 impl Drop for SenderLock {

@@ -9,6 +9,7 @@ use crate::error::or_raise;
 use crate::pg::activity;
 use crate::pg::extension::{self, Extension};
 use crate::pg::latch::Bell;
+use crate::pg::lock;
 use crate::settings;
 use crate::store::Schema;
 use crate::store::identity::{self, Copied, Standing};
@@ -132,10 +133,12 @@ impl Background {
         self.looked = None;
     }
 
-    /// An ERROR outside of every step has aborted a transaction, and with it released every lock of the process.
-    pub fn locks_were_lost(&mut self) {
+    /// An ERROR outside of every step has come up to the worker: if a transaction was open, its abort has released every lock of
+    /// the process. With `cancelled`, somebody wants no longer to wait for what is out.
+    pub fn recover(&mut self, cancelled: bool) {
         self.looked = None;
-        self.senders.values_mut().for_each(Sender::lock_was_lost);
+        lock::release_all();
+        self.senders.values_mut().for_each(|sender| sender.recover(cancelled));
     }
 
     /// Whether the extension is there, as far as has been seen.
@@ -163,6 +166,10 @@ impl Background {
             next.idle &= one.idle;
             next.busy |= one.busy;
             next.due = [next.due, one.due].into_iter().flatten().min();
+        }
+        // Who commits from here on finds the flag down, and wakes us.
+        if senders.values().any(|sender| sender.is_idle() && announcements.of(sender.id).is_there()) {
+            next.due = Some(Instant::now());
         }
         self.show();
         next

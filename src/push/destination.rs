@@ -9,7 +9,7 @@ use crate::settings::{self, Delivery};
 use crate::store::{Schema, identity, target};
 use std::rc::Rc;
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Destination {
     pub endpoint: Endpoint,
     pub token: String,

@@ -26,7 +26,7 @@ const AFTER_ERROR: Duration = Duration::from_secs(1);
 const MOST_AFTER_ERROR: Duration = Duration::from_secs(60);
 
 pub struct Sender {
-    id: i16,
+    pub id: i16,
     name: String,
     session: Session,
     lock: Option<SenderLock>,
@@ -36,6 +36,8 @@ pub struct Sender {
     idle: bool,
     /// Nothing can be sent until somebody says something, or for a while.
     stopped: bool,
+    /// And nobody waits for that.
+    at_rest: bool,
     errors: u32,
     activity: Activity,
     /// Tables that wait as a whole, so that each is logged once.
@@ -57,6 +59,7 @@ impl Sender {
             not_before: state.wait_ms.map(until),
             idle: false,
             stopped: state.wait_ms.is_some(),
+            at_rest: false,
             errors: 0,
             activity: Activity::default(),
             waiting_tables: BTreeSet::new(),
@@ -76,13 +79,21 @@ impl Sender {
         self.idle = false;
     }
 
-    /// An abort has released every lock of the process.
-    pub fn lock_was_lost(&mut self) {
+    /// Every lock of the process has been released.
+    pub fn recover(&mut self, cancelled: bool) {
         if let Some(lock) = self.lock.take() {
             lock.was_lost();
         }
         self.session.forget_what_was_read();
+        if cancelled {
+            self.session.give_up("cancelled");
+        }
         self.idle = false;
+    }
+
+    /// Whether nothing deliverable was left when it last looked.
+    pub fn is_idle(&self) -> bool {
+        self.idle
     }
 
     /// Whether a request is out, or something is still to be settled.
@@ -95,7 +106,10 @@ impl Sender {
         let news = announcements.of(self.id);
         if !self.session.is_out() {
             if let Some(at) = self.not_before.filter(|at| *at > Instant::now()) {
-                return self.next(Some(at));
+                return match self.session.stop() {
+                    Some(Stop::Paused | Stop::Cloned) if self.stopped => Next { busy: self.is_busy(), ..Next::idle() },
+                    _ => self.next(Some(at)),
+                };
             }
             self.not_before = None;
             if self.stopped {
@@ -203,11 +217,15 @@ impl Sender {
         self.session.report.stop = Some(stop.clone());
         self.report(schema);
         self.stopped = true;
+        self.at_rest = !matches!(stop, Stop::Down { .. } | Stop::TokenInvalid);
         let longest = settings::delivery().retry_max_interval;
         let wait = match stop {
             Stop::Down { retry_in, .. } => retry_in,
             Stop::TokenInvalid => SLOW_PROBE,
-            Stop::Paused | Stop::Cloned => longest,
+            Stop::Paused | Stop::Cloned => {
+                self.not_before = Some(Instant::now() + longest);
+                return Next { busy: self.is_busy(), ..Next::idle() };
+            }
             Stop::Unusable(error) => {
                 self.tell(&error.message.clone(), |why| pgrx::log!("sync_outbox sends nothing: {why}"));
                 longest

@@ -147,6 +147,8 @@ impl Session {
                     self.meanwhile(transactions, news)?;
                     return Ok(Wait::Reply);
                 }
+            } else if self.has_to_ask_now() {
+                self.ask_in_passing(transactions)?;
             } else if let Some(exchange) = &mut self.exchange {
                 if exchange.is_over() {
                     if !self.has_other_credentials(transactions)? {
@@ -250,6 +252,21 @@ impl Session {
             (None, None) => asked.at.elapsed() < CURRENT_FOR,
             (then, now) => then == now,
         }
+    }
+
+    /// Whether it is time to ask although nobody has said anything: without preloading nobody does.
+    fn has_to_ask_now(&self) -> bool {
+        self.asked.is_some() && self.stop.is_none() && wake::control().is_none() && !self.is_current()
+    }
+
+    /// Asks between two requests; what has been read stays as it is if the answer is that of before.
+    fn ask_in_passing<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        let before = self.destination.clone();
+        self.ask(transactions)?;
+        if self.stop.is_some() || self.destination != before {
+            self.exchange.iter_mut().for_each(Exchange::abandon);
+        }
+        Ok(())
     }
 
     fn is_late(&self) -> bool {

@@ -130,14 +130,15 @@ impl Worker {
             return Continue(());
         }
         let now = Instant::now();
-        if next.busy || !next.idle || !self.was_idle {
+        let idle = next.idle && !next.busy;
+        if next.busy || idle && !self.was_idle {
             self.idle_since = now;
         }
-        self.was_idle = next.idle && !next.busy;
+        self.was_idle = idle;
         let look = next.look_in.map(|look_in| now + look_in);
         let due = next.due.into_iter().chain(look).min();
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
-        if !next.busy && (stay.is_zero() || self.was_idle && self.seat.is_crowded()) {
+        if !next.busy && (stay.is_zero() || self.seat.is_crowded()) {
             self.background.finish();
             return Break(Leave::Idle { due });
         }
@@ -151,7 +152,7 @@ impl Worker {
     }
 
     fn failed(&mut self, error: Error) {
-        self.background.locks_were_lost();
+        self.background.recover(error.sqlstate == SqlState::ERRCODE_QUERY_CANCELED);
         let left = self.retry.failed(Instant::now()).saturating_duration_since(Instant::now());
         activity::idle(&format!("after an error, next try in {left:.0?}"));
         if self.complaint.as_ref() != Some(&error.message) {
