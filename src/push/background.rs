@@ -252,6 +252,10 @@ impl Background {
 
     /// Brings everything up to date that is written down now and then, before the worker leaves.
     pub fn finish(&mut self) {
+        // What nobody listens to is no reason to stay: who comes next begins at the head.
+        if !self.senders.values().any(Sender::is_idle) {
+            self.announcements.look();
+        }
         if let Some(schema) = &self.schema {
             self.senders.values_mut().for_each(|sender| sender.finish(schema));
         }

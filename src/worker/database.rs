@@ -138,7 +138,8 @@ impl Worker {
         let look = next.look_in.map(|look_in| now + look_in);
         let due = next.due.into_iter().chain(look).min();
         let stay = settings::worker_idle_timeout().saturating_sub(self.idle_since.elapsed());
-        if !next.busy && (stay.is_zero() || self.seat.is_crowded()) {
+        let is_due = due.is_some_and(|due| due <= now);
+        if !next.busy && !is_due && (stay.is_zero() || self.seat.is_crowded()) {
             self.background.finish();
             return Break(Leave::Idle { due });
         }
