@@ -122,7 +122,7 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
         let figures = figures.remove(&target.id).unwrap_or_default();
         Overview {
             status: overview::status(&schema, target.id, left(&figures)),
-            sender_pid: lock::holder(schema.outbox(), target.id),
+            sender_pid: lock::holder(schema.outbox(), target.id).map(|holder| holder.pid),
             over_threshold: over_threshold.clone(),
             settings: settings.of(&target),
             target,

@@ -1,7 +1,8 @@
 //! The HTTP thread: owns plain data only, so that the thread of PostgreSQL never waits for a network.
 //!
 //! One request is out at a time. The thread tells that a reply is there by calling `notify`; giving up is dropping the
-//! [`Http`], which shuts the connection and does not wait for the thread.
+//! [`Http`], which shuts the connection and does not wait for the thread. Certificates and keys are read by the thread too:
+//! their files may lie where reading takes long.
 
 use super::address::Allowed;
 use super::resolve::{Filtered, NotAllowed};
@@ -9,6 +10,7 @@ use super::tls;
 use crate::settings::Delivery;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
 use ureq::unversioned::transport::DefaultConnector;
@@ -53,6 +55,8 @@ pub enum NoResponse {
     Offline(String),
     /// The host's address may not be connected to: nothing was sent.
     NotAllowed(String),
+    /// A setting, or a file that one names, cannot be used: nothing was sent.
+    Unusable(String),
 }
 
 pub type Reply = Result<Response, NoResponse>;
@@ -61,21 +65,28 @@ pub type Reply = Result<Response, NoResponse>;
 pub struct Http {
     jobs: Sender<Request>,
     replies: Receiver<Reply>,
-    agent: ureq::Agent,
+    /// Made by the thread.
+    agent: Arc<OnceLock<ureq::Agent>>,
 }
 
 impl Http {
     /// Starts the thread. The caller blocks signals around this call, because the thread inherits the mask.
     pub fn start(settings: &Delivery, notify: impl Fn() + Send + 'static) -> Result<Self, String> {
-        let agent = agent(settings)?;
         let (jobs, inbox) = channel::<Request>();
         let (outbox, replies) = channel::<Reply>();
-        let mut client = Client { agent: agent.clone(), compress: settings.compression, expect: true, connected: None };
+        let agent = Arc::new(OnceLock::new());
+        let (shared, settings) = (agent.clone(), settings.clone());
         std::thread::Builder::new()
             .name("sync_outbox http".into())
             .spawn(move || {
+                let mut client = Client::new(&settings, &shared);
                 while let Ok(request) = inbox.recv() {
-                    if outbox.send(client.perform(&request)).is_err() {
+                    let reply = match &mut client {
+                        Ok(client) => client.perform(&request),
+                        Err(why) => Err(NoResponse::Unusable(why.clone())),
+                    };
+                    drop(request); // a large body is not kept until the next one comes
+                    if outbox.send(reply).is_err() {
                         return;
                     }
                     notify();
@@ -105,7 +116,9 @@ impl Http {
 
 impl Drop for Http {
     fn drop(&mut self) {
-        self.agent.clone().shutdown();
+        if let Some(agent) = self.agent.get() {
+            agent.clone().shutdown();
+        }
     }
 }
 
@@ -127,6 +140,12 @@ enum Connection {
 }
 
 impl Client {
+    fn new(settings: &Delivery, shared: &OnceLock<ureq::Agent>) -> Result<Self, String> {
+        let agent = agent(settings)?;
+        let agent = shared.get_or_init(|| agent).clone();
+        Ok(Client { agent, compress: settings.compression, expect: true, connected: None })
+    }
+
     fn perform(&mut self, request: &Request) -> Reply {
         let started = Instant::now();
         let kept = self.connected.is_some_and(|since| since.elapsed() < CONNECTION_AGE);
@@ -239,9 +258,24 @@ impl From<std::io::Error> for Failure {
 }
 
 fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Bounded(Vec::new()), flate2::Compression::fast());
     encoder.write_all(body)?;
-    encoder.finish()
+    Ok(encoder.finish()?.0)
+}
+
+/// Bytes for which there may be no memory: then writing fails, where a `Vec` would end the process.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| std::io::Error::from(ErrorKind::OutOfMemory))?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {

@@ -25,6 +25,8 @@ pub enum Outcome {
     Misconfigured { error: String },
     /// 410: the target wants no more. Rows stay as they are, and nothing is sent until a person says so.
     Gone { error: String },
+    /// A setting of ours cannot be used: nothing was sent.
+    Unusable { error: String },
     /// The request did not get through: rows become FAILED, the breaker opens.
     NotThrough { error: String, retry_after: Option<Duration> },
 }
@@ -37,6 +39,7 @@ pub fn classify(reply: Reply) -> Outcome {
             return Outcome::NotThrough { error: format!("offline: {error}"), retry_after: None };
         }
         Err(NoResponse::NotAllowed(error)) => return Outcome::Misconfigured { error },
+        Err(NoResponse::Unusable(error)) => return Outcome::Unusable { error },
     };
     let error = describe(&response);
     let retry_after = response.retry_after.as_deref().and_then(|h| backoff::retry_after(h, response.date.as_deref()));

@@ -6,6 +6,7 @@
 
 use super::xact;
 use crate::error::{Error, SqlState};
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use std::time::Duration;
 
@@ -83,13 +84,24 @@ impl Drop for SenderLock {
     }
 }
 
-/// The pid of the process that holds the lock of a target, if any.
-pub fn holder(outbox: pg_sys::Oid, target: i16) -> Option<i32> {
+/// Who holds the lock of a target.
+pub struct Holder {
+    pub pid: i32,
+    /// Since when its transaction has been open; `None` between two transactions, or where the caller may not know.
+    pub since: Option<TimestampWithTimeZone>,
+}
+
+/// The process that holds the lock of a target, if any.
+pub fn holder(outbox: pg_sys::Oid, target: i16) -> Option<Holder> {
     super::spi::first(
-        "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'object' AND classid = $1 AND objid = $2 AND granted
-            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+        "SELECT l.pid, a.xact_start FROM pg_catalog.pg_locks l
+           LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+          WHERE l.locktype OPERATOR(pg_catalog.=) 'object' AND l.classid OPERATOR(pg_catalog.=) $1
+            AND l.objid OPERATOR(pg_catalog.=) $2 AND l.granted
+            AND l.database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database
+                WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
         &[outbox.into(), pg_sys::Oid::from(target as u32).into()],
-        |row| row.get::<i32>(1),
+        |row| row.get::<i32>(1).map(|pid| Holder { pid, since: row.get(2) }),
     )
     .flatten()
 }

@@ -22,6 +22,12 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Whether a commit does not wait for the disk.
+pub fn commits_asynchronously() -> bool {
+    // SAFETY: plain global of xact.c.
+    unsafe { pg_sys::synchronous_commit == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 }
+}
+
 /// Makes everything this transaction did visible to its next statement.
 pub fn command_counter_increment() {
     // SAFETY: inside a transaction, between statements.

@@ -47,6 +47,10 @@ pub enum Trouble {
     Gone {
         error: String,
     },
+    /// A setting of ours, or a file that one names.
+    Unusable {
+        error: String,
+    },
 }
 
 /// What came of a batch, or of some changes of it.
@@ -164,6 +168,7 @@ impl Exchange {
             Outcome::Unauthorized { error } => self.stop(Trouble::Unauthorized { error }, part),
             Outcome::Misconfigured { error } => self.stop(Trouble::Misconfigured { error }, part),
             Outcome::Gone { error } => self.stop(Trouble::Gone { error }, part),
+            Outcome::Unusable { error } => self.stop(Trouble::Unusable { error }, part),
             Outcome::NotThrough { error, retry_after } => {
                 let changes = part.clone();
                 self.stop(Trouble::NotThrough { changes, error, retry_after }, part)

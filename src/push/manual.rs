@@ -162,7 +162,8 @@ impl<T: Transactions> Running<'_, T> {
                     now(self.transactions, |transactions| session.count_what_is_left(transactions));
                     return session.stop().cloned();
                 }
-                Err(_) => latch::wait(Some(self.bell), LOCKED),
+                Err(Undone::Failed(error)) => error.raise(),
+                Err(Undone::Locked) => latch::wait(Some(self.bell), LOCKED),
             }
             progress(&session.report);
         }

@@ -294,6 +294,17 @@ impl Reader {
         self.crossing.is_empty() && self.high_not_before <= Instant::now() && self.lanes[Priority::High as usize].at_end
     }
 
+    /// Marks the next deliverable change DEAD without reading its data. Inside a step.
+    pub fn give_up_on_next(&mut self, schema: &Schema, target_id: i16, why: &str) {
+        for priority in Priority::ALL {
+            let lane = &mut self.lanes[priority as usize];
+            if let Some(id) = queue::give_up_on_next(schema, target_id, priority, lane.cursor, why) {
+                self.waiting.insert(id);
+                return;
+            }
+        }
+    }
+
     /// Has the cursors see what has been committed meanwhile, and go back as far as they have to.
     fn take_snapshot(&mut self, schema: &Schema, news: &dyn News) {
         if self.bounded {

@@ -361,6 +361,9 @@ impl Session {
             if !batch.is_empty() {
                 return Ok(Some(batch));
             }
+            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+                continue;
+            }
             if let Some(suspicion) = self.suspicion.take() {
                 self.blame_the_target(suspicion);
                 return Ok(None);
@@ -411,11 +414,36 @@ impl Session {
                 reader.confirm(started.elapsed());
                 Ok(batch)
             }
+            Err(Undone::Failed(error)) if is_too_large(&error) => {
+                reader.put_back(position);
+                self.read_carefully(transactions, rows, error)?;
+                Ok(Batch::default())
+            }
             Err(undone) => {
                 reader.put_back(position);
                 Err(undone)
             }
         }
+    }
+
+    /// There is too little memory for what was to be read: one change at a time is, and one that is too large for itself is
+    /// given up, so that it stops nobody.
+    fn read_carefully<T: Transactions>(
+        &mut self,
+        transactions: &mut T,
+        rows: usize,
+        error: Error,
+    ) -> Result<(), Undone> {
+        if rows > 1 {
+            (self.batch_rows, self.too_large) = (1, true);
+        } else {
+            let Session { schema, id, reader, .. } = self;
+            let why = format!("cannot be sent: {}", error.message);
+            transactions.step(|| reader.give_up_on_next(schema, *id, &why))?;
+            self.report.dead += 1;
+        }
+        self.reader.ask_for_rescan(Rescan::Left);
+        Ok(())
     }
 
     /// Picks what may go of a batch.
@@ -442,10 +470,7 @@ impl Session {
                 Ok(link) => self.link = Some(link),
                 Err(why) => {
                     exchange.abandon();
-                    self.stop = Some(Stop::Unusable(
-                        Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, why)
-                            .hint("Correct the setting and reload: SELECT pg_reload_conf();"),
-                    ));
+                    self.stop = Some(Stop::Unusable(settle::unusable(why)));
                     return Ok(());
                 }
             }
@@ -617,4 +642,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether a step failed because of the size of what it read: 53200 and 54000 (a value that PostgreSQL cannot allocate at all
+/// is XX000, `invalid memory alloc request size`).
+fn is_too_large(error: &Error) -> bool {
+    matches!(error.sqlstate, SqlState::ERRCODE_OUT_OF_MEMORY | SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED)
+        || error.message.starts_with("invalid memory alloc request size")
 }

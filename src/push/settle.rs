@@ -11,6 +11,7 @@ use crate::delivery::backoff;
 use crate::delivery::batch::{Batch, Change};
 use crate::delivery::keys::Touched;
 use crate::delivery::outcome::ERROR_CHARS;
+use crate::error::{Error, SqlState};
 use crate::settings::Delivery;
 use crate::store::{Schema, queue, run, target};
 use std::rc::Rc;
@@ -69,6 +70,7 @@ impl Settlement {
             .collect();
         let heard = answered.said.iter().any(|said| !matches!(said.word, Word::Unsendable(_)));
         let failures = match &answered.trouble {
+            Some(Trouble::Unusable { .. }) => failures_before,
             Some(_) => failures_before.saturating_add(1),
             None if heard => 0,
             None => failures_before,
@@ -82,6 +84,7 @@ impl Settlement {
                 Stop::Down { error: error.clone(), retry_in: wait.min(MOST_REJECTED * settings.retry_interval) }
             }
             Trouble::Unauthorized { .. } => Stop::TokenInvalid,
+            Trouble::Unusable { error } => Stop::Unusable(unusable(error.clone())),
             Trouble::Misconfigured { error } | Trouble::Gone { error } => {
                 Stop::Down { error: error.clone(), retry_in: SLOW_PROBE }
             }
@@ -169,6 +172,12 @@ pub struct Left {
     pub waits_for_a_person: bool,
     /// When it may be tried again; `None` with the target, or when a person says so.
     pub due_in: Option<Duration>,
+}
+
+/// A setting, or a file that one names, that the HTTP thread cannot use.
+pub fn unusable(why: String) -> Error {
+    Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, why)
+        .hint("Correct the setting and reload: SELECT pg_reload_conf();")
 }
 
 fn fate(change: &Change, word: &Word, settings: &Delivery) -> Fate {

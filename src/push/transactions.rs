@@ -31,7 +31,7 @@ pub trait Transactions {
 }
 
 /// The caller's transaction: `sync_outbox_flush()`. It holds a snapshot while a request is out, which is why it has a time
-/// budget. An `ERROR` of a step is the caller's, and so are the limits of its time.
+/// budget. The limits of its time are the caller's.
 pub struct Callers;
 
 /// A transaction per step, committed by the procedure: `sync_outbox_drain()`. Between steps there is no snapshot.
@@ -46,7 +46,7 @@ impl Transactions for Callers {
 
     /// No lock is let go before the caller's transaction ends: beginning anew would change nothing.
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
-        Ok(as_owner(f))
+        as_owner(|| xact::subtransaction(f)).map_err(|caught| Undone::Failed(caught.into()))
     }
 
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {
@@ -61,10 +61,7 @@ impl Transactions for Procedures {
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
         let result = as_owner(|| in_time(f));
         xact::commit_procedure();
-        match result {
-            Err(Undone::Failed(error)) => error.raise(),
-            result => result,
-        }
+        result
     }
 
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {

@@ -260,6 +260,27 @@ pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
     );
 }
 
+/// Marks the first deliverable change above `after` DEAD, whose data cannot be read; returns its id.
+pub fn give_up_on_next(schema: &Schema, target_id: i16, priority: Priority, after: i64, why: &str) -> Option<i64> {
+    let id = spi::first(
+        &schema.sql(&format!(
+            "SELECT id FROM @.sync_outbox
+              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 AND {} ORDER BY id LIMIT 1",
+            deliverable()
+        )),
+        &[target_id.into(), priority.name().into(), after.into()],
+        |row| row.int(1),
+    )?;
+    spi::run(
+        &schema.sql(
+            "UPDATE @.sync_outbox SET status = 'DEAD', last_attempt_at = pg_catalog.clock_timestamp(), error_message = $4
+              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3",
+        ),
+        &[target_id.into(), priority.name().into(), id.into(), Arg::text_utf8(why)],
+    );
+    Some(id)
+}
+
 /// After a request that did not get through: its changes are FAILED, park nothing and stay first in line.
 pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
     let places: Vec<_> = changes.iter().map(|c| c.place).collect();

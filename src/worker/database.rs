@@ -36,6 +36,9 @@ pub fn main(database: Oid) {
     for (name, value) in SETTINGS {
         guc::pin(name, value);
     }
+    if !xact::commits_asynchronously() {
+        guc::pin("synchronous_commit", "local"); // a standby that is gone must not stop what is settled here
+    }
     match Worker::new(seat) {
         Ok(worker) => worker.run(),
         Err(error) => pgrx::warning!("sync_outbox sends nothing: could not make an eventfd: {error}"),
