@@ -9,13 +9,14 @@ use crate::store::identity::{self, Standing};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
-use crate::store::{Schema, backlog};
+use crate::store::{Schema, backlog, steer};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-/// A row per target, the one named `default` also before anything has made it.
+/// A row per target, the one named `default` also before anything has made it; and one whose `target` is NULL for each id
+/// of a target that is gone and still has changes, which nobody sends: `last_error` says so.
 ///
 /// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
 ///
@@ -33,7 +34,7 @@ use std::collections::HashMap;
 fn sync_outbox_overview() -> TableIterator<
     'static,
     (
-        name!(target, Answer),
+        name!(target, Option<Answer>),
         name!(clean, bool),
         name!(total, i64),
         name!(pending, i64),
@@ -61,10 +62,10 @@ fn sync_outbox_overview() -> TableIterator<
 > {
     let rows = or_raise(overview(role::current_user()));
     TableIterator::new(rows.into_iter().map(
-        |Overview { target, figures, status, sender_pid, over_threshold, settings }| {
+        |Overview { named, target, figures, status, sender_pid, over_threshold, settings }| {
             (
-                text::from_utf8(&target.name),
-                figures.total() == 0,
+                named.then(|| text::from_utf8(&target.name)),
+                named && figures.total() == 0,
                 figures.total(),
                 figures.pending,
                 figures.failed,
@@ -93,6 +94,8 @@ fn sync_outbox_overview() -> TableIterator<
 }
 
 struct Overview {
+    /// Whether the target exists.
+    named: bool,
     target: Target,
     figures: Figures,
     status: Status,
@@ -105,7 +108,9 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let mut figures: HashMap<i16, Figures> = HashMap::new();
-    for (place, counted) in &stats::count(&schema, None).figures {
+    let count = stats::count(&schema, None);
+    let estimated = count.estimated;
+    for (place, counted) in &count.figures {
         *figures.entry(place.target_id).or_default() += counted;
     }
     let crossed = backlog::crossed(&schema);
@@ -115,21 +120,41 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
         Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
         _ => None,
     };
-    let rows = overview::targets(&schema).into_iter().map(|mut target| {
+    let mut rows: Vec<Overview> = Vec::new();
+    for mut target in overview::targets(&schema) {
         if cloned.is_some() {
             (target.paused, target.paused_reason) = (true, cloned.clone());
         }
         let figures = figures.remove(&target.id).unwrap_or_default();
-        Overview {
+        rows.push(Overview {
+            named: true,
             status: overview::status(&schema, target.id, left(&figures)),
             sender_pid: lock::holder(schema.outbox(), target.id),
             over_threshold: over_threshold.clone(),
             settings: settings.of(&target),
             target,
             figures,
-        }
-    });
-    Ok(rows.collect())
+        });
+    }
+    // A sample of a long backlog need not hold what is left of them.
+    let known: BTreeSet<i16> = rows.iter().map(|row| row.target.id).collect();
+    let all = figures.keys().copied().chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
+    let orphans: BTreeSet<i16> = all.filter(|id| !known.contains(id)).collect();
+    for id in orphans {
+        rows.push(Overview {
+            named: false,
+            status: Status {
+                last_error: Some(format!("there is no target with id {id}: its changes are not sent")),
+                ..Status::default()
+            },
+            sender_pid: None,
+            over_threshold: over_threshold.clone(),
+            settings: serde_json::json!({}),
+            target: Target { id, ..Target::default() },
+            figures: figures.get(&id).cloned().unwrap_or_default(),
+        });
+    }
+    Ok(rows)
 }
 
 /// What is still to be sent; what is in conflict or dead waits for a person.

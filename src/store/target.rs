@@ -38,11 +38,45 @@ pub fn find(schema: &Schema, name: &str) -> Result<Target> {
     if name == DEFAULT {
         make_default(schema);
     }
-    look_up(schema, name).ok_or_else(|| {
-        Error::argument(format!("target \"{name}\" does not exist")).hint(
-            "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
-        )
-    })
+    look_up(schema, name).ok_or_else(|| unknown(name))
+}
+
+/// As [`find`], and nobody drops the target until the transaction ends: for whoever is about to aim something at it.
+pub fn find_and_keep(schema: &Schema, name: &str) -> Result<Target> {
+    find(schema, name)?;
+    locked(schema, name, "KEY SHARE").ok_or_else(|| unknown(name))
+}
+
+/// The target of that name, which nobody else changes, drops or aims anything at until the transaction ends.
+pub fn find_to_drop(schema: &Schema, name: &str) -> Result<Target> {
+    locked(schema, name, "UPDATE").ok_or_else(|| unknown(name))
+}
+
+/// The target of that name, which nobody else changes until the transaction ends; made if it is missing.
+pub fn find_or_make(schema: &Schema, name: &str) -> Result<Target> {
+    if name == DEFAULT {
+        make_default(schema);
+    } else if look_up(schema, name).is_none() {
+        keep_ids_apart(schema);
+        spi::run(
+            &schema.sql("INSERT INTO @.sync_outbox_target (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"),
+            &[Arg::text_utf8(name)],
+        );
+    }
+    locked(schema, name, "NO KEY UPDATE").ok_or_else(|| unknown(name))
+}
+
+fn locked(schema: &Schema, name: &str, strength: &str) -> Option<Target> {
+    spi::first(
+        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name = $1 FOR {strength}")),
+        &[Arg::text_utf8(name)],
+        target,
+    )
+}
+
+fn unknown(name: &str) -> Error {
+    Error::argument(format!("target \"{name}\" does not exist"))
+        .hint("SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.")
 }
 
 /// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
@@ -86,11 +120,52 @@ fn make_default(schema: &Schema) {
             &schema.sql("INSERT INTO @.sync_outbox_target (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
             &[DEFAULT_ID.into(), DEFAULT.into()],
         );
-        spi::run(
-            &schema.sql("SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', greatest(max(id), 1)) FROM @.sync_outbox_target"),
-            &[],
-        );
+        keep_ids_apart(schema);
     }
+}
+
+/// Has ids drawn above those that were given by hand. Never back: changes, token files and what a session has in mind are
+/// known by the id of their target, so that it must not come again after the target was dropped.
+fn keep_ids_apart(schema: &Schema) {
+    spi::run(
+        &schema.sql(
+            "SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', t.last)
+               FROM (SELECT max(id)::bigint AS last FROM @.sync_outbox_target) t, @.sync_outbox_target_id_seq s
+              WHERE t.last >= s.last_value",
+        ),
+        &[],
+    );
+}
+
+/// Changes columns of a target to what the members of a JSON object say, by their names: text of UTF-8.
+pub fn set(schema: &Schema, id: i16, columns: &[&'static str], members: &str) {
+    let columns: Vec<String> = columns.iter().map(|column| format!("{column} = r.{column}")).collect();
+    spi::run(
+        &schema.sql(&format!(
+            "UPDATE @.sync_outbox_target t SET {}
+               FROM pg_catalog.json_populate_record(NULL::@.sync_outbox_target, $2) r WHERE t.id = $1",
+            columns.join(", ")
+        )),
+        &[id.into(), Arg::json_utf8(members)],
+    );
+}
+
+/// Whether any change waits for a target, whatever its status.
+pub fn has_changes(schema: &Schema, id: i16) -> bool {
+    let _plans = super::index_order();
+    spi::first(
+        &schema.sql("SELECT true FROM @.sync_outbox WHERE target_id = $1 ORDER BY target_id, priority, id LIMIT 1"),
+        &[id.into()],
+        |_| (),
+    )
+    .is_some()
+}
+
+/// Drops a target and what was noted of it.
+pub fn drop(schema: &Schema, id: i16) {
+    forget(schema, id);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_lane WHERE target_id = $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target WHERE id = $1"), &[id.into()]);
 }
 
 /// Keeps a URL with the target; `None` clears it, so that the setting counts.
