@@ -35,7 +35,7 @@ def token_files(db):
 @pytest.fixture
 def second(db):
     """A second target, and a table that is not attached yet."""
-    set_target(db, "second")
+    db.run("INSERT INTO sync_outbox_target (name) VALUES ('second')")
     db.run("CREATE TABLE stock (id int PRIMARY KEY, qty int)")
     return db
 
