@@ -366,6 +366,23 @@ def test_an_id_never_comes_again(db):
     assert targets(db)["fifth"].id == 101
 
 
+def test_what_the_worker_still_had_to_note_of_a_target_goes_with_it(new_server, receiver):
+    """It writes down how things went once a second at most, and when it leaves."""
+    shop = new_server(preload=True, settings={"sync_outbox.worker_idle_timeout": "1s"}).create_database()
+    shop.run("CREATE EXTENSION sync_outbox; CREATE TABLE stock (id int PRIMARY KEY)")
+    set_target(shop, "second", f'{{"base_url": "{receiver.url}"}}')
+    shop.run(f"SELECT sync_outbox_set_token('{TOKEN}', 'second')")
+    shop.attach("stock", target="second")
+    for id in (1, 2, 3):
+        shop.run(f"INSERT INTO stock VALUES ({id})")
+        wait_for(lambda: shop.outbox() == [], what="sent")
+    shop.run("SELECT sync_outbox_detach('stock'); SELECT sync_outbox_target_drop('second')")
+    wait_for(lambda: not shop.rows("SELECT FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker'"), 20, "a worker that leaves")
+
+    assert not shop.server.log.matches("foreign key|ERROR:")
+    shop.close()
+
+
 # The token
 
 @pytest.fixture

@@ -138,7 +138,10 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     }
     // A sample of a long backlog need not hold what is left of them.
     let known: BTreeSet<i16> = rows.iter().map(|row| row.target.id).collect();
-    let all = figures.keys().copied().chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
+    let all = figures
+        .keys()
+        .copied()
+        .chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
     let orphans: BTreeSet<i16> = all.filter(|id| !known.contains(id)).collect();
     for id in orphans {
         rows.push(Overview {

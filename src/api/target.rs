@@ -138,7 +138,8 @@ fn check_name(name: &str) -> Result<()> {
         _ if name.chars().any(char::is_control) => "contains a control character",
         _ => return Ok(()),
     };
-    Err(Error::argument(format!("the name of the target {why}")).hint("Call it as people do: 'default', 'hub', 'reports'."))
+    Err(Error::argument(format!("the name of the target {why}"))
+        .hint("Call it as people do: 'default', 'hub', 'reports'."))
 }
 
 /// What would be posted to, as far as the call says something about it.
@@ -199,14 +200,17 @@ fn drop_target(name: Text<'_>) -> Result<()> {
 /// The row is what attach, backfill and import hold on to until their transactions end.
 fn lock_row(schema: &Schema, name: &str) -> Result<Target> {
     const LOCK_WAIT_MS: i32 = 5_000;
-    xact::subtransaction_in_time(LOCK_WAIT_MS, || target::find_to_drop(schema, name)).map_err(|caught| {
-        match caught.sqlstate {
-            SqlState::ERRCODE_LOCK_NOT_AVAILABLE => {
-                Error::new(caught.sqlstate, format!("target \"{name}\" is in use: a table is just being attached to it, or its rows backfilled or imported"))
-                    .hint("Try again when that transaction has ended: see pg_locks and pg_stat_activity.")
-            }
-            _ => caught.into(),
-        }
+    xact::subtransaction_in_time(LOCK_WAIT_MS, || target::find_to_drop(schema, name)).map_err(|caught| match caught
+        .sqlstate
+    {
+        SqlState::ERRCODE_LOCK_NOT_AVAILABLE => Error::new(
+            caught.sqlstate,
+            format!(
+                "target \"{name}\" is in use: a table is just being attached to it, or its rows backfilled or imported"
+            ),
+        )
+        .hint("Try again when that transaction has ended: see pg_locks and pg_stat_activity."),
+        _ => caught.into(),
     })?
 }
 
@@ -221,10 +225,7 @@ fn check_unused(schema: &Schema, target: &Target) -> Result<()> {
     if let [first, ..] = &tables[..] {
         return Err(in_the_way(format!("target \"{name}\" cannot be dropped: tables are attached to it"))
             .detail(format!("They are: {}.", tables.join(", ")))
-            .hint(format!(
-                "SELECT sync_outbox_detach({}); or attach each to another target.",
-                quote_literal(first)
-            )));
+            .hint(format!("SELECT sync_outbox_detach({}); or attach each to another target.", quote_literal(first))));
     }
     if target::has_changes(schema, *id) {
         let name = quote_literal(name);
@@ -248,7 +249,10 @@ mod tests {
         let mut target = Target { upload_path: Some("/a".into()), ca_file: Some("/ca".into()), ..Target::default() };
         let config = Config::parse(r#"{"base_url": "https://hub", "upload_path": null}"#).unwrap();
         config.apply(&mut target);
-        assert_eq!((target.base_url.as_deref(), target.upload_path, target.ca_file.as_deref()), (Some("https://hub"), None, Some("/ca")));
+        assert_eq!(
+            (target.base_url.as_deref(), target.upload_path, target.ca_file.as_deref()),
+            (Some("https://hub"), None, Some("/ca"))
+        );
     }
 
     proptest::proptest! {

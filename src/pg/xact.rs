@@ -108,9 +108,11 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
+/// Something to be done, and the subtransaction that said so.
+type Waiting = (pg_sys::SubTransactionId, Box<dyn FnOnce()>);
+
 thread_local! {
-    /// What is to be done at COMMIT, by the subtransaction that said so.
-    static AT_COMMIT: RefCell<Vec<(pg_sys::SubTransactionId, Box<dyn FnOnce()>)>> = const { RefCell::new(Vec::new()) };
+    static AT_COMMIT: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled back

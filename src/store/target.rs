@@ -75,8 +75,9 @@ fn locked(schema: &Schema, name: &str, strength: &str) -> Option<Target> {
 }
 
 fn unknown(name: &str) -> Error {
-    Error::argument(format!("target \"{name}\" does not exist"))
-        .hint("SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.")
+    Error::argument(format!("target \"{name}\" does not exist")).hint(
+        "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
+    )
 }
 
 /// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
@@ -212,11 +213,14 @@ pub fn state(schema: &Schema, id: i16) -> State {
     .unwrap_or_default()
 }
 
+// What follows is noted of a target that may just have been dropped: then it is noted nowhere.
+
 /// A request got through: closes the breaker.
 pub fn note_success(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
-            "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at) VALUES ($1, pg_catalog.clock_timestamp())
+            "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at)
+             SELECT t.id, pg_catalog.clock_timestamp() FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = 0, next_try_at = NULL, auth = NULL,
                  last_success_at = pg_catalog.clock_timestamp()",
         ),
@@ -230,8 +234,8 @@ pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth:
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state
                     (target_id, consecutive_failures, next_try_at, auth, last_error, last_error_at)
-             VALUES ($1, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
-                     pg_catalog.clock_timestamp())
+             SELECT t.id, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5, pg_catalog.clock_timestamp()
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = excluded.consecutive_failures,
                  next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
                  last_error_at = excluded.last_error_at",
@@ -286,7 +290,7 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
-             VALUES ($1, pg_catalog.clock_timestamp(), $2)
+             SELECT t.id, pg_catalog.clock_timestamp(), $2 FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked + $2,
                  drain_started_at = coalesce(s.drain_started_at, pg_catalog.clock_timestamp())",
         ),
