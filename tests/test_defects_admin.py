@@ -213,6 +213,18 @@ def test_attaching_and_importing_in_one_transaction(old):
     assert len(old.outbox()) == 5
 
 
+# 9: whoever is sending hears of it
+
+def test_defect_09_a_token_reaches_the_worker_whatever_transaction_it_is_set_in(live, receiver):
+    live.server.set(sync_outbox__interval="1h", sync_outbox__retry_interval="1h", sync_outbox__retry_max_interval="2h")
+    live.run(f"""SELECT sync_outbox_configure('{{"webapp_base_url": "{receiver.url}"}}'); CREATE TABLE stock (id int PRIMARY KEY)""")
+    live.attach("stock")
+    live.run("INSERT INTO stock VALUES (1)")
+    wait_for(lambda: live.rows("SELECT FROM sync_outbox_overview() WHERE auth = 'missing'"), what="a worker that has no token")
+    live.session(options="-c default_transaction_read_only=on").execute("SELECT sync_outbox_set_token('t0ken')")
+    wait_for(lambda: live.outbox() == [], what="sent")
+
+
 # 24: reasons
 
 CALLS = {"requeue": "sync_outbox_requeue(reason => %s)", "discard": "sync_outbox_discard('{}', %s)",

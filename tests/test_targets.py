@@ -326,6 +326,17 @@ def test_defect_08_a_drop_waits_for_a_sender(second):
     drop_target(second, "second")
 
 
+def test_a_target_that_is_set_while_it_is_dropped_is_made_again(second):
+    dropper, other = second.session(autocommit=False), second.session()
+    drop_target(second, "second", dropper)
+    thread = threading.Thread(target=set_target, args=[second, "second", f'{{"base_url": "{URL}"}}', other])
+    thread.start()
+    wait_for(lambda: waits(second, other))
+    dropper.commit()
+    thread.join()
+    assert (targets(second)["second"].id, targets(second)["second"].base_url) == (3, URL)
+
+
 def test_no_drop_in_a_transaction_that_keeps_one_snapshot(second):
     session = second.session(autocommit=False)
     session.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1")

@@ -55,13 +55,12 @@ pub fn reason(text: Text<'_>) -> Result<Option<String>> {
 }
 
 /// As [`reason`], where one that is given must say something: 23514 if it has fewer than five characters.
-pub fn telling_reason(text: Text<'_>, what: &str, hint: &str) -> Result<Option<String>> {
-    let given = text.is_some();
+pub fn telling_reason(text: Text<'_>, too_short: &str, hint: &str) -> Result<Option<String>> {
     let reason = reason(text)?;
-    if given && reason.as_deref().unwrap_or_default().chars().count() < REASON_MIN_CHARS {
+    if text.is_some() && reason.as_deref().unwrap_or_default().chars().count() < REASON_MIN_CHARS {
         return Err(Error::new(
             SqlState::ERRCODE_CHECK_VIOLATION,
-            format!("{what} needs a reason of at least {REASON_MIN_CHARS} characters"),
+            format!("{too_short} at least {REASON_MIN_CHARS} characters"),
         )
         .hint(hint));
     }

@@ -66,7 +66,7 @@ fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
 fn checked(reason: Text<'_>) -> Result<String> {
     const HINT: &str = "Say why: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');";
     // Without one it is refused as an empty one is.
-    let reason = argument::telling_reason(reason.or(Some(b"")), "discarding changes", HINT)?;
+    let reason = argument::telling_reason(reason.or(Some(b"")), "discarding changes needs a reason of", HINT)?;
     Ok(reason.unwrap_or_default())
 }
 

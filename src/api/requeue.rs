@@ -29,7 +29,7 @@ fn sync_outbox_requeue(
 fn requeue(ids: Option<Vec<Option<i64>>>, reason: Text<'_>, relation: Option<Oid>, target: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Requeue, Mode::Manual, role::name(role::current_user()));
     const HINT: &str = "Say why, or leave the reason out: SELECT sync_outbox_requeue(reason => 'hub repaired');";
-    let reason = argument::telling_reason(reason, "a requeue with a reason", HINT)?;
+    let reason = argument::telling_reason(reason, "the reason of a requeue needs", HINT)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;

@@ -57,13 +57,21 @@ pub fn find_or_make(schema: &Schema, name: &str) -> Result<Target> {
     if name == DEFAULT {
         make_default(schema);
     } else if look_up(schema, name).is_none() {
-        keep_ids_apart(schema);
-        spi::run(
-            &schema.sql("INSERT INTO @.sync_outbox_target (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"),
-            &[Arg::text_utf8(name)],
-        );
+        make(schema, name);
     }
-    locked(schema, name, "NO KEY UPDATE").ok_or_else(|| unknown(name))
+    let found = locked(schema, name, "NO KEY UPDATE").or_else(|| {
+        make(schema, name); // somebody has just dropped it, as we know after having waited for that
+        locked(schema, name, "NO KEY UPDATE")
+    });
+    found.ok_or_else(|| unknown(name))
+}
+
+fn make(schema: &Schema, name: &str) {
+    keep_ids_apart(schema);
+    spi::run(
+        &schema.sql("INSERT INTO @.sync_outbox_target (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"),
+        &[Arg::text_utf8(name)],
+    );
 }
 
 fn locked(schema: &Schema, name: &str, strength: &str) -> Option<Target> {
