@@ -35,8 +35,8 @@ pub const REASON_MAX_CHARS: usize = 1_000;
 
 /// Why somebody does something, without white space around it; `None` if nothing is left. 22001 if it is too long.
 pub fn reason(text: Text<'_>) -> Result<Option<String>> {
-    /// No reason of so many bytes can be short enough, whatever the encoding is, unless it is nearly all white space; so it
-    /// is refused before anything is copied.
+    /// No reason of so many bytes can be short enough, whatever the encoding is, unless it is nearly all white space;
+    /// so it is refused before anything is copied.
     const MOST_BYTES: usize = 1 << 16;
     let too_long = || {
         Error::new(

@@ -14,9 +14,9 @@ use std::ops::ControlFlow;
 /// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
 /// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
 ///
-/// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does not
-/// own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 if the table is
-/// just being given another priority or target.
+/// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does
+/// not own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 if
+/// the table is just being given another priority or target.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Text<'_>) -> i64 {
     or_raise((|| {

@@ -15,8 +15,8 @@ use pgrx::iter::TableIterator;
 use pgrx::name;
 use std::collections::{BTreeSet, HashMap};
 
-/// A row per target, the one named `default` also before anything has made it; and one whose `target` is NULL for each id
-/// of a target that is gone and still has changes, which nobody sends: `last_error` says so.
+/// A row per target, the one named `default` also before anything has made it; and one whose `target` is NULL for each
+/// id of a target that is gone and still has changes, which nobody sends: `last_error` says so.
 ///
 /// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
 ///

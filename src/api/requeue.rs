@@ -14,8 +14,8 @@ use crate::wake;
 /// returns how many. Without `ids` all of them; with `relation` only those of that table. Ids that are gone or pending
 /// are no error.
 ///
-/// Errors: 22023 for an unknown target; 23514 if a reason is given that is shorter than five characters, 22001 if it has more
-/// than 1,000.
+/// Errors: 22023 for an unknown target; 23514 if a reason is given that is shorter than five characters, 22001 if it
+/// has more than 1,000.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_requeue(
     ids: Option<Vec<Option<i64>>>,

@@ -89,11 +89,12 @@ fn wrong(message: impl Into<String>) -> Error {
     ))
 }
 
-/// Makes the target `name`, or changes what `config` names of it: `base_url`, `upload_path`; and for superusers `ca_file`,
-/// `client_cert_file`, `client_key_file`, `signing_secret_file`. null is the server-wide setting, what is absent stays.
+/// Makes the target `name`, or changes what `config` names of it: `base_url`, `upload_path`; and for superusers
+/// `ca_file`, `client_cert_file`, `client_key_file`, `signing_secret_file`. null is the server-wide setting, what is
+/// absent stays.
 ///
-/// All or nothing. 22023 for a wrong shape, an unknown member, a URL that cannot be used or a name that is none; 42501 for
-/// a member that is for superusers.
+/// All or nothing. 22023 for a wrong shape, an unknown member, a URL that cannot be used or a name that is none; 42501
+/// for a member that is for superusers.
 #[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
 fn sync_outbox_target_set(name: Text<'_>, config: Text<'_>) {
     let _hidden = HiddenStatement::new();
@@ -159,8 +160,8 @@ fn check_url(target: &Target, config: &Config) -> Result<()> {
 /// Drops a target to which nothing goes any more: no table is attached to it, and no change waits for it, whatever its
 /// status. The one named `default` stays, because it is meant wherever none is named.
 ///
-/// 22023 for an unknown target; 55000 with what is in the way; 55P03 if somebody is just attaching, backfilling, importing
-/// or sending to it; 25001 in REPEATABLE READ.
+/// 22023 for an unknown target; 55000 with what is in the way; 55P03 if somebody is just attaching, backfilling,
+/// importing or sending to it; 25001 in REPEATABLE READ.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_target_drop(name: Text<'_>) {
     or_raise(drop_target(name))
@@ -216,9 +217,10 @@ fn lock_row(schema: &Schema, name: &str) -> Result<Target> {
 
 /// 55000 while anything is, or may still be, captured for the target.
 ///
-/// The order of the two looks matters, and each has a snapshot of its own. Whoever captures for the target holds a lock on
-/// the table until its transaction ends, for which detaching the table waits: so where no table is attached, everything that
-/// was captured is committed, and the later look sees it. Nothing new can be attached while the row is locked.
+/// The order of the two looks matters, and each has a snapshot of its own. Whoever captures for the target holds a lock
+/// on the table until its transaction ends, for which detaching the table waits: so where no table is attached,
+/// everything that was captured is committed, and the later look sees it. Nothing new can be attached while the row is
+/// locked.
 fn check_unused(schema: &Schema, target: &Target) -> Result<()> {
     let Target { name, id, .. } = target;
     let tables = attached::aimed_at(schema.capture(), name);

@@ -49,8 +49,8 @@ impl Touched {
     }
 }
 
-/// The members of a JSON object, each as its text: columns that are no part of the key are passed over however deep they
-/// are nested, which a parser that builds values refuses to follow.
+/// The members of a JSON object, each as its text: columns that are no part of the key are passed over however deep
+/// they are nested, which a parser that builds values refuses to follow.
 fn object(json: &str) -> Option<BTreeMap<String, &RawValue>> {
     serde_json::from_str(json).ok()
 }
@@ -79,7 +79,8 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// `None` where a value is nested too deep to be compared: such a change waits for every key of its table, and they for it.
+/// `None` where a value is nested too deep to be compared: such a change waits for every key of its table, and they for
+/// it.
 fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     for (column, value) in key {

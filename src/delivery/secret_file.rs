@@ -1,6 +1,7 @@
 //! Files that hold a secret: who may have written or read them.
 //!
-//! A file is opened first and looked at then, so that what was checked is what is read. No error shows any of its content.
+//! A file is opened first and looked at then, so that what was checked is what is read. No error shows any of its
+//! content.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};

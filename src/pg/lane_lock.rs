@@ -1,9 +1,9 @@
 //! Locks that keep the lane of a table's changes as it is, while changes of it are written that nobody sees yet.
 //!
-//! A change that is not committed is invisible to whoever asks whether changes of a table wait in another lane. An ordinary
-//! writer's lock on its table tells; a backfill and an import have none that would stand in the way of
-//! `sync_outbox_attach()` and of nobody else. So they take a lock of the kind that `pg/lock.rs` describes, in the shared
-//! mode or the other, and keep it to the end of their transaction.
+//! A change that is not committed is invisible to whoever asks whether changes of a table wait in another lane. An
+//! ordinary writer's lock on its table tells; a backfill and an import have none that would stand in the way of
+//! `sync_outbox_attach()` and of nobody else. So they take a lock of the kind that `pg/lock.rs` describes, in the
+//! shared mode or the other, and keep it to the end of their transaction.
 
 use super::xact::{self, Caught};
 use pgrx::pg_sys;

@@ -61,8 +61,8 @@ impl Drop for SenderLock {
 /// The pid of the process that holds the lock of a target, if any.
 pub fn holder(outbox: pg_sys::Oid, target: i16) -> Option<i32> {
     super::spi::first(
-        "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'object' AND classid = $1 AND objid = $2 AND objsubid = 0 AND granted
-            AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
+        "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'object' AND classid = $1 AND objid = $2 AND objsubid = 0
+            AND granted AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
         &[outbox.into(), pg_sys::Oid::from(target as u32).into()],
         |row| row.get::<i32>(1),
     )

@@ -115,8 +115,8 @@ thread_local! {
     static AT_COMMIT: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled back
-/// or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
+/// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
+/// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
 pub fn at_commit(f: impl FnOnce() + 'static) {
     use std::sync::Once;
     static REGISTERED: Once = Once::new();

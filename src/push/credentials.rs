@@ -135,8 +135,8 @@ pub fn keep(target: &Target, endpoint: &Endpoint, token: String) -> Result<()> {
     })
 }
 
-/// Removes the token that was kept for a target that is being dropped, once it is. One that cannot be removed, or that is
-/// on another server, is of no use to anybody: no target ever has that id again.
+/// Removes the token that was kept for a target that is being dropped, once it is. One that cannot be removed, or that
+/// is on another server, is of no use to anybody: no target ever has that id again.
 pub fn forget_at_commit(target: &Target) -> Result<()> {
     let own = own_file(target)?;
     xact::at_commit(move || own.remove());

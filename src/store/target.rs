@@ -133,8 +133,8 @@ fn make_default(schema: &Schema) {
     }
 }
 
-/// Has ids drawn above those that were given by hand. Never back: changes, token files and what a session has in mind are
-/// known by the id of their target, so that it must not come again after the target was dropped.
+/// Has ids drawn above those that were given by hand. Never back: changes, token files and what a session has in mind
+/// are known by the id of their target, so that it must not come again after the target was dropped.
 fn keep_ids_apart(schema: &Schema) {
     spi::run(
         &schema.sql(
@@ -228,7 +228,8 @@ pub fn note_success(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at)
-             SELECT t.id, pg_catalog.clock_timestamp() FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
+             SELECT t.id, pg_catalog.clock_timestamp()
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = 0, next_try_at = NULL, auth = NULL,
                  last_success_at = pg_catalog.clock_timestamp()",
         ),
@@ -242,7 +243,8 @@ pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth:
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state
                     (target_id, consecutive_failures, next_try_at, auth, last_error, last_error_at)
-             SELECT t.id, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5, pg_catalog.clock_timestamp()
+             SELECT t.id, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
+                    pg_catalog.clock_timestamp()
                FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = excluded.consecutive_failures,
                  next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
@@ -298,7 +300,8 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
-             SELECT t.id, pg_catalog.clock_timestamp(), $2 FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
+             SELECT t.id, pg_catalog.clock_timestamp(), $2
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked + $2,
                  drain_started_at = coalesce(s.drain_started_at, pg_catalog.clock_timestamp())",
         ),
