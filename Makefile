@@ -70,7 +70,8 @@ SECONDS ?= 30
 fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz where it is missing
 	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
 
-lint: ## formatting, clippy and documentation, warnings denied; the dependencies, with cargo-deny, installed where it is missing
+lint: ## formatting, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
+	cd sql && sha256sum --check --quiet released.sha256
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings

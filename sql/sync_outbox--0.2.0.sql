@@ -108,7 +108,7 @@ CREATE TABLE @extschema@.sync_outbox_target (
     created_at       timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE @extschema@.sync_outbox_target IS
-    'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default';
+    'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default. Call sync_outbox_target_set() and sync_outbox_target_drop(): changes know their target by id, so that a deleted row leaves them behind';
 COMMENT ON COLUMN @extschema@.sync_outbox_target.ca_file IS 'PEM file of the authorities that may sign the server (superuser only)';
 COMMENT ON COLUMN @extschema@.sync_outbox_target.signing_secret_file IS
     'file with the secrets that its requests are signed with, one whsec_<base64> a line (superuser only)';
@@ -266,6 +266,16 @@ CREATE FUNCTION @extschema@.sync_outbox_configure(config json, prune boolean DEF
 COMMENT ON FUNCTION @extschema@.sync_outbox_configure(json, boolean) IS
     'takes webapp_base_url, sync_upload_token and uploads_local_to_remote from one JSON object, all or nothing';
 
+CREATE FUNCTION @extschema@.sync_outbox_target_set(name text, config json)
+    RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_target_set_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_target_set(text, json) IS
+    'makes a target or changes what the members name of it: base_url, upload_path and, for superusers, the files; null is the server-wide setting';
+
+CREATE FUNCTION @extschema@.sync_outbox_target_drop(name text)
+    RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_target_drop_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_target_drop(text) IS
+    'drops a target that no table is attached to and no change waits for';
+
 CREATE FUNCTION @extschema@.sync_outbox_backfill(
     relation regclass, condition text DEFAULT NULL, priority text DEFAULT 'LOW')
     RETURNS bigint AS 'MODULE_PATHNAME', 'sync_outbox_backfill_wrapper' LANGUAGE c;
@@ -327,7 +337,7 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
     OUT breaker text, OUT consecutive_failures integer, OUT next_try_at timestamptz, OUT last_success_at timestamptz,
     OUT last_error text, OUT last_error_at timestamptz, OUT rows_per_minute double precision,
     OUT success_rate double precision, OUT percent_done double precision, OUT estimated_completion timestamptz,
-    OUT sender_pid integer, OUT over_threshold text, OUT settings json)
+    OUT sender_pid integer, OUT sender_since timestamptz, OUT over_threshold text, OUT settings json)
     RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
     'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
@@ -393,6 +403,8 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_attach(regclass, text, text[], text[], name, name[], text[], text, boolean, boolean, boolean),
     @extschema@.sync_outbox_detach(regclass),
     @extschema@.sync_outbox_configure(json, boolean),
+    @extschema@.sync_outbox_target_set(text, json),
+    @extschema@.sync_outbox_target_drop(text),
     @extschema@.sync_outbox_backfill(regclass, text, text),
     @extschema@.sync_outbox_import(regclass),
     @extschema@.sync_outbox_flush(text, integer, text),
@@ -413,6 +425,8 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_attach(regclass, text, text[], text[], name, name[], text[], text, boolean, boolean, boolean),
     @extschema@.sync_outbox_detach(regclass),
     @extschema@.sync_outbox_configure(json, boolean),
+    @extschema@.sync_outbox_target_set(text, json),
+    @extschema@.sync_outbox_target_drop(text),
     @extschema@.sync_outbox_backfill(regclass, text, text),
     @extschema@.sync_outbox_import(regclass),
     @extschema@.sync_outbox_set_token(text, text),
@@ -437,9 +451,9 @@ GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @ext
     @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_threshold,
     @extschema@.sync_outbox_accepted
     TO sync_outbox_admin;
--- The columns that name files are left out: who sets them makes the server read a file of its choice.
-GRANT INSERT (name, base_url, upload_path), UPDATE (name, base_url, upload_path), DELETE
-    ON @extschema@.sync_outbox_target TO sync_outbox_admin;
+-- The columns that name files are left out: who sets them makes the server read a file of its choice. Targets come and go
+-- through functions only: a change knows its target by id, and would be left behind by a DELETE.
+GRANT UPDATE (base_url, upload_path) ON @extschema@.sync_outbox_target TO sync_outbox_admin;
 
 ------------------------------------------------------------------------------------------------------------------------
 -- Dumps carry what cannot be made again: undelivered changes, targets, decisions, what the hub has applied, and whose all

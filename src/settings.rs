@@ -306,6 +306,8 @@ pub struct Delivery {
     pub proxy: Option<String>,
     pub allowed_addresses: String,
     pub signing_secret_file: Option<String>,
+    /// The user that the server runs as, to whom files with secrets belong.
+    pub server_uid: u32,
 }
 
 pub fn delivery() -> Delivery {
@@ -325,6 +327,7 @@ pub fn delivery() -> Delivery {
         proxy: path(&PROXY),
         allowed_addresses: string(&ALLOWED_ADDRESSES),
         signing_secret_file: path(&SIGNING_SECRET_FILE),
+        server_uid: crate::pg::file::server_uid(),
     }
 }
 

@@ -8,11 +8,14 @@ LOOK = ["SELECT * FROM sync_outbox_stats()", "SELECT * FROM sync_outbox_overview
         "SELECT * FROM sync_outbox_attached", "SELECT * FROM sync_outbox_history"]
 CONFIGURE = ["SELECT sync_outbox_pause()", "SELECT sync_outbox_resume()", "SELECT sync_outbox_set_token('x')",
              "SELECT sync_outbox_configure('{}')", "SELECT sync_outbox_adopt('same')",
+             "SELECT sync_outbox_target_set('second', '{}')", "SELECT sync_outbox_target_drop('second')",
              "SELECT sync_outbox_discard('{}', 'a good reason')"]
 PAYLOAD = ["SELECT * FROM sync_outbox", "SELECT * FROM sync_outbox_discarded", "SELECT * FROM sync_outbox_target",
            "SELECT * FROM sync_outbox_identity"]
 NOBODY = ["SELECT sync_outbox_capture()", "INSERT INTO sync_outbox (op) VALUES ('INSERT')", "DELETE FROM sync_outbox",
-          "UPDATE sync_outbox_target SET ca_file = '/etc/passwd'", "UPDATE sync_outbox_target_state SET auth = NULL",
+          "UPDATE sync_outbox_target SET ca_file = '/etc/passwd'", "DELETE FROM sync_outbox_target",
+          "UPDATE sync_outbox_target SET name = 'x'", "INSERT INTO sync_outbox_target (name) VALUES ('x')",
+          "UPDATE sync_outbox_target_state SET auth = NULL",
           "INSERT INTO sync_outbox_accepted VALUES ('pg_class', 'x')", "UPDATE sync_outbox_identity SET host = ''"]
 
 

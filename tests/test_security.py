@@ -22,7 +22,7 @@ EXECUTE = {
     "sync_outbox_attach": ADMIN, "sync_outbox_detach": ADMIN, "sync_outbox_configure": ADMIN, "sync_outbox_backfill": ADMIN,
     "sync_outbox_import": ADMIN, "sync_outbox_set_token": ADMIN, "sync_outbox_pause": ADMIN, "sync_outbox_resume": ADMIN,
     "sync_outbox_discard": ADMIN, "sync_outbox_apply": ADMIN, "sync_outbox_accept": ADMIN,
-    "sync_outbox_adopt": ADMIN,
+    "sync_outbox_adopt": ADMIN, "sync_outbox_target_set": ADMIN, "sync_outbox_target_drop": ADMIN,
     "sync_outbox_flush": OPERATOR, "sync_outbox_drain": OPERATOR, "sync_outbox_requeue": OPERATOR,
     "sync_outbox_stats": MONITOR, "sync_outbox_overview": MONITOR,
 }
@@ -35,9 +35,7 @@ SELECT = {
 }
 # Everything that is not reading: (relation, privilege, column or None) -> who.
 WRITE = {
-    ("sync_outbox_target", "DELETE", None): ADMIN,
-    **{("sync_outbox_target", privilege, column): ADMIN
-       for privilege in ("INSERT", "UPDATE") for column in ("name", "base_url", "upload_path")},
+    **{("sync_outbox_target", "UPDATE", column): ADMIN for column in ("base_url", "upload_path")},
 }
 OURS = """
     SELECT d.classid::regclass::text AS kind, d.objid FROM pg_depend d

@@ -138,6 +138,7 @@ def mutual(three, new_receiver, authority, run):
     for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), (authority.ca_file, *authority.client_files())):
         files[name] = where / path.name
         files[name].write_bytes(path.read_bytes())
+        files[name].chmod(0o600)
         own(files[name])
     own(where)
     three.server.set(**{f"sync_outbox__{name}": path for name, path in files.items()})

@@ -1,6 +1,6 @@
 //! Arguments that several functions take.
 
-use crate::capture::{OPERATIONS, Priority};
+use crate::capture::{OPERATIONS, Priority, REASON_MIN_CHARS};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::text;
 use crate::store::target;
@@ -28,6 +28,43 @@ pub fn ids(ids: Vec<Option<i64>>) -> Vec<i64> {
 /// A text without white space around it, as UTF-8; `None` if nothing is left.
 pub fn trimmed(text: Text<'_>) -> Option<String> {
     utf8(text).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The most characters of a reason: it is for people to read, and is shown wherever they look.
+pub const REASON_MAX_CHARS: usize = 1_000;
+
+/// Why somebody does something, without white space around it; `None` if nothing is left. 22001 if it is too long.
+pub fn reason(text: Text<'_>) -> Result<Option<String>> {
+    /// No reason of so many bytes can be short enough, whatever the encoding is, unless it is nearly all white space;
+    /// so it is refused before anything is copied.
+    const MOST_BYTES: usize = 1 << 16;
+    let too_long = || {
+        Error::new(
+            SqlState::ERRCODE_STRING_DATA_RIGHT_TRUNCATION,
+            format!("the reason is longer than {REASON_MAX_CHARS} characters"),
+        )
+        .hint(format!("Say it in at most {REASON_MAX_CHARS} characters."))
+    };
+    if text.is_some_and(|text| text.len() > MOST_BYTES) {
+        return Err(too_long());
+    }
+    match trimmed(text) {
+        Some(reason) if reason.chars().count() > REASON_MAX_CHARS => Err(too_long()),
+        reason => Ok(reason),
+    }
+}
+
+/// As [`reason`], where one that is given must say something: 23514 if it has fewer than five characters.
+pub fn telling_reason(text: Text<'_>, too_short: &str, hint: &str) -> Result<Option<String>> {
+    let reason = reason(text)?;
+    if text.is_some() && reason.as_deref().unwrap_or_default().chars().count() < REASON_MIN_CHARS {
+        return Err(Error::new(
+            SqlState::ERRCODE_CHECK_VIOLATION,
+            format!("{too_short} at least {REASON_MIN_CHARS} characters"),
+        )
+        .hint(hint));
+    }
+    Ok(reason)
 }
 
 /// A text as UTF-8.

@@ -13,9 +13,10 @@ type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
 
 /// Captures the writes to `relation` from now on; again with other options, it changes them.
 ///
-/// 42501 if the caller does not own it, 42809 if it is no table of the user's, 55000 if it has no usable key, is a partition
-/// of an attached table, has the scripts' triggers, or if its changes wait with another priority or target; 42703
-/// and 22023 for the other arguments, 55P03 if its lock is not to be had within 5 s.
+/// 42501 if the caller does not own it, 42809 if it is no table of the user's, 55000 if it has no usable key, is a
+/// partition of an attached table, has the scripts' triggers, or if its changes wait with another priority or target;
+/// 42703 and 22023 for the other arguments, 55P03 if its lock is not to be had within 5 s, or its rows are just being
+/// backfilled or changes imported, 25001 for another priority or target in REPEATABLE READ.
 #[allow(clippy::too_many_arguments)] // the SQL signature
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_attach(

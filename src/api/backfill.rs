@@ -5,7 +5,7 @@ use crate::capture::{Options, Priority, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::relation::{self as pg_relation, LockMode, Open};
 use crate::pg::role::{self, ActAs};
-use crate::pg::{Oid, interrupt, spi};
+use crate::pg::{Oid, interrupt, spi, xact};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
@@ -13,8 +13,9 @@ use std::ops::ControlFlow;
 /// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
 /// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
 ///
-/// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does not
-/// own the table, 55000 if it is not attached, 22023 for an unknown priority.
+/// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does
+/// not own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 if
+/// the table is just being given another priority or target.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Text<'_>) -> i64 {
     or_raise((|| {
@@ -33,6 +34,13 @@ struct Source {
 }
 
 fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i64> {
+    if xact::uses_one_snapshot() {
+        return Err(Error::new(
+            SqlState::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "cannot backfill in a REPEATABLE READ transaction",
+        )
+        .hint("Call it in a READ COMMITTED transaction: this one might not see where the table's changes go by now."));
+    }
     let caller = role::current_user();
     let schema = Schema::installed()?;
     let source = Source::find(&schema, caller, oid)?;
@@ -60,11 +68,12 @@ impl Source {
     fn find(schema: &Schema, caller: Oid, oid: Oid) -> Result<Self> {
         let _owner = ActAs::owner();
         relation::find(schema, oid)?.require_owner(caller)?;
+        lane::keep(schema, oid)?;
         pg_relation::lock(oid, LockMode::AccessShare); // what is looked up from here on stays as it is
         let table = relation::find(schema, oid)?;
         table.require_owner(caller)?;
         let Some(options) = attached::options(schema.capture(), oid) else { return Err(not_attached(schema, &table)) };
-        let target_id = target::find(schema, &options.target)?.id;
+        let target_id = target::find_and_keep(schema, &options.target)?.id;
         let key = attached::key_of(oid, options.key_columns.as_deref())?;
         Ok(Source { table, options, target_id, key })
     }

@@ -143,7 +143,7 @@ fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answe
 }
 
 /// A new URL without a token leaves the old token where it was set for.
-fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
+pub(super) fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
     if let Some((endpoint, _)) = credentials::endpoint(target, &settings::delivery())?
         && let Some(origin) = credentials::kept_for(target).unwrap_or_default() // an unreadable file is for the flush to report
         && origin != endpoint.origin

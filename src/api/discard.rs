@@ -5,7 +5,6 @@
 //! can be discarded in the middle of a long drain.
 
 use super::argument::{self, Text};
-use crate::capture::REASON_MIN_CHARS;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::latch;
 use crate::pg::lock::{Scope, SenderLock};
@@ -20,7 +19,8 @@ use std::time::{Duration, Instant};
 /// Moves changes to `sync_outbox_discarded`, whatever their status; returns how many. Ids that are gone are no error;
 /// a change that somebody requeues at this very moment stays.
 ///
-/// Errors: 22023 without ids; 23514 if `reason` is shorter than five characters; 55P03 if a sender is at work on one of
+/// Errors: 22023 without ids; 23514 if `reason` is shorter than five characters, 22001 if it has more than
+/// 1,000; 55P03 if a sender is at work on one of
 /// the targets for longer than `sync_outbox.lock_wait`.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> i64 {
@@ -64,13 +64,10 @@ fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
 }
 
 fn checked(reason: Text<'_>) -> Result<String> {
-    argument::trimmed(reason).filter(|reason| reason.chars().count() >= REASON_MIN_CHARS).ok_or_else(|| {
-        Error::new(
-            SqlState::ERRCODE_CHECK_VIOLATION,
-            format!("discarding changes needs a reason of at least {REASON_MIN_CHARS} characters"),
-        )
-        .hint("Say why: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');")
-    })
+    const HINT: &str = "Say why: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');";
+    // Without one it is refused as an empty one is.
+    let reason = argument::telling_reason(reason.or(Some(b"")), "discarding changes needs a reason of", HINT)?;
+    Ok(reason.unwrap_or_default())
 }
 
 /// Keeps the sender of a target out until the transaction ends.

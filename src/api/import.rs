@@ -11,10 +11,10 @@ use crate::pg::memory::Scratch;
 use crate::pg::relation::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
-use crate::pg::{Oid, interrupt, xact};
+use crate::pg::{Oid, interrupt, text, xact};
 use crate::store::import::{self, Imported};
 use crate::store::relation::{self, Kind, Relation};
-use crate::store::{Schema, attached, identity, quote_literal, target};
+use crate::store::{Schema, attached, identity, lane, quote_literal, target};
 use crate::{settings, wake};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -27,8 +27,9 @@ const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "dat
 /// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
 /// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
 ///
-/// All or nothing: 42501 if the caller does not own the table, 42809 or 42703 if it is no such table, 22023 for a row that
-/// cannot be sent, 25001 in REPEATABLE READ, 55P03 if the table or the sender is busy.
+/// All or nothing: 42501 if the caller does not own the table, 42809 or 42703 if it is no such table, 22023 for a row
+/// that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
+/// elsewhere, 55P03 if the table or the sender is busy, or tables are just being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
     or_raise((|| import(argument::required(old_table, "old_table")?))())
@@ -42,6 +43,7 @@ fn import(oid: Oid) -> Result<i64> {
     let (lanes, mut next_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
+        lane::keep_all(&schema)?;
         let lanes = lanes(&schema, tables)?;
         keep_senders_out(&schema, &lanes)?;
         (lanes, import::last_id(&schema) - rows + 1, import::keys(&schema))
@@ -134,8 +136,20 @@ fn lanes(schema: &Schema, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
     tables
         .into_iter()
         .map(|name| {
-            let options = attached::options_by_name(capture, &name.0, &name.1).unwrap_or_default();
-            Ok((name, Lane { target_id: target::find(schema, &options.target)?.id, options }))
+            let attached = attached::options_by_name(capture, &name.0, &name.1);
+            let is_attached = attached.is_some();
+            let options = attached.unwrap_or_default();
+            let target_id = target::find(schema, &options.target)?.id;
+            // Of an attached table only a backfill's can, which the sender knows how to place.
+            if !is_attached && attached::waits_elsewhere(schema, &name, target_id, options.priority.name()) {
+                return Err(Error::new(
+                    SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("changes of table \"{}\" wait with another priority or target", text::to_utf8(&name.1)),
+                )
+                .detail("They would overtake those that are imported, which are older.")
+                .hint("Attach the table as it was, or CALL sync_outbox_drain(); first."));
+            }
+            Ok((name, Lane { target_id, options }))
         })
         .collect()
 }
@@ -150,6 +164,13 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> 
         if SenderLock::acquire(outbox, target, Scope::Transaction, settings::lock_wait()).is_none() {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "changes are being sent right now")
                 .hint("SELECT sync_outbox_pause(); import, commit, and SELECT sync_outbox_resume();"));
+        }
+    }
+    // Behind the sender's lock, as `sync_outbox_target_drop()` takes the two.
+    for lane in lanes.values() {
+        if target::find_and_keep(schema, &lane.options.target)?.id != lane.target_id {
+            return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "a target was made anew at this very moment")
+                .hint("Try again."));
         }
     }
     Ok(())

@@ -16,4 +16,5 @@ mod push;
 mod requeue;
 mod settings_report;
 mod stats;
+mod target;
 mod token;

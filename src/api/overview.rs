@@ -9,13 +9,14 @@ use crate::store::identity::{self, Standing};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
-use crate::store::{Schema, backlog};
+use crate::store::{Schema, backlog, steer};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-/// A row per target, the one named `default` also before anything has made it.
+/// A row per target, the one named `default` also before anything has made it; and one whose `target` is NULL for each
+/// id of a target that is gone and still has changes, which nobody sends: `last_error` says so.
 ///
 /// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
 ///
@@ -24,7 +25,8 @@ use std::collections::HashMap;
 /// (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since the outbox was last
 /// empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a million changes the
 /// counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the thresholds that the outbox as a whole
-/// has passed. `settings` gives each effective setting's value and source; of
+/// has passed. `sender_pid` has the turn, and its transaction has been open since `sender_since`: a flush keeps the turn to the
+/// end of its caller's transaction, a worker or drain has none open most of the time. `settings` gives each effective setting's value and source; of
 /// the token only the source, and names of files only to roles that may read every setting.
 ///
 /// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
@@ -33,7 +35,7 @@ use std::collections::HashMap;
 fn sync_outbox_overview() -> TableIterator<
     'static,
     (
-        name!(target, Answer),
+        name!(target, Option<Answer>),
         name!(clean, bool),
         name!(total, i64),
         name!(pending, i64),
@@ -55,16 +57,17 @@ fn sync_outbox_overview() -> TableIterator<
         name!(percent_done, f64),
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
+        name!(sender_since, Option<TimestampWithTimeZone>),
         name!(over_threshold, Option<String>),
         name!(settings, Answer),
     ),
 > {
     let rows = or_raise(overview(role::current_user()));
     TableIterator::new(rows.into_iter().map(
-        |Overview { target, figures, status, sender_pid, over_threshold, settings }| {
+        |Overview { named, target, figures, status, sender, over_threshold, settings }| {
             (
-                text::from_utf8(&target.name),
-                figures.total() == 0,
+                named.then(|| text::from_utf8(&target.name)),
+                named && figures.total() == 0,
                 figures.total(),
                 figures.pending,
                 figures.failed,
@@ -84,7 +87,8 @@ fn sync_outbox_overview() -> TableIterator<
                 status.success_rate,
                 percent_done(status.drained, left(&figures)),
                 status.estimated_completion.filter(|_| !target.paused),
-                sender_pid,
+                sender.as_ref().map(|sender| sender.pid),
+                sender.and_then(|sender| sender.since),
                 over_threshold,
                 text::from_utf8(&settings.to_string()),
             )
@@ -93,10 +97,12 @@ fn sync_outbox_overview() -> TableIterator<
 }
 
 struct Overview {
+    /// Whether the target exists.
+    named: bool,
     target: Target,
     figures: Figures,
     status: Status,
-    sender_pid: Option<i32>,
+    sender: Option<lock::Holder>,
     over_threshold: Option<String>,
     settings: serde_json::Value,
 }
@@ -105,7 +111,9 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let mut figures: HashMap<i16, Figures> = HashMap::new();
-    for (place, counted) in &stats::count(&schema, None).figures {
+    let count = stats::count(&schema, None);
+    let estimated = count.estimated;
+    for (place, counted) in &count.figures {
         *figures.entry(place.target_id).or_default() += counted;
     }
     let crossed = backlog::crossed(&schema);
@@ -115,21 +123,44 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
         Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
         _ => None,
     };
-    let rows = overview::targets(&schema).into_iter().map(|mut target| {
+    let mut rows: Vec<Overview> = Vec::new();
+    for mut target in overview::targets(&schema) {
         if cloned.is_some() {
             (target.paused, target.paused_reason) = (true, cloned.clone());
         }
         let figures = figures.remove(&target.id).unwrap_or_default();
-        Overview {
+        rows.push(Overview {
+            named: true,
             status: overview::status(&schema, target.id, left(&figures)),
-            sender_pid: lock::holder(schema.outbox(), target.id).map(|holder| holder.pid),
+            sender: lock::holder(schema.outbox(), target.id),
             over_threshold: over_threshold.clone(),
             settings: settings.of(&target),
             target,
             figures,
-        }
-    });
-    Ok(rows.collect())
+        });
+    }
+    // A sample of a long backlog need not hold what is left of them.
+    let known: BTreeSet<i16> = rows.iter().map(|row| row.target.id).collect();
+    let all = figures
+        .keys()
+        .copied()
+        .chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
+    let orphans: BTreeSet<i16> = all.filter(|id| !known.contains(id)).collect();
+    for id in orphans {
+        rows.push(Overview {
+            named: false,
+            status: Status {
+                last_error: Some(format!("there is no target with id {id}: its changes are not sent")),
+                ..Status::default()
+            },
+            sender: None,
+            over_threshold: over_threshold.clone(),
+            settings: serde_json::json!({}),
+            target: Target { id, ..Target::default() },
+            figures: figures.get(&id).cloned().unwrap_or_default(),
+        });
+    }
+    Ok(rows)
 }
 
 /// What is still to be sent; what is in conflict or dead waits for a person.

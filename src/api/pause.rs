@@ -7,7 +7,7 @@ use crate::store::{Schema, target};
 use crate::wake;
 
 /// Stops sending to a target, by worker, flush and drain alike; a request that is out is still settled. Called again it
-/// replaces the reason. An unknown target is 22023.
+/// replaces the reason. An unknown target is 22023, a reason of more than 1,000 characters 22001.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_pause(target: Text<'_>, reason: Text<'_>) {
     or_raise(set_paused(target, true, reason))
@@ -20,13 +20,14 @@ fn sync_outbox_resume(target: Text<'_>) {
 }
 
 fn set_paused(target: Text<'_>, paused: bool, reason: Text<'_>) -> Result<()> {
+    let reason = argument::reason(reason)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;
-    target::set_paused(&schema, target.id, paused, argument::trimmed(reason).as_deref());
+    target::set_paused(&schema, target.id, paused, reason.as_deref());
     if !paused {
         target::close_breaker(&schema, target.id);
     }
-    wake::control_at_commit();
+    wake::control_at_commit(); // a pause, too, has to reach who is sending
     Ok(())
 }

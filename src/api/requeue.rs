@@ -12,7 +12,10 @@ use crate::wake;
 
 /// FAILED, CONFLICT and DEAD changes become PENDING with `attempt_count` 0, and the target is tried again at once;
 /// returns how many. Without `ids` all of them; with `relation` only those of that table. Ids that are gone or pending
-/// are no error. An unknown target is 22023.
+/// are no error.
+///
+/// Errors: 22023 for an unknown target; 23514 if a reason is given that is shorter than five characters, 22001 if it
+/// has more than 1,000.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_requeue(
     ids: Option<Vec<Option<i64>>>,
@@ -25,6 +28,8 @@ fn sync_outbox_requeue(
 
 fn requeue(ids: Option<Vec<Option<i64>>>, reason: Text<'_>, relation: Option<Oid>, target: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Requeue, Mode::Manual, role::name(role::current_user()));
+    const HINT: &str = "Say why, or leave the reason out: SELECT sync_outbox_requeue(reason => 'hub repaired');";
+    let reason = argument::telling_reason(reason, "the reason of a requeue needs", HINT)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;
@@ -34,7 +39,7 @@ fn requeue(ids: Option<Vec<Option<i64>>>, reason: Text<'_>, relation: Option<Oid
     let changes = steer::requeue(&schema, &scope) as i64;
     target::close_breaker(&schema, target.id);
     entry.target = Some(target.name);
-    entry.reason = argument::trimmed(reason);
+    entry.reason = reason;
     entry.pending = changes;
     entry.finish();
     history::insert(&schema, &entry);

@@ -3,6 +3,7 @@
 //! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
 
 use crate::delivery::endpoint::Endpoint;
+use crate::delivery::secret_file;
 use crate::error::Result;
 use crate::pg::Oid;
 use crate::push::credentials::{self, Source, Token};
@@ -10,6 +11,7 @@ use crate::settings::{self, Delivery};
 use crate::store::overview::{self, Setting};
 use crate::store::target::Target;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// Settings that are reported in another way, or belong to a session and not to a target.
 const NOT_AS_THEY_ARE: [&str; 6] =
@@ -52,6 +54,18 @@ impl Settings {
         ] {
             if let Some(setting) = self.all.iter().find(|setting| setting.name == name) {
                 report.insert(name.to_owned(), self.one(setting, column.as_deref()));
+            }
+        }
+        let delivery = self.delivery.clone().for_target(target);
+        let key = delivery.client_key_file.as_deref();
+        let key = key.and_then(|key| secret_file::open(Path::new(key), delivery.server_uid, 0).err());
+        let signing = credentials::signing_secrets(&delivery).err();
+        for (name, error) in [
+            ("client_key_file", key.map(|error| format!("the file named by sync_outbox.client_key_file {error}"))),
+            ("signing_secret_file", signing.map(|error| error.message)),
+        ] {
+            if let (Some(error), Some(Value::Object(setting))) = (error, report.get_mut(name)) {
+                setting.insert("error".to_owned(), error.into());
             }
         }
         let endpoint = credentials::endpoint(target, &self.delivery);

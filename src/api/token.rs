@@ -54,8 +54,8 @@ pub(super) fn keep(schema: &Schema, caller: Oid, target: &Target, token: Option<
     };
     if !xact::in_recovery() && !xact::is_read_only() {
         target::close_breaker(schema, target.id);
-        wake::control_at_commit();
     }
+    wake::control_at_commit(); // the file is there, whatever kind of transaction this is
     credentials::keep(target, &endpoint, token)
 }
 

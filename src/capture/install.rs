@@ -10,7 +10,7 @@ use crate::pg::relation::LockMode;
 use crate::pg::{Oid, spi, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
-use crate::store::{Schema, identity, quote_ident, quote_literal, target};
+use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
 
 /// Sorts before the names that people give: capture of a row comes before what their triggers do (`hard-facts` 2).
 const ROW_TRIGGER: &str = "!sync_outbox_row";
@@ -29,12 +29,18 @@ pub enum Outcome {
 pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<Outcome> {
     // While there is nothing to send: later nobody can say whether this is a copy. One that is may attach, and send later.
     let _ = identity::admit(schema);
-    let target_id = target::find(schema, &options.target)?.id;
+    target::find(schema, &options.target)?;
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;
     let before = Installed::read(capture, oid);
     if before.is(options) {
         return Ok(Outcome::Unchanged);
+    }
+    let target_id = target::find_and_keep(schema, &options.target)?.id;
+    let changes_lane = |before: &Installed| before.lane() != Some((&options.target, options.priority.name()));
+    if changes_lane(&before) {
+        // In front of the table's lock, behind which every writer would wait for a long backfill with us.
+        lane::change(schema, oid)?;
     }
     let mode =
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
@@ -46,7 +52,8 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         }
         put_triggers(schema, &table, options, &before);
         // Behind the triggers, which also lock the partitions: nobody can be writing to any of them now.
-        if before.lane() != Some((&options.target, options.priority.name())) {
+        if changes_lane(&before) {
+            lane::change(schema, oid)?; // it is ours already, unless somebody has changed the lane meanwhile
             check_lane(schema, &table, target_id, options)?;
         }
         eligible::notice(&table);

@@ -1,7 +1,8 @@
 //! Which keys a change touches, and which keys are parked: a change goes out only after the earlier changes of its keys.
 
-use serde_json::{Map, Value};
-use std::collections::HashMap;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Above this many parked keys a table is parked as a whole: memory stays bounded.
@@ -19,29 +20,44 @@ impl Touched {
     /// From the change's key before it, and the columns it captured. Without a key: the whole table.
     pub fn new(schema: &str, table: &str, pk: Option<&str>, data: Option<&str>) -> Self {
         let table = hash(&(schema, table));
-        let Some(mut key) = pk.and_then(object) else {
-            return Touched { table, keys: None };
+        let everything = Touched { table, keys: None };
+        let Some(mut key) = pk.and_then(object) else { return everything };
+        let Some(old) = hash_key(&key) else { return everything };
+        let changed = match data.filter(|data| may_name_a_column(data, &key)) {
+            None => None,
+            // What cannot be read may change the key.
+            Some(data) => match object(data) {
+                None => return everything,
+                data => data,
+            },
         };
-        let old = hash_key(&key);
-        let new = data.filter(|data| may_name_a_column(data, &key)).and_then(object).map(|data| {
-            for (column, value) in key.iter_mut() {
-                if let Some(new) = data.get(column) {
-                    *value = new.clone();
+        let new = match changed {
+            None => None,
+            Some(data) => {
+                for (column, value) in key.iter_mut() {
+                    if let Some(new) = data.get(column) {
+                        *value = new;
+                    }
+                }
+                match hash_key(&key) {
+                    None => return everything,
+                    new => new,
                 }
             }
-            hash_key(&key)
-        });
+        };
         Touched { table, keys: Some((old, new.filter(|new| *new != old))) }
     }
 }
 
-fn object(json: &str) -> Option<Map<String, Value>> {
+/// The members of a JSON object, each as its text: columns that are no part of the key are passed over however deep
+/// they are nested, which a parser that builds values refuses to follow.
+fn object(json: &str) -> Option<BTreeMap<String, &RawValue>> {
     serde_json::from_str(json).ok()
 }
 
 /// Whether a JSON text can have one of the key's columns as a member. Most updates change no key, and need not be parsed
 /// to see that; only where something is escaped a name can hide.
-fn may_name_a_column(json: &str, key: &Map<String, Value>) -> bool {
+fn may_name_a_column(json: &str, key: &BTreeMap<String, &RawValue>) -> bool {
     json.contains('\\') || key.keys().any(|column| json.contains(column.as_str()))
 }
 
@@ -63,17 +79,36 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-fn hash_key(key: &Map<String, Value>) -> u64 {
+/// `None` where a value is nested too deep to be compared: such a change waits for every key of its table, and they for
+/// it.
+fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     for (column, value) in key {
         column.hash(&mut hasher);
-        match value {
-            // 1 and 1.0 are one key to PostgreSQL: compare numbers as numbers.
-            Value::Number(number) => canonical_number(&number.to_string()).hash(&mut hasher),
-            other => other.to_string().hash(&mut hasher),
+        hash_value(&serde_json::from_str(value.get()).ok()?, &mut hasher);
+    }
+    Some(hasher.finish())
+}
+
+/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document.
+fn hash_value(value: &Value, hasher: &mut DefaultHasher) {
+    match value {
+        Value::Null => 0u8.hash(hasher),
+        Value::Bool(value) => (1u8, value).hash(hasher),
+        Value::Number(number) => (2u8, canonical_number(&number.to_string())).hash(hasher),
+        Value::String(text) => (3u8, text).hash(hasher),
+        Value::Array(values) => {
+            (4u8, values.len()).hash(hasher);
+            values.iter().for_each(|value| hash_value(value, hasher));
+        }
+        Value::Object(members) => {
+            (5u8, members.len()).hash(hasher);
+            for (name, value) in members {
+                name.hash(hasher);
+                hash_value(value, hasher);
+            }
         }
     }
-    hasher.finish()
 }
 
 /// A number without what does not change its value: trailing zeros of the fraction, a sign of zero.
@@ -188,6 +223,32 @@ mod tests {
         let moved = touched(r#"{"id":1}"#, Some(r#"{"id":2}"#));
         assert_eq!(touched(r#"{"id":1}"#, Some(r#"{"\u0069d": 2.0, "qty":3}"#)), moved);
         assert_eq!(touched(r#"{"id":1}"#, Some(r#"{"paid":2}"#)), touched(r#"{"id":1}"#, None));
+    }
+
+    #[test]
+    fn a_key_change_is_seen_beside_a_column_that_is_nested_deep() {
+        let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        let moved = touched(r#"{"id":1}"#, Some(r#"{"id":2}"#));
+        assert_eq!(touched(r#"{"id":1}"#, Some(&format!(r#"{{"doc":{deep},"id":2}}"#))), moved);
+        assert_eq!(touched(r#"{"id":1}"#, Some(&format!(r#"{{"id":2.0,"doc":{deep}}}"#))), moved);
+        // The name is in it, and the key is not changed.
+        assert_eq!(touched(r#"{"id":1}"#, Some(&format!(r#"{{"void":{deep}}}"#))), touched(r#"{"id":1}"#, None));
+    }
+
+    #[test]
+    fn a_key_that_is_nested_too_deep_stands_for_every_key() {
+        let deep = format!(r#"{{"doc":{}1{}}}"#, "[".repeat(200), "]".repeat(200));
+        let everything = Touched::new("public", "sales", None, None);
+        assert_eq!(touched(&deep, None), everything);
+        assert_eq!(touched(r#"{"doc":1}"#, Some(&deep)), everything);
+        assert_eq!(touched(r#"{"doc":1}"#, Some(r#"{"doc":"#)), everything, "nor can what is no JSON be told from it");
+    }
+
+    #[test]
+    fn equal_documents_are_one_key() {
+        assert_eq!(touched(r#"{"k":{"a":1.0,"b":[2]}}"#, None), touched(r#"{ "k": {"b": [2.00], "a": 1} }"#, None));
+        assert_ne!(touched(r#"{"k":[[1],2]}"#, None), touched(r#"{"k":[1,[2]]}"#, None));
+        assert_ne!(touched(r#"{"k":"1"}"#, None), touched(r#"{"k":1}"#, None));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod http;
 pub mod keys;
 pub mod outcome;
 mod resolve;
+pub mod secret_file;
 pub mod signature;
 mod tls;
 pub mod token;

@@ -1,9 +1,11 @@
 //! Certificates and keys for TLS, looked at before the client sees them: it panics over a key that does not belong to its
 //! certificate, and takes a file of authorities that it cannot read for an empty one.
 
+use super::secret_file::{self, FileError};
 use crate::settings::Delivery;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use std::path::Path;
 use std::sync::Arc;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
@@ -18,15 +20,15 @@ pub fn config(settings: &Delivery) -> Result<TlsConfig, String> {
     };
     let client = match (&settings.client_cert_file, &settings.client_key_file) {
         (None, None) => None,
-        (Some(certificate), Some(key)) => Some(client(certificate, key)?),
+        (Some(certificate), Some(key)) => Some(client(certificate, key, settings.server_uid)?),
         _ => return Err("sync_outbox.client_cert_file and sync_outbox.client_key_file go together".into()),
     };
     Ok(TlsConfig::builder().root_certs(roots).client_cert(client).build())
 }
 
-fn client(certificate_file: &str, key_file: &str) -> Result<ClientCert, String> {
+fn client(certificate_file: &str, key_file: &str, server_uid: u32) -> Result<ClientCert, String> {
     let chain = certificates(certificate_file, "sync_outbox.client_cert_file")?;
-    let key = private_key(key_file)?;
+    let key = private_key(key_file, server_uid)?;
     let checked = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
     PrivateKeyDer::try_from(key.der().to_vec())
         .ok()
@@ -49,7 +51,13 @@ fn certificates(path: &str, setting: &str) -> Result<Vec<Certificate<'static>>, 
     if found.is_empty() { Err(format!("{setting} holds no certificate")) } else { Ok(found) }
 }
 
-fn private_key(path: &str) -> Result<PrivateKey<'static>, String> {
-    let pem = std::fs::read(path).map_err(|e| format!("cannot read sync_outbox.client_key_file: {}", e.kind()))?;
+/// The key of a PEM file, which is a secret as a token is.
+fn private_key(path: &str, server_uid: u32) -> Result<PrivateKey<'static>, String> {
+    const MOST_BYTES: u64 = 1 << 20;
+    let pem = secret_file::read(Path::new(path), server_uid, 0, MOST_BYTES).map_err(|error| match error {
+        FileError::Missing => "cannot read sync_outbox.client_key_file: it does not exist".to_owned(),
+        FileError::Unreadable(error) => format!("cannot read sync_outbox.client_key_file: {}", error.kind()),
+        error => format!("the file named by sync_outbox.client_key_file {error}"),
+    })?;
     PrivateKey::from_pem(&pem).map_err(|_| "sync_outbox.client_key_file holds no private key".into())
 }

@@ -97,7 +97,7 @@ pub fn holder(outbox: pg_sys::Oid, target: i16) -> Option<Holder> {
         "SELECT l.pid, a.xact_start FROM pg_catalog.pg_locks l
            LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
           WHERE l.locktype OPERATOR(pg_catalog.=) 'object' AND l.classid OPERATOR(pg_catalog.=) $1
-            AND l.objid OPERATOR(pg_catalog.=) $2 AND l.granted
+            AND l.objid OPERATOR(pg_catalog.=) $2 AND l.objsubid OPERATOR(pg_catalog.=) 0 AND l.granted
             AND l.database OPERATOR(pg_catalog.=) (SELECT oid FROM pg_catalog.pg_database
                 WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database())",
         &[outbox.into(), pg_sys::Oid::from(target as u32).into()],

@@ -15,6 +15,7 @@ pub mod file;
 pub mod guc;
 pub mod heap;
 pub mod interrupt;
+pub mod lane_lock;
 pub mod latch;
 pub mod lock;
 pub mod memory;

@@ -5,6 +5,7 @@ use super::guc::Nest;
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
+use std::cell::RefCell;
 
 pub fn is_read_only() -> bool {
     // SAFETY: plain global of xact.c.
@@ -114,6 +115,51 @@ pub fn on_end(f: fn(End)) {
     }
     // SAFETY: the callback lives as long as the library, which is never unloaded.
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
+}
+
+/// Something to be done, and the subtransaction that said so.
+type Waiting = (pg_sys::SubTransactionId, Box<dyn FnOnce()>);
+
+thread_local! {
+    static AT_COMMIT: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
+/// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
+pub fn at_commit(f: impl FnOnce() + 'static) {
+    use std::sync::Once;
+    static REGISTERED: Once = Once::new();
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
+        match event {
+            pg_sys::XactEvent::XACT_EVENT_COMMIT => AT_COMMIT.take().into_iter().for_each(|(_, f)| f()),
+            pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => drop(AT_COMMIT.take()),
+            _ => {}
+        }
+    }
+    #[pgrx::pg_guard]
+    unsafe extern "C-unwind" fn subtransaction(
+        event: pg_sys::SubXactEvent::Type,
+        me: pg_sys::SubTransactionId,
+        parent: pg_sys::SubTransactionId,
+        _arg: *mut core::ffi::c_void,
+    ) {
+        AT_COMMIT.with_borrow_mut(|waiting| match event {
+            pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+                waiting.iter_mut().filter(|(of, _)| *of == me).for_each(|(of, _)| *of = parent)
+            }
+            pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => waiting.retain(|(of, _)| *of != me),
+            _ => {}
+        })
+    }
+    // SAFETY: the callbacks live as long as the library, which is never unloaded.
+    REGISTERED.call_once(|| unsafe {
+        pg_sys::RegisterXactCallback(Some(transaction), core::ptr::null_mut());
+        pg_sys::RegisterSubXactCallback(Some(subtransaction), core::ptr::null_mut());
+    });
+    // SAFETY: plain getter, inside a transaction.
+    let current = unsafe { pg_sys::GetCurrentSubTransactionId() };
+    AT_COMMIT.with_borrow_mut(|waiting| waiting.push((current, Box::new(f))));
 }
 
 /// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).

@@ -7,10 +7,11 @@
 use super::token_file::{self, FileError, Kept, TokenFile};
 use crate::delivery::address::Allowed;
 use crate::delivery::endpoint::{self, Endpoint};
+use crate::delivery::secret_file;
 use crate::delivery::signature::Secrets;
 use crate::delivery::token as rules;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::extension;
+use crate::pg::{extension, xact};
 use crate::settings;
 use crate::store::target::Target;
 use std::path::Path;
@@ -134,6 +135,14 @@ pub fn keep(target: &Target, endpoint: &Endpoint, token: String) -> Result<()> {
     })
 }
 
+/// Removes the token that was kept for a target that is being dropped, once it is. One that cannot be removed, or that
+/// is on another server, is of no use to anybody: no target ever has that id again.
+pub fn forget_at_commit(target: &Target) -> Result<()> {
+    let own = own_file(target)?;
+    xact::at_commit(move || own.remove());
+    Ok(())
+}
+
 /// The token in the server's environment, checked.
 pub fn environment_token() -> Result<Option<String>> {
     variable(TOKEN_VARIABLE).map(|token| checked(token, ENVIRONMENT)).transpose()
@@ -184,8 +193,8 @@ fn own_file(target: &Target) -> Result<TokenFile> {
 
 fn file_error(which: &str, error: FileError) -> Error {
     let sqlstate = match error {
-        FileError::Missing => SqlState::ERRCODE_UNDEFINED_FILE,
-        FileError::Unreadable(_) => SqlState::ERRCODE_IO_ERROR,
+        FileError::File(secret_file::FileError::Missing) => SqlState::ERRCODE_UNDEFINED_FILE,
+        FileError::File(secret_file::FileError::Unreadable(_)) => SqlState::ERRCODE_IO_ERROR,
         _ => SqlState::ERRCODE_CONFIG_FILE_ERROR,
     };
     Error::new(sqlstate, format!("{which} {error}"))

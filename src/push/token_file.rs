@@ -1,33 +1,22 @@
 //! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data directory.
 //!
-//! A file is opened first and looked at then, so that what was checked is what is read. Nothing here is
-//! transactional, and no error shows any of a file's content.
+//! Nothing here is transactional, and no error shows any of a file's content.
 
+use crate::delivery::secret_file;
 use crate::delivery::signature::{SecretError, Secrets};
 use crate::delivery::token::{self, TokenError};
 use crate::pg::{Oid, file};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-/// Group may read (Kubernetes and base backups of group-access clusters need it), others may nothing.
-const FORBIDDEN_MODE: u32 = 0o037;
 
 /// What is wrong with a file that holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    #[error("does not exist")]
-    Missing,
-    #[error("cannot be read: {0}")]
-    Unreadable(io::Error),
-    #[error("is not a regular file")]
-    NotRegular,
-    #[error("belongs to neither the server's user nor root")]
-    Owner,
-    #[error("can be read or written by others (its mode is {0:04o})")]
-    Mode(u32),
+    #[error(transparent)]
+    File(secret_file::FileError),
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error(transparent)]
@@ -36,9 +25,12 @@ pub enum FileError {
     Format,
 }
 
-impl From<io::Error> for FileError {
-    fn from(error: io::Error) -> Self {
-        if error.kind() == ErrorKind::NotFound { FileError::Missing } else { FileError::Unreadable(error) }
+impl From<secret_file::FileError> for FileError {
+    fn from(error: secret_file::FileError) -> Self {
+        match error {
+            secret_file::FileError::TooLong(_) => TokenError::TooLong.into(),
+            error => FileError::File(error),
+        }
     }
 }
 
@@ -52,24 +44,9 @@ pub fn read_secrets(path: &Path) -> Result<Secrets, FileError> {
     Ok(Secrets::from_file(&content(path, 0)?)?)
 }
 
-fn content(path: &Path, flags: i32) -> Result<Vec<u8>, FileError> {
-    // O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(FileError::NotRegular);
-    }
-    if ![0, file::server_uid()].contains(&metadata.uid()) {
-        return Err(FileError::Owner);
-    }
-    if metadata.mode() & FORBIDDEN_MODE != 0 {
-        return Err(FileError::Mode(metadata.mode() & 0o7777));
-    }
+fn content(path: &Path, flags: i32) -> Result<Vec<u8>, secret_file::FileError> {
     // Room for the longest token and the JSON around it in our own files.
-    let most = 2 * token::MAX_BYTES as u64;
-    let mut content = Vec::new();
-    file.take(most + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > most { Err(TokenError::TooLong.into()) } else { Ok(content) }
+    secret_file::read(path, file::server_uid(), flags, 2 * token::MAX_BYTES as u64)
 }
 
 /// A token and the origin it was set for: it is sent nowhere else.
@@ -108,10 +85,15 @@ impl TokenFile {
 
     pub fn read(&self) -> Result<Option<Kept>, FileError> {
         let content = match content(&self.directory.join(&self.name), libc::O_NOFOLLOW) {
-            Err(FileError::Missing) => return Ok(None),
+            Err(secret_file::FileError::Missing) => return Ok(None),
             content => content?,
         };
         Kept::parse(&content).map(Some)
+    }
+
+    /// Removes the file, if it is there and can be removed.
+    pub fn remove(&self) {
+        let _ = fs::remove_file(self.directory.join(&self.name)); // who asks has dropped what it was good for
     }
 
     /// Replaces the file in one step that survives a crash.

@@ -169,6 +169,15 @@ pub fn all(capture: Oid) -> Vec<(Oid, String)> {
     found
 }
 
+/// The attached relations whose changes go to the target of that name.
+pub fn aimed_at(capture: Oid, target: &str) -> Vec<String> {
+    let mut found = all(capture);
+    found.retain(|(oid, _)| {
+        triggers(capture, *oid).iter().any(|trigger| trigger.options.as_ref().is_some_and(|o| o.target == target))
+    });
+    found.into_iter().map(|(_, name)| name).collect()
+}
+
 /// The partitioned table above a partition that is attached, by name.
 pub fn attached_ancestor(capture: Oid, relation: Oid) -> Option<String> {
     relative("pg_catalog.pg_partition_ancestors($1)", capture, relation)

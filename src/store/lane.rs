@@ -1,8 +1,47 @@
-//! The table `sync_outbox_lane`: which ids went into another lane than their table's.
+//! The table `sync_outbox_lane`: which ids went into another lane than their table's. And who may write into lanes, or
+//! change them, at the same time.
 
 use super::Schema;
+use super::relation::LOCK_WAIT_MS;
 use crate::capture::Priority;
+use crate::error::{Error, Result, SqlState};
+use crate::pg::Oid;
+use crate::pg::lane_lock::{self, Lanes, Mode};
 use crate::pg::spi::{self, Arg};
+
+/// The lane of this table stays as it is until the transaction ends: for a backfill.
+pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
+    lock(
+        schema,
+        (Lanes::Of(table), Mode::Shared),
+        "the table is just being given another priority or target",
+        "Try again when the transaction that called sync_outbox_attach() has ended: see pg_locks and pg_stat_activity.",
+    )
+}
+
+/// The lanes of all tables stay as they are until the transaction ends: for an import.
+pub fn keep_all(schema: &Schema) -> Result<()> {
+    lock(
+        schema,
+        (Lanes::OfAll, Mode::Exclusive),
+        "tables are just being attached, or changes imported",
+        "Try again when that transaction has ended: see pg_locks and pg_stat_activity.",
+    )
+}
+
+/// Nobody has written changes of this table into a lane, or will, who is not seen: for a table that gets another one.
+pub fn change(schema: &Schema, table: Oid) -> Result<()> {
+    let hint = "Try again when the transaction that called sync_outbox_backfill() or sync_outbox_import() has ended: see pg_locks and pg_stat_activity.";
+    lock(schema, (Lanes::OfAll, Mode::Shared), "changes of it may just be imported", hint)?;
+    lock(schema, (Lanes::Of(table), Mode::Exclusive), "rows of it are just being backfilled", hint)
+}
+
+fn lock(schema: &Schema, (lanes, mode): (Lanes, Mode), busy: &str, hint: &str) -> Result<()> {
+    lane_lock::acquire(schema.outbox(), lanes, mode, LOCK_WAIT_MS).map_err(|caught| match caught.sqlstate {
+        SqlState::ERRCODE_LOCK_NOT_AVAILABLE => Error::new(caught.sqlstate, busy).hint(hint),
+        _ => caught.into(),
+    })
+}
 
 /// Makes the sender look across lanes for the keys of a table, as long as any change of this range is there.
 pub fn record(

@@ -6,7 +6,7 @@ use crate::pg::relation::{self as pg_relation, LockMode};
 use crate::pg::{Oid, role, spi, xact};
 
 /// Longest wait for the lock of a table that others are using.
-const LOCK_WAIT_MS: i32 = 5_000;
+pub const LOCK_WAIT_MS: i32 = 5_000;
 
 /// A relation as the catalogs describe it right now.
 #[derive(Clone, Debug)]

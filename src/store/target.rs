@@ -38,11 +38,54 @@ pub fn find(schema: &Schema, name: &str) -> Result<Target> {
     if name == DEFAULT {
         make_default(schema);
     }
-    look_up(schema, name).ok_or_else(|| {
-        Error::argument(format!("target \"{name}\" does not exist")).hint(
-            "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
-        )
-    })
+    look_up(schema, name).ok_or_else(|| unknown(name))
+}
+
+/// As [`find`], and nobody drops the target until the transaction ends: for whoever is about to aim something at it.
+pub fn find_and_keep(schema: &Schema, name: &str) -> Result<Target> {
+    find(schema, name)?;
+    locked(schema, name, "KEY SHARE").ok_or_else(|| unknown(name))
+}
+
+/// The target of that name, which nobody else changes, drops or aims anything at until the transaction ends.
+pub fn find_to_drop(schema: &Schema, name: &str) -> Result<Target> {
+    locked(schema, name, "UPDATE").ok_or_else(|| unknown(name))
+}
+
+/// The target of that name, which nobody else changes until the transaction ends; made if it is missing.
+pub fn find_or_make(schema: &Schema, name: &str) -> Result<Target> {
+    if name == DEFAULT {
+        make_default(schema);
+    } else if look_up(schema, name).is_none() {
+        make(schema, name);
+    }
+    let found = locked(schema, name, "NO KEY UPDATE").or_else(|| {
+        make(schema, name); // somebody has just dropped it, as we know after having waited for that
+        locked(schema, name, "NO KEY UPDATE")
+    });
+    found.ok_or_else(|| unknown(name))
+}
+
+fn make(schema: &Schema, name: &str) {
+    keep_ids_apart(schema);
+    spi::run(
+        &schema.sql("INSERT INTO @.sync_outbox_target (name) VALUES ($1) ON CONFLICT (name) DO NOTHING"),
+        &[Arg::text_utf8(name)],
+    );
+}
+
+fn locked(schema: &Schema, name: &str, strength: &str) -> Option<Target> {
+    spi::first(
+        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name = $1 FOR {strength}")),
+        &[Arg::text_utf8(name)],
+        target,
+    )
+}
+
+fn unknown(name: &str) -> Error {
+    Error::argument(format!("target \"{name}\" does not exist")).hint(
+        "SELECT name FROM sync_outbox_target; lists the targets; leave the argument out for the one named default.",
+    )
 }
 
 /// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
@@ -86,11 +129,52 @@ fn make_default(schema: &Schema) {
             &schema.sql("INSERT INTO @.sync_outbox_target (id, name) VALUES ($1, $2) ON CONFLICT DO NOTHING"),
             &[DEFAULT_ID.into(), DEFAULT.into()],
         );
-        spi::run(
-            &schema.sql("SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', greatest(max(id), 1)) FROM @.sync_outbox_target"),
-            &[],
-        );
+        keep_ids_apart(schema);
     }
+}
+
+/// Has ids drawn above those that were given by hand. Never back: changes, token files and what a session has in mind
+/// are known by the id of their target, so that it must not come again after the target was dropped.
+fn keep_ids_apart(schema: &Schema) {
+    spi::run(
+        &schema.sql(
+            "SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', t.last)
+               FROM (SELECT max(id)::bigint AS last FROM @.sync_outbox_target) t, @.sync_outbox_target_id_seq s
+              WHERE t.last >= s.last_value",
+        ),
+        &[],
+    );
+}
+
+/// Changes columns of a target to what the members of a JSON object say, by their names: text of UTF-8.
+pub fn set(schema: &Schema, id: i16, columns: &[&'static str], members: &str) {
+    let columns: Vec<String> = columns.iter().map(|column| format!("{column} = r.{column}")).collect();
+    spi::run(
+        &schema.sql(&format!(
+            "UPDATE @.sync_outbox_target t SET {}
+               FROM pg_catalog.json_populate_record(NULL::@.sync_outbox_target, $2) r WHERE t.id = $1",
+            columns.join(", ")
+        )),
+        &[id.into(), Arg::json_utf8(members)],
+    );
+}
+
+/// Whether any change waits for a target, whatever its status.
+pub fn has_changes(schema: &Schema, id: i16) -> bool {
+    let _plans = super::index_order();
+    spi::first(
+        &schema.sql("SELECT true FROM @.sync_outbox WHERE target_id = $1 ORDER BY target_id, priority, id LIMIT 1"),
+        &[id.into()],
+        |_| (),
+    )
+    .is_some()
+}
+
+/// Drops a target and what was noted of it.
+pub fn drop(schema: &Schema, id: i16) {
+    forget(schema, id);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_lane WHERE target_id = $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target WHERE id = $1"), &[id.into()]);
 }
 
 /// Keeps a URL with the target; `None` clears it, so that the setting counts.
@@ -137,11 +221,15 @@ pub fn state(schema: &Schema, id: i16) -> State {
     .unwrap_or_default()
 }
 
+// What follows is noted of a target that may just have been dropped: then it is noted nowhere.
+
 /// A request got through: closes the breaker.
 pub fn note_success(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
-            "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at) VALUES ($1, pg_catalog.clock_timestamp())
+            "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at)
+             SELECT t.id, pg_catalog.clock_timestamp()
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = 0, next_try_at = NULL, auth = NULL,
                  last_success_at = pg_catalog.clock_timestamp()",
         ),
@@ -155,8 +243,9 @@ pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth:
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state
                     (target_id, consecutive_failures, next_try_at, auth, last_error, last_error_at)
-             VALUES ($1, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
-                     pg_catalog.clock_timestamp())
+             SELECT t.id, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
+                    pg_catalog.clock_timestamp()
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = excluded.consecutive_failures,
                  next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
                  last_error_at = excluded.last_error_at",
@@ -211,7 +300,8 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
     spi::run(
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
-             VALUES ($1, pg_catalog.clock_timestamp(), $2)
+             SELECT t.id, pg_catalog.clock_timestamp(), $2
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked + $2,
                  drain_started_at = coalesce(s.drain_started_at, pg_catalog.clock_timestamp())",
         ),
