@@ -6,7 +6,6 @@
 
 use super::argument::{self, Text};
 use crate::error::{Error, Result, SqlState, or_raise};
-use crate::pg::latch;
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::role::{self, ActAs};
 use crate::settings;
@@ -14,7 +13,6 @@ use crate::store::history::{self, Action, Entry, Mode};
 use crate::store::{Schema, overview, steer};
 use crate::wake;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 /// Moves changes to `sync_outbox_discarded`, whatever their status; returns how many. Ids that are gone are no error;
 /// a change that somebody requeues at this very moment stays.
@@ -70,21 +68,13 @@ fn checked(reason: Text<'_>) -> Result<String> {
     Ok(reason.unwrap_or_default())
 }
 
-/// Keeps the sender of a target out until the transaction ends.
+/// Keeps the sender of a target out until the transaction ends: a worker or drain gives the turn up between two requests.
 pub(super) fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
-    const POLL: Duration = Duration::from_millis(20);
-    let give_up = Instant::now() + settings::lock_wait();
-    loop {
-        if let Some(lock) = SenderLock::try_acquire(schema.outbox(), target, Scope::Transaction) {
-            return Ok(lock);
-        }
-        if Instant::now() >= give_up {
-            return Err(Error::new(
-                SqlState::ERRCODE_LOCK_NOT_AVAILABLE,
-                "a sender is at work that may have these changes in flight",
-            )
-            .hint("Call sync_outbox_pause() first, sync_outbox_resume() afterwards; sync_outbox_overview() names the sender's pid."));
-        }
-        latch::wait(None, POLL);
-    }
+    SenderLock::acquire(schema.outbox(), target, Scope::Transaction, settings::lock_wait()).ok_or_else(|| {
+        Error::new(
+            SqlState::ERRCODE_LOCK_NOT_AVAILABLE,
+            "a sender is at work that may have these changes in flight",
+        )
+        .hint("A request may be out for as long as sync_outbox.request_timeout; sync_outbox_overview() names the sender's pid.")
+    })
 }

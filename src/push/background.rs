@@ -168,7 +168,7 @@ impl Background {
             next.due = [next.due, one.due].into_iter().flatten().min();
         }
         // Who commits from here on finds the flag down, and wakes us.
-        if senders.values().any(|sender| sender.is_idle() && announcements.of(sender.id).is_there()) {
+        if senders.values().any(|sender| sender.listens() && announcements.of(sender.id).is_there()) {
             next.due = Some(Instant::now());
         }
         self.show();
@@ -253,7 +253,7 @@ impl Background {
     /// Brings everything up to date that is written down now and then, before the worker leaves.
     pub fn finish(&mut self) {
         // What nobody listens to is no reason to stay: who comes next begins at the head.
-        if !self.senders.values().any(Sender::is_idle) {
+        if !self.senders.values().any(Sender::listens) {
             self.announcements.look();
         }
         if let Some(schema) = &self.schema {

@@ -89,13 +89,15 @@ pub struct Exchange {
     refused_by_status: Vec<Said>,
     /// What has not been sent stays where it is.
     abandoned: bool,
+    trusted: bool,
     /// The target had a word on single changes.
     got_words: bool,
 }
 
 impl Exchange {
-    /// For the picked changes of a batch. What can never be sent has its verdict at once, and parks its keys.
-    pub fn new(batch: Batch, picked: Vec<usize>, parked: &mut Parked) -> Self {
+    /// For the picked changes of a batch; a target that is `trusted` has lately had a word on changes between others that it
+    /// refused. What can never be sent has its verdict at once, and parks its keys.
+    pub fn new(batch: Batch, picked: Vec<usize>, trusted: bool, parked: &mut Parked) -> Self {
         let mut exchange = Exchange {
             batch: Rc::new(batch),
             parts: Vec::new(),
@@ -103,6 +105,7 @@ impl Exchange {
             answered: Answered::default(),
             refused_by_status: Vec::new(),
             abandoned: false,
+            trusted,
             got_words: false,
         };
         let mut sendable = Vec::with_capacity(picked.len());
@@ -158,7 +161,8 @@ impl Exchange {
             Outcome::Poison { error } if part.len() == 1 => {
                 self.park(part[0], parked);
                 self.refused_by_status.push(Said { change: part[0], word: Word::Refused(error) });
-                self.abandoned = !self.got_words && self.refused_by_status.len() >= SUSPECT_AFTER;
+                let suspect = !self.got_words && !self.trusted && self.refused_by_status.len() >= SUSPECT_AFTER;
+                self.abandoned |= suspect;
             }
             Outcome::TooLarge { .. } => {
                 self.answered.too_large = true;

@@ -11,8 +11,8 @@ use crate::pg::latch::Bell;
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::{role, xact};
 use crate::settings;
-use crate::store::Schema;
 use crate::store::target::{State, Target};
+use crate::store::{Schema, queue};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,9 +91,15 @@ impl Sender {
         self.idle = false;
     }
 
-    /// Whether nothing deliverable was left when it last looked.
-    pub fn is_idle(&self) -> bool {
-        self.idle
+    /// Whether it has to hear of what is committed: because nothing deliverable was left when it last looked, or because it
+    /// would have to say why nothing is sent.
+    pub fn listens(&self) -> bool {
+        self.idle || self.has_to_tell()
+    }
+
+    fn has_to_tell(&self) -> bool {
+        let unusable = matches!(self.session.stop(), Some(Stop::TokenMissing { .. } | Stop::Unusable(_)));
+        self.stopped && unusable && self.told.is_none()
     }
 
     /// Whether a request is out, or something is still to be settled.
@@ -105,7 +111,8 @@ impl Sender {
     pub fn advance(&mut self, schema: &Schema, announcements: &Announcements, closing: bool) -> Next {
         let news = announcements.of(self.id);
         if !self.session.is_out() {
-            if let Some(at) = self.not_before.filter(|at| *at > Instant::now()) {
+            let waits = !(self.has_to_tell() && news.is_there());
+            if let Some(at) = self.not_before.filter(|at| waits && *at > Instant::now()) {
                 return match self.session.stop() {
                     Some(Stop::Paused | Stop::Cloned) if self.stopped => Next { busy: self.is_busy(), ..Next::idle() },
                     _ => self.next(Some(at)),
@@ -226,12 +233,13 @@ impl Sender {
                 self.not_before = Some(Instant::now() + longest);
                 return Next { busy: self.is_busy(), ..Next::idle() };
             }
-            Stop::Unusable(error) => {
-                self.tell(&error.message.clone(), |why| pgrx::log!("sync_outbox sends nothing: {why}"));
-                longest
-            }
             stop => {
-                self.tell(&stop.to_string(), |why| pgrx::log!("sync_outbox sends nothing: {why}"));
+                let why = stop.to_string();
+                let Sender { id, .. } = self;
+                // Where nothing waits there is nothing to complain of.
+                if Own.step(|| queue::count(schema, *id, None, 1) > 0).unwrap_or_default() {
+                    self.tell(&why, |why| pgrx::log!("sync_outbox sends nothing: {why}"));
+                }
                 longest
             }
         };

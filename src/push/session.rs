@@ -16,8 +16,9 @@ use super::link::Link;
 use super::reader::{News, Reader, Rescan, Scope};
 use super::report::{Report, Stop};
 use super::settle::{self, Settlement};
-use super::suspicion::Suspicion;
+use super::suspicion::{Proof, Suspicion};
 use super::transactions::{Transactions, Undone};
+use crate::capture::Priority;
 use crate::delivery::answer::Word;
 use crate::delivery::batch::Batch;
 use crate::delivery::http::NoResponse;
@@ -36,6 +37,8 @@ use std::time::{Duration, Instant};
 const PROBE_ROWS: usize = 10;
 /// Without preloading nobody says when something has changed: it is looked up again after this time.
 const CURRENT_FOR: Duration = Duration::from_millis(50);
+/// How long nothing must have come before the worker looks whether disk space can be given back.
+const QUIET: Duration = Duration::from_secs(1);
 /// So many changes a bounded session counts exactly at its beginning.
 const COUNTED: i64 = 1_000_000;
 /// So many the worker counts, when a target is found down: nobody waits for the figure.
@@ -87,6 +90,7 @@ pub struct Session {
     asked_again: bool,
     unsettled: VecDeque<Settlement>,
     suspicion: Option<Suspicion>,
+    proof: Proof,
     /// Requests that failed in a row, from before this session too.
     failures: u32,
     batch_rows: usize,
@@ -100,6 +104,8 @@ pub struct Session {
     pub books: Books,
     /// Something was acknowledged since the outbox was last found empty.
     draining: bool,
+    /// When the worker may look whether the disk space of what was delivered can be given back.
+    reclaim_at: Option<Instant>,
 }
 
 impl Session {
@@ -121,6 +127,7 @@ impl Session {
             asked_again: false,
             unsettled: VecDeque::new(),
             suspicion: None,
+            proof: Proof::default(),
             failures: 0,
             batch_rows: 0,
             too_large: false,
@@ -130,6 +137,7 @@ impl Session {
             report: Report::default(),
             books: Books::default(),
             draining: true,
+            reclaim_at: None,
         }
     }
 
@@ -237,7 +245,7 @@ impl Session {
     /// When something is due although nothing new is committed.
     pub fn due(&self) -> Option<Instant> {
         let across = self.reader.waits_across_priorities().then(|| Instant::now() + Duration::from_secs(1));
-        [self.reader.next_due(), across].into_iter().flatten().min()
+        [self.reader.next_due(), across, self.reclaim_at].into_iter().flatten().min()
     }
 
     /// When it last began at the head of the outbox.
@@ -349,8 +357,10 @@ impl Session {
                 self.settle_all(transactions)?;
                 self.rescan(transactions)?;
             }
-            if self.ahead.is_some() {
-                let high = if self.reader.may_have_high(news) {
+            if let Some(ahead) = &self.ahead {
+                // What was read of a priority goes in the order in which it was read.
+                let holds_high = ahead.changes.iter().any(|change| change.priority == Priority::High);
+                let high = if !holds_high && self.reader.may_have_high(news) {
                     self.read(transactions, news, true)?
                 } else {
                     Batch::default()
@@ -458,7 +468,7 @@ impl Session {
             if !self.bounded {
                 self.report.pending += picked.len() as i64;
             }
-            self.exchange = Some(Exchange::new(batch, picked, self.reader.parked()));
+            self.exchange = Some(Exchange::new(batch, picked, self.proof.holds(), self.reader.parked()));
         }
     }
 
@@ -521,7 +531,13 @@ impl Session {
             self.report.pending = self.report.acked + pending;
         }
         let Some(exchange) = self.exchange.take() else { return Ok(()) };
-        let Ended { batch, answered, refused_by_status, unsent, got_words } = exchange.end();
+        let Ended { batch, mut answered, refused_by_status, unsent, got_words } = exchange.end();
+        let (convicted, refused_by_status): (Vec<Said>, Vec<Said>) =
+            refused_by_status.into_iter().partition(|said| self.proof.convicts(batch.changes[said.change].id));
+        answered.said.extend(convicted);
+        if got_words {
+            self.proof.renew();
+        }
         self.report.blocked += answered.blocked.len() as i64;
         self.reader.leave_all(&batch, &answered.blocked);
         self.reader.leave_all(&batch, &unsent);
@@ -573,6 +589,7 @@ impl Session {
 
     /// The target has had a word on another change: the refusals that were held back count.
     fn blame_the_changes(&mut self, suspicion: Suspicion) {
+        self.proof.give();
         for (batch, said) in suspicion.held {
             self.conclude(batch, Answered { said, ..Answered::default() });
         }
@@ -581,6 +598,7 @@ impl Session {
 
     /// Nothing at all gets through.
     fn blame_the_target(&mut self, suspicion: Suspicion) {
+        self.proof.withdraw();
         for (batch, said) in suspicion.held {
             let changes = said.iter().map(|said| said.change).collect();
             let error = said.into_iter().next_back().map(|Said { word, .. }| match word {
@@ -607,15 +625,12 @@ impl Session {
     fn rest<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
         let whole = self.bounds.scope.branch.is_none();
         if !self.bounded {
-            self.report.nothing_left = self.reader.is_empty();
-            if !self.draining || !self.report.nothing_left {
-                return Ok(());
-            }
+            return self.rest_of_endless(transactions);
         }
-        let Session { schema, id, bounds, last_id, bounded, books, .. } = self;
+        let Session { schema, id, bounds, last_id, books, .. } = self;
         let left = transactions.step(|| {
             let branch = bounds.scope.branch.as_deref();
-            let left = *bounded && queue::any_left(schema, *id, branch, last_id.unwrap_or(i64::MIN));
+            let left = queue::any_left(schema, *id, branch, last_id.unwrap_or(i64::MIN));
             if !left && whole {
                 books.end_drain(schema, *id);
                 if T::LOCK == LockScope::Session && settings::truncate_when_empty() {
@@ -625,7 +640,31 @@ impl Session {
             left
         })?;
         self.report.nothing_left = !left;
-        self.draining = false;
+        Ok(())
+    }
+
+    /// The worker's session comes here after every change: what costs more than a moment waits until nothing has come for a
+    /// while.
+    fn rest_of_endless<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+        self.report.nothing_left = self.reader.is_empty();
+        if !self.report.nothing_left {
+            self.reclaim_at = None;
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.draining {
+            self.draining = false;
+            self.reclaim_at = Some(self.reclaim_at.unwrap_or(now).max(now + QUIET));
+        } else if self.reclaim_at.is_some_and(|at| at <= now) {
+            let Session { schema, id, books, .. } = self;
+            transactions.step(|| {
+                books.end_drain(schema, *id);
+                if settings::truncate_when_empty() {
+                    reclaim::truncate_if_empty(schema);
+                }
+            })?;
+            self.reclaim_at = None;
+        }
         Ok(())
     }
 

@@ -1,14 +1,17 @@
 //! Telling a target's trouble from a change's: a proxy that answers 400 to everything must not turn a backlog into dead
 //! changes, and a run of changes that the target really refuses must not stop the others.
 //!
-//! Refusals by the status of a response (400, 422) count only if the target has had a word on some other change of the
-//! same session. Where a batch meets nothing but such refusals, they are held back, and further changes are tried one by one:
-//! the first of each of the batches that follow. One that is answered proves the target; the refusals that were held back
-//! count then. If none is, it is the target's trouble.
+//! Refusals by the status of a response (400, 422) count only if the target has had a word on some other change. Where a
+//! batch meets nothing but such refusals, they are held back, and further changes are tried one by one: the first of each of
+//! the batches that follow. One that is answered proves the target, and the refusals that were held back count. If none is,
+//! it is the target's trouble. A proof holds for a while, in which each change can be refused once more before another word
+//! has to come: so a long run of bad changes is through soon, and a proxy that breaks in that time kills nothing.
 
 use super::exchange::Said;
 use crate::delivery::batch::Batch;
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// Batches of which one change is tried.
 const SAMPLES: u32 = 16;
@@ -30,5 +33,54 @@ impl Suspicion {
     /// Whether it is the target's trouble: enough others have been tried.
     pub fn is_certain(&self) -> bool {
         self.samples > SAMPLES
+    }
+}
+
+/// How long a proof holds.
+const PROOF: Duration = Duration::from_secs(60);
+/// Refused changes that are remembered.
+const MOST_REFUSED: usize = 100_000;
+
+/// That the target is up although it refuses changes by the status of its responses.
+#[derive(Default)]
+pub struct Proof {
+    at: Option<Instant>,
+    /// When each change was last refused.
+    refused: HashMap<i64, Instant>,
+}
+
+impl Proof {
+    /// The target has had a word on a change, between others that it refused.
+    pub fn give(&mut self) {
+        self.at = Some(Instant::now());
+    }
+
+    /// The target has had a word on a change.
+    pub fn renew(&mut self) {
+        if self.holds() {
+            self.give();
+        }
+    }
+
+    pub fn holds(&self) -> bool {
+        self.at.is_some_and(|at| at.elapsed() < PROOF)
+    }
+
+    /// Nothing at all gets through any more.
+    pub fn withdraw(&mut self) {
+        *self = Proof::default();
+    }
+
+    /// Whether a refusal of this change counts: a word has come since its last one.
+    pub fn convicts(&mut self, id: i64) -> bool {
+        let Some(at) = self.at.filter(|_| self.holds()) else { return false };
+        if self.refused.get(&id).is_some_and(|last| *last >= at) {
+            return false;
+        }
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(id, Instant::now());
+        true
     }
 }
