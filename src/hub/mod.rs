@@ -11,6 +11,7 @@ mod table;
 
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Error, Result, SqlState};
+use crate::pg::confine;
 use crate::pg::guc::Nest;
 use crate::pg::memory::Scratch;
 use crate::pg::role::ActAs;
@@ -30,6 +31,7 @@ pub fn apply(payload: &str) -> Result<String> {
         )
     })?;
     let schema = Schema::installed()?;
+    confine::all_immediate();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
     let mut tables = Tables::new(&schema);

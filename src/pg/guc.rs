@@ -1,15 +1,29 @@
-//! Settings that hold for the length of a block (`guc.c` nest levels).
+//! Settings that hold for the length of a block (`guc.c` nest levels), and nothing that is set in between holds longer.
 
 use pgrx::pg_sys;
 use std::ffi::CString;
 
-/// A nest level: settings made through it are undone when it is dropped, or by the abort after an error.
-pub struct Nest(i32);
+/// A nest level. When it is dropped, every setting is what it was, and so is the current user: not only what was set
+/// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself puts
+/// such a guard around code of a table's owner, for instance when it builds an index.
+///
+/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that catches
+/// the error, restores both, because it was opened before this level was.
+pub struct Nest {
+    level: i32,
+    user: pg_sys::Oid,
+    context: i32,
+}
 
 impl Nest {
     pub fn new() -> Self {
-        // SAFETY: only increments guc.c's nest level, inside a transaction.
-        Nest(unsafe { pg_sys::NewGUCNestLevel() })
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: inside a transaction; increments guc.c's nest level and reads two globals of miscinit.c.
+        let level = unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            pg_sys::NewGUCNestLevel()
+        };
+        Nest { level, user, context }
     }
 
     /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings and not
@@ -58,8 +72,13 @@ impl Nest {
 impl Drop for Nest {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: the level was opened by us and nothing older is open above it: guards nest like the stack.
-            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the stack.
+            // As an abort, not as a commit, which would hand a SET made in between on to the level below. The user comes
+            // last, because restoring the setting `role` or `session_authorization` also sets the current user.
+            unsafe {
+                pg_sys::AtEOXact_GUC(false, self.level);
+                pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            }
         }
     }
 }

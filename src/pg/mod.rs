@@ -6,6 +6,7 @@
 
 pub mod activity;
 pub mod bgworker;
+pub mod confine;
 pub mod database;
 pub mod datum;
 pub mod entry;
