@@ -37,6 +37,9 @@ pub fn apply(payload: &str) -> Result<String> {
     let mut tables = Tables::new(&schema);
     let mut parked = Parked::default();
     let mut answer = Answer::default();
+    let mut any_known = false;
+    // First, so that nothing that happens later can leave it out.
+    xact::commit_durably();
     let scratch = Scratch::new();
     for (position, change) in (0..).zip(&changes) {
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
@@ -44,6 +47,10 @@ pub fn apply(payload: &str) -> Result<String> {
         }
         match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
             Ok(Applied::Done) => answer.ack(&change.dedup_key),
+            Ok(Applied::Before) => {
+                any_known = true;
+                answer.ack(&change.dedup_key);
+            }
             Ok(Applied::Conflict(why)) => {
                 answer.conflict(&change.dedup_key, &why);
                 parked.park(&touched(change), position);
@@ -58,6 +65,9 @@ pub fn apply(payload: &str) -> Result<String> {
                 parked.park(&touched(change), position);
             }
         }
+    }
+    if any_known {
+        applied::commit_something();
     }
     applied::prune_now_and_then(&schema, changes.len());
     Ok(answer.json())
@@ -74,6 +84,8 @@ fn as_a_replica() -> Nest {
 /// What became of a change that is not refused.
 enum Applied {
     Done,
+    /// By an earlier request, whose commit may not be on disk yet.
+    Before,
     /// The row is not as the sender saw it; nothing was touched.
     Conflict(String),
 }
@@ -87,7 +99,7 @@ fn apply_one(
     let mut conflict = None;
     let applied = xact::subtransaction(|| {
         if !applied::remember(schema, &change.id) {
-            return;
+            return Applied::Before;
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));
         let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
@@ -95,7 +107,7 @@ fn apply_one(
         let old = change.old.as_ref().map_or("{}", |old| old.text);
         let arguments = [Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text), Arg::json_utf8(old)];
         if spi::run_varied(&statement.sql, &arguments) > 0 {
-            return;
+            return Applied::Done;
         }
         if let Some(columns) = statement.compared.and_then(|compared| differing(&compared, &arguments)) {
             if columns.is_empty() {
@@ -107,10 +119,11 @@ fn apply_one(
         if let Some(why) = statement.if_none {
             refuse(why);
         }
+        Applied::Done
     });
     match conflict {
         Some(why) => Ok(Applied::Conflict(why)),
-        None => applied.map(|()| Applied::Done),
+        None => applied,
     }
 }
 

@@ -22,6 +22,13 @@ pub fn in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then, and
+/// for standbys if that says so. Nothing takes it back.
+pub fn commit_durably() {
+    // SAFETY: inside a transaction; sets a flag of xact.c that the next transaction clears.
+    unsafe { pg_sys::ForceSyncCommit() }
+}
+
 /// Makes everything this transaction did visible to its next statement.
 pub fn command_counter_increment() {
     // SAFETY: inside a transaction, between statements.
