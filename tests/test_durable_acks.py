@@ -100,3 +100,16 @@ def test_defect_16_standbys_are_waited_for_as_the_server_says(hub):
         session.execute("SET synchronous_commit = off")
         assert apply(session, change(3))
     hub.server.set(synchronous_standby_names="")
+
+
+@pytest.mark.parametrize("make", ["CREATE UNLOGGED TABLE u (id int PRIMARY KEY, qty int)",
+                                  "CREATE TABLE u (id int PRIMARY KEY, qty int) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE leaf PARTITION OF u DEFAULT"])
+def test_defect_16_an_unlogged_table_is_not_accepted(hub, make):
+    """A crash empties it."""
+    hub.run(make)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused:
+        hub.run("SELECT sync_outbox_accept('u')")
+    assert "not permanent" in refused.value.diag.message_primary and refused.value.diag.message_hint
+    hub.run("ALTER TABLE sales SET UNLOGGED")
+    answer = hub.value("SELECT sync_outbox_apply(%s::json)", [json.dumps({"changes": [change(1)]})])
+    assert answer["acked"] == [] and "a crash empties public.sales" in answer["errors"][0]["error"]

@@ -16,7 +16,9 @@ use crate::pg::guc::Nest;
 use crate::pg::memory::Scratch;
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
+use crate::pg::timeout::{self, StatementLimit};
 use crate::pg::xact::{self, Caught};
+use crate::settings;
 use crate::store::{Schema, applied};
 use answer::Answer;
 use body::{Change, Op};
@@ -31,6 +33,8 @@ pub fn apply(payload: &str) -> Result<String> {
         )
     })?;
     let schema = Schema::installed()?;
+    let time = StatementLimit::new(settings::apply_statement_timeout());
+    let mut waits = Waits::new();
     confine::all_immediate();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
@@ -45,7 +49,13 @@ pub fn apply(payload: &str) -> Result<String> {
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
             continue; // left unmentioned: it must not overtake
         }
-        match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
+        let applied =
+            waits.bound(|| scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))));
+        if time.is_over() {
+            return Err(Error::new(SqlState::ERRCODE_QUERY_CANCELED, "canceling statement due to statement timeout")
+                .hint("Nothing was applied. Send the same body again."));
+        }
+        match applied {
             Ok(Applied::Done) => answer.ack(&change.dedup_key),
             Ok(Applied::Before) => {
                 any_known = true;
@@ -53,6 +63,10 @@ pub fn apply(payload: &str) -> Result<String> {
             }
             Ok(Applied::Conflict(why)) => {
                 answer.conflict(&change.dedup_key, &why);
+                parked.park(&touched(change), position);
+            }
+            // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
+            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE => {
                 parked.park(&touched(change), position);
             }
             Err(caught) if ends_the_request(caught.sqlstate) => {
@@ -79,6 +93,28 @@ fn as_a_replica() -> Nest {
     let nest = Nest::neutral_output();
     nest.set("session_replication_role", "replica").set("sync_outbox.capture", "off").set("xmloption", "content");
     nest
+}
+
+/// What is left of the time in which one call may wait for locks of others.
+struct Waits(Option<i64>);
+
+impl Waits {
+    fn new() -> Self {
+        Waits(settings::apply_lock_timeout().map(|most| most.as_micros() as i64))
+    }
+
+    /// Runs `f`, in which a lock is waited for as long as that, or less if the session says so; what it took is gone then.
+    fn bound<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        let Waits(Some(left)) = self else { return f() };
+        let limits = Nest::new();
+        limits.limit_lock_wait((*left / 1000).max(1) as i32);
+        let began = timeout::now();
+        let result = f();
+        if timeout::has_waited_since(began) {
+            *left -= timeout::now() - began;
+        }
+        result
+    }
 }
 
 /// What became of a change that is not refused.
@@ -159,5 +195,5 @@ fn ends_the_request(sqlstate: SqlState) -> bool {
     ]
     .into_iter()
     .any(|of| class(of) == class(sqlstate))
-        || matches!(sqlstate, SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_IO_ERROR)
+        || sqlstate == SqlState::ERRCODE_IO_ERROR
 }

@@ -28,6 +28,7 @@ pub mod server;
 pub mod shmem;
 pub mod spi;
 pub mod text;
+pub mod timeout;
 pub mod trigger;
 pub mod utility;
 pub mod wal;
