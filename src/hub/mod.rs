@@ -12,7 +12,7 @@ mod table;
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::confine;
-use crate::pg::guc::Nest;
+use crate::pg::guc::{self, Nest};
 use crate::pg::memory::Scratch;
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
@@ -34,10 +34,10 @@ pub fn apply(payload: &str) -> Result<String> {
     })?;
     let schema = Schema::installed()?;
     let time = StatementLimit::new(settings::apply_statement_timeout());
-    let mut waits = Waits::new();
     confine::all_immediate();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
+    let mut waits = Waits::new();
     let mut tables = Tables::new(&schema);
     let mut parked = Parked::default();
     let mut answer = Answer::default();
@@ -50,7 +50,7 @@ pub fn apply(payload: &str) -> Result<String> {
             continue; // left unmentioned: it must not overtake
         }
         let applied =
-            waits.bound(|| scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))));
+            waits.count(|| scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))));
         if time.is_over() {
             return Err(Error::new(SqlState::ERRCODE_QUERY_CANCELED, "canceling statement due to statement timeout")
                 .hint("Nothing was applied. Send the same body again."));
@@ -66,10 +66,10 @@ pub fn apply(payload: &str) -> Result<String> {
                 parked.park(&touched(change), position);
             }
             // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
-            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE => {
+            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE && !caught.raised_by_code => {
                 parked.park(&touched(change), position);
             }
-            Err(caught) if ends_the_request(caught.sqlstate) => {
+            Err(caught) if ends_the_request(&caught) => {
                 return Err(
                     Error::new(caught.sqlstate, caught.message).hint("Nothing was applied. Send the same body again.")
                 );
@@ -95,23 +95,32 @@ fn as_a_replica() -> Nest {
     nest
 }
 
-/// What is left of the time in which one call may wait for locks of others.
+/// What is left of the time in which one call may wait for locks of others, in microseconds; `None` is no limit.
 struct Waits(Option<i64>);
 
 impl Waits {
     fn new() -> Self {
-        Waits(settings::apply_lock_timeout().map(|most| most.as_micros() as i64))
+        let waits = Waits(settings::apply_lock_timeout().map(|most| most.as_micros() as i64));
+        waits.set();
+        waits
     }
 
-    /// Runs `f`, in which a lock is waited for as long as that, or less if the session says so; what it took is gone then.
-    fn bound<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        let Waits(Some(left)) = self else { return f() };
-        let limits = Nest::new();
-        limits.limit_lock_wait((*left / 1000).max(1) as i32);
+    /// A lock is waited for as long as is left, or less if the session says so. Holds until the nest level ends that is open.
+    fn set(&self) {
+        if let Waits(Some(left)) = self {
+            guc::limit_lock_wait((*left / 1000).max(1) as i32);
+        }
+    }
+
+    /// Runs `f`. If that has waited, what it took is gone.
+    fn count<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let began = timeout::now();
         let result = f();
-        if timeout::has_waited_since(began) {
+        if let Waits(Some(left)) = self
+            && timeout::has_waited_since(began)
+        {
             *left -= timeout::now() - began;
+            self.set();
         }
         result
     }
@@ -183,8 +192,13 @@ fn touched(change: &Change<'_>) -> Touched {
     Touched::new(&change.schema, &change.table, pk, Some(change.data.text))
 }
 
-/// Errors that say something about the server and not about the change: it is not refused, it comes again.
-fn ends_the_request(sqlstate: SqlState) -> bool {
+/// Errors that say something about the server and not about the change: it is not refused, it comes again. Not so where a
+/// trigger has raised them by hand: a change that it always meets so would keep its store waiting for ever.
+fn ends_the_request(caught: &Caught) -> bool {
+    let sqlstate = caught.sqlstate;
+    if caught.raised_by_code {
+        return false;
+    }
     // The class of an SQLSTATE: ERRCODE_TO_CATEGORY of utils/elog.h.
     let class = |state: SqlState| state as i32 & 0xFFF;
     [

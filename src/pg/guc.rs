@@ -41,31 +41,45 @@ impl Nest {
 
     /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
     pub fn set(&self, name: &str, value: &str) -> &Self {
-        let name = CString::new(name).unwrap_or_default();
-        let value = CString::new(value).unwrap_or_default();
-        // SAFETY: both strings are NUL-terminated and copied by guc.c; GUC_ACTION_SAVE ties the value to our nest level.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
-        }
+        set(name, value);
         self
     }
 }
 
+/// Sets `name` until the nest level that is open now ends.
+fn set(name: &str, value: &str) {
+    let name = CString::new(name).unwrap_or_default();
+    let value = CString::new(value).unwrap_or_default();
+    // SAFETY: both strings are NUL-terminated and copied by guc.c; GUC_ACTION_SAVE ties the value to the nest level.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 impl Nest {
-    /// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less.
+    /// As [`limit_lock_wait`], for this level.
     pub fn limit_lock_wait(&self, ms: i32) -> &Self {
-        // SAFETY: plain global of proc.c; 0 is no limit.
-        let session = unsafe { pg_sys::LockTimeout };
-        if session == 0 || session > ms { self.set("lock_timeout", &ms.to_string()) } else { self }
+        limit_lock_wait(ms);
+        self
+    }
+}
+
+/// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less: until the nest level that
+/// is open now ends.
+pub fn limit_lock_wait(ms: i32) {
+    // SAFETY: plain global of proc.c; 0 is no limit.
+    let session = unsafe { pg_sys::LockTimeout };
+    if session == 0 || session > ms {
+        set("lock_timeout", &ms.to_string());
     }
 }
 

@@ -194,10 +194,12 @@ pub struct Caught {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// By a RAISE of PL/pgSQL: then the SQLSTATE is what somebody wrote, and says nothing about the server.
+    pub raised_by_code: bool,
 }
 
 impl From<Caught> for crate::error::Error {
-    fn from(Caught { sqlstate, message, detail, hint }: Caught) -> Self {
+    fn from(Caught { sqlstate, message, detail, hint, .. }: Caught) -> Self {
         crate::error::Error { sqlstate, message, detail, hint }
     }
 }
@@ -211,6 +213,8 @@ impl From<CaughtError> for Caught {
                 message: report.message().to_owned(),
                 detail: report.detail().map(str::to_owned),
                 hint: report.hint().map(str::to_owned),
+                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its own.
+                raised_by_code: report.file().ends_with("pl_exec.c"),
             },
         }
     }
