@@ -248,8 +248,9 @@ thread_local! {
     static VARIED: RefCell<Varied> = RefCell::new(Varied::default());
 }
 
-/// Plans of statements whose text follows from input that a session keeps. A plan of apply takes 20 to 30 kB.
-const VARIED_MOST: usize = 1000;
+/// Plans of statements whose text follows from input that a session keeps. A plan of apply takes about 30 kB, and
+/// each one costs a little whenever the plan cache is told that it is stale, which apply does twice in a call.
+const VARIED_MOST: usize = 500;
 
 #[derive(Default)]
 struct Varied {
