@@ -70,10 +70,13 @@ SECONDS ?= 30
 fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz where it is missing
 	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
 
-lint: ## formatting, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
+# Files and directories whose SQL names no operator, function or type without its schema.
+SQL_CHECKED = src/hub src/api/accept.rs src/api/apply.rs src/store/accepted.rs src/store/applied.rs
+lint: ## formatting, SQL, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
 	cd sql && sha256sum --check --quiet released.sha256
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	scripts/check-sql.py $(SQL_CHECKED)
 	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
 	scripts/check-dependencies.sh

@@ -172,10 +172,10 @@ echo "Two servers are up: a store, with shared_preload_libraries = 'sync_outbox'
 act 'The hub says which tables may be written, and who may knock'
 call hub "SELECT sync_outbox_accept(t) FROM unnest('{branches,products,customers,sales,sale_lines,\"\\\"stock movements\\\"\"}'::regclass[]) t;"
 call hub 'CREATE ROLE receiver LOGIN;'
-call hub 'GRANT EXECUTE ON FUNCTION sync_outbox_apply(json) TO receiver;'
+call hub 'GRANT EXECUTE ON FUNCTION sync_outbox_apply_text(text) TO receiver;'
 start_receiver 0
 url=http://127.0.0.1:$receiver_port
-say "The receiver (examples/receiver) listens on $url and calls sync_outbox_apply()."
+say "The receiver (examples/receiver) listens on $url and calls sync_outbox_apply_text()."
 
 act 'Act 1: one table, three changes, one flush (automatic sending is off)'
 configure="SELECT sync_outbox_configure(json_build_object('webapp_base_url', '$url', 'sync_upload_token', :'token'));"

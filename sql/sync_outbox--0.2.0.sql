@@ -224,9 +224,13 @@ COMMENT ON TABLE @extschema@.sync_outbox_lane IS
 CREATE TABLE @extschema@.sync_outbox_accepted (
     relation    regclass    PRIMARY KEY,
     accepted_by name        NOT NULL,
-    accepted_at timestamptz NOT NULL DEFAULT pg_catalog.now()
+    accepted_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    -- A row that does not say it is of 0.1.0, also in a dump, and keeps that one's way.
+    ignore_unknown_columns boolean NOT NULL DEFAULT true
 );
 COMMENT ON TABLE @extschema@.sync_outbox_accepted IS 'tables that sync_outbox_apply() may write, see sync_outbox_accept()';
+COMMENT ON COLUMN @extschema@.sync_outbox_accepted.ignore_unknown_columns IS
+    'columns of the sender that the table lacks are left out; else they are an error of the change';
 
 CREATE TABLE @extschema@.sync_outbox_applied (
     dedup_key  uuid        PRIMARY KEY,
@@ -390,10 +394,20 @@ CREATE FUNCTION @extschema@.sync_outbox_apply(payload json)
 COMMENT ON FUNCTION @extschema@.sync_outbox_apply(json) IS
     'applies a request body in order, each change in its own subtransaction, and answers {"acked", "errors", "conflicts"}';
 
+CREATE FUNCTION @extschema@.sync_outbox_apply_text(payload text)
+    RETURNS json AS 'MODULE_PATHNAME', 'sync_outbox_apply_text_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_apply_text(text) IS
+    'as sync_outbox_apply(), for receivers: a value that is nested too deep for the type json is an error of its change alone';
+
 CREATE FUNCTION @extschema@.sync_outbox_accept(relation regclass)
     RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_accept_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_accept(regclass) IS
     'lets sync_outbox_apply() write this table; the caller owns it';
+
+CREATE FUNCTION @extschema@.sync_outbox_accept(relation regclass, ignore_unknown_columns boolean)
+    RETURNS void AS 'MODULE_PATHNAME', 'sync_outbox_accept_with_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_accept(regclass, boolean) IS
+    'the same, and says whether columns of the sender that the table lacks are left out or are an error of the change';
 
 ------------------------------------------------------------------------------------------------------------------------
 -- Rights: nothing for PUBLIC; an operator flushes, looks and requeues; an admin configures; payloads are for the admin.
@@ -417,7 +431,9 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_requeue(bigint[], text, regclass, text),
     @extschema@.sync_outbox_discard(bigint[], text),
     @extschema@.sync_outbox_apply(json),
-    @extschema@.sync_outbox_accept(regclass)
+    @extschema@.sync_outbox_apply_text(text),
+    @extschema@.sync_outbox_accept(regclass),
+    @extschema@.sync_outbox_accept(regclass, boolean)
     FROM PUBLIC;
 REVOKE ALL ON PROCEDURE @extschema@.sync_outbox_drain(text, text) FROM PUBLIC;
 
@@ -435,7 +451,9 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_discard(bigint[], text),
     @extschema@.sync_outbox_apply(json),
-    @extschema@.sync_outbox_accept(regclass)
+    @extschema@.sync_outbox_apply_text(text),
+    @extschema@.sync_outbox_accept(regclass),
+    @extschema@.sync_outbox_accept(regclass, boolean)
     TO sync_outbox_admin;
 GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_flush(text, integer, text),

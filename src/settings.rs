@@ -38,6 +38,10 @@ static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
+/// Less than the time that a sender gives a request, whose other changes are applied meanwhile.
+static APPLY_LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+/// As long as a sender waits by default: after that nobody reads the answer.
+static APPLY_STATEMENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(30_000);
 /// Off: how many changes are many depends on the shop.
 static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// A tenth of a small disk.
@@ -150,6 +154,20 @@ pub fn init() {
         &APPLIED_RETENTION,
         (1, MINUTES_MAX),
         minutes,
+    );
+    number(
+        c"sync_outbox.apply_lock_timeout",
+        c"Time one call of sync_outbox_apply() waits for locks of others, in all; 0 is no limit.",
+        &APPLY_LOCK_TIMEOUT,
+        (0, i32::MAX),
+        ms,
+    );
+    number(
+        c"sync_outbox.apply_statement_timeout",
+        c"Time one call of sync_outbox_apply() may take; 0 is no limit.",
+        &APPLY_STATEMENT_TIMEOUT,
+        (0, i32::MAX),
+        ms,
     );
     number(
         c"sync_outbox.worker_idle_timeout",
@@ -270,6 +288,16 @@ pub fn history_retention() -> Duration {
 
 pub fn applied_retention() -> Duration {
     Duration::from_secs(60 * APPLIED_RETENTION.get() as u64)
+}
+
+/// How long one call of apply waits for locks; `None` is no limit.
+pub fn apply_lock_timeout() -> Option<Duration> {
+    Some(millis(&APPLY_LOCK_TIMEOUT)).filter(|d| !d.is_zero())
+}
+
+/// How long one call of apply may take; `None` is no limit.
+pub fn apply_statement_timeout() -> Option<Duration> {
+    Some(millis(&APPLY_STATEMENT_TIMEOUT)).filter(|d| !d.is_zero())
 }
 
 /// Above what the log warns of the backlog; 0 is never.

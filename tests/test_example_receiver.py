@@ -31,7 +31,7 @@ class Example:
     def __init__(self, db, where, *options):
         self.db = db
         self.login = db.role("door")
-        db.run(f"GRANT EXECUTE ON FUNCTION sync_outbox_apply(json) TO {self.login}")
+        db.run(f"GRANT EXECUTE ON FUNCTION sync_outbox_apply_text(text) TO {self.login}")
         db.run("CREATE TABLE IF NOT EXISTS sales (id int PRIMARY KEY, qty int)")
         db.run("SELECT sync_outbox_accept('sales')")
         self.log = where / "receiver.log"
@@ -258,7 +258,7 @@ def test_a_database_that_goes_away_is_503_and_is_found_again(example):
 
 def test_errors_that_pass_are_503(example):
     example.db.run("INSERT INTO sales VALUES (1, 1)")
-    example.db.run(f"ALTER ROLE {example.login} SET lock_timeout = '100ms'")
+    example.db.run(f"ALTER ROLE {example.login} SET statement_timeout = '300ms'")
     with example.db.session(autocommit=False) as holder:
         holder.execute("UPDATE sales SET qty = 2")
         assert example.post(body(insert(1, qty=3)))[0] == 503
@@ -266,7 +266,7 @@ def test_errors_that_pass_are_503(example):
 
 
 def test_a_missing_grant_is_500_and_says_so_in_the_log_only(example):
-    example.db.run(f"REVOKE EXECUTE ON FUNCTION sync_outbox_apply(json) FROM {example.login}")
+    example.db.run(f"REVOKE EXECUTE ON FUNCTION sync_outbox_apply_text(text) FROM {example.login}")
     status, answer, _ = example.post(body(insert(1)))
     assert status == 500 and "sync_outbox_apply" not in answer["error"]
     assert "permission denied for function sync_outbox_apply" in example.said()

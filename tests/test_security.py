@@ -18,10 +18,10 @@ OPERATOR = {"admin", "operator"}
 MONITOR = {"admin", "operator", "monitor"}
 
 EXECUTE = {
-    "sync_outbox_capture": NOBODY,
+    "sync_outbox_capture": NOBODY, "sync_outbox_target_changed": NOBODY,
     "sync_outbox_attach": ADMIN, "sync_outbox_detach": ADMIN, "sync_outbox_configure": ADMIN, "sync_outbox_backfill": ADMIN,
     "sync_outbox_import": ADMIN, "sync_outbox_set_token": ADMIN, "sync_outbox_pause": ADMIN, "sync_outbox_resume": ADMIN,
-    "sync_outbox_discard": ADMIN, "sync_outbox_apply": ADMIN, "sync_outbox_accept": ADMIN,
+    "sync_outbox_discard": ADMIN, "sync_outbox_apply": ADMIN, "sync_outbox_apply_text": ADMIN, "sync_outbox_accept": ADMIN,
     "sync_outbox_adopt": ADMIN, "sync_outbox_target_set": ADMIN, "sync_outbox_target_drop": ADMIN,
     "sync_outbox_flush": OPERATOR, "sync_outbox_drain": OPERATOR, "sync_outbox_requeue": OPERATOR,
     "sync_outbox_stats": MONITOR, "sync_outbox_overview": MONITOR,

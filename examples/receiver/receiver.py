@@ -9,6 +9,7 @@ per request, and answers what the database answered. An answer is sent only afte
 import argparse
 import base64
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -16,6 +17,7 @@ import logging
 import os
 import pathlib
 import queue
+import select
 import signal
 import socket
 import sys
@@ -31,6 +33,8 @@ log = logging.getLogger("receiver")
 MIB = 1024 * 1024
 # How far a signed request's time may be from ours, in seconds: bounds how long a recorded request can be sent again.
 TOLERANCE = 300
+# Seconds in which the head of a request has to be here, then its body; and for how long a connection may be idle.
+HEAD, BODY, IDLE = 10, 60, 60
 # Errors of the database that say "not now": the sender tries again by itself. Classes and single codes of SQLSTATE.
 NOT_NOW = ("08", "40", "53", "57", "25006", "55P03")
 
@@ -45,40 +49,102 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
+class Watch(threading.Thread):
+    """Looks after all connections four times a second: cuts off who is too slow, and calls off work for who has left."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.lock = threading.Lock()
+        self.deadlines = {}  # of sockets
+        self.working = {}  # database connections, by the socket of the sender that they work for
+        self.ended = threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.25):
+            with self.lock:
+                for client, until in list(self.deadlines.items()):
+                    if time.monotonic() > until:
+                        del self.deadlines[client]
+                        with contextlib.suppress(OSError):
+                            client.shutdown(socket.SHUT_RDWR)
+                for client, connection in list(self.working.items()):
+                    if has_left(client):
+                        del self.working[client]
+                        connection.cancel()
+
+    def cut_off_after(self, client, seconds):
+        """Gives a connection so long from now; None: as long as it takes."""
+        with self.lock:
+            self.deadlines.pop(client, None)
+            if seconds is not None:
+                self.deadlines[client] = time.monotonic() + seconds
+
+    @contextlib.contextmanager
+    def calling_off(self, client, connection):
+        """A sender that has given up sends again: its old request must not keep a connection that the new one needs."""
+        with self.lock:
+            self.working[client] = connection
+        try:
+            yield
+        finally:
+            with self.lock:
+                called_off = self.working.pop(client, None) is None
+            if called_off:
+                connection.close()  # the cancel may arrive late, and must not meet somebody else's request
+
+
+def has_left(client):
+    """Whether the other side has closed the connection, or its half of it."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 class Hub:
     """A few database connections, opened when needed and reused."""
 
-    def __init__(self, dsn, connections):
+    def __init__(self, dsn, connections, watch):
         self.dsn = dsn
         self.idle = queue.LifoQueue()
         self.free = threading.BoundedSemaphore(connections)
+        self.watch = watch
 
-    def apply(self, body):
-        """The answer to a body, as JSON text."""
+    def apply(self, body, client):
+        """The answer to a body of that client's, as JSON text."""
         if not self.free.acquire(timeout=10):
             raise Refused(503, "all database connections are busy", Retry_After="1")
         try:
-            return self._apply(body)
+            if has_left(client):
+                raise Refused(503, "the sender has left")
+            return self._apply(body, client)
         except psycopg.Error as error:
             raise refusal(error) from error
         finally:
             self.free.release()
 
-    def _apply(self, body):
+    def _apply(self, body, client):
         with contextlib.suppress(queue.Empty):
             connection = self.idle.get_nowait()
             try:
-                return self._run(connection, body)
+                return self._run(connection, body, client)
             except psycopg.OperationalError:
-                if not connection.closed:
+                if not connection.closed or has_left(client):
                     raise
                 # It had been lost while it lay idle. Once more: what was applied is acked and not applied again.
-        return self._run(psycopg.connect(self.dsn, autocommit=True, application_name="sync_outbox receiver"), body)
+        return self._run(self.connect(), body, client)
 
-    def _run(self, connection, body):
+    def connect(self):
+        connection = psycopg.connect(self.dsn, autocommit=True, application_name="sync_outbox receiver")
+        # If this program dies while a statement waits, the server notices, and the statement ends.
+        connection.execute("SET client_connection_check_interval = '1s'")
+        return connection
+
+    def _run(self, connection, body, client):
         try:
-            # One statement is one transaction, and its result is not taken before it has committed.
-            (answer,) = connection.execute("SELECT sync_outbox_apply(%s::json)::text", [body]).fetchone()
+            with self.watch.calling_off(client, connection):
+                # One statement is one transaction, and its result is not taken before it has committed. As text: the type
+                # json would fail for the whole body where one value in it is nested too deep.
+                (answer,) = connection.execute("SELECT sync_outbox_apply_text(%s)::text", [body]).fetchone()
             return answer
         finally:
             if not connection.closed:
@@ -98,7 +164,7 @@ def refusal(error):
         return Refused(503, message, Retry_After="1")
     if state.startswith("22"):
         return Refused(400, ": ".join(filter(None, [message, error.diag.message_detail])))
-    if state == "54000":
+    if state.startswith("54"):  # too much at once: the sender halves
         return Refused(413, message)
     log.error("the database says %s: %s", state, message)
     return Refused(500, "the database refused the request; see the receiver's log")
@@ -109,15 +175,32 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "sync_outbox-receiver"
     sys_version = ""
     disable_nagle_algorithm = True
-    timeout = 60  # for one read or write, and for the next request of an idle connection
+    timeout = IDLE  # for one read or write
 
     unread = True  # a body that may still be on its way
 
+    def handle_one_request(self):
+        # Not more for a first request: who has not shown a token yet is not to keep a place for long.
+        self.server.watch.cut_off_after(self.connection, HEAD if self.unread else IDLE)
+        super().handle_one_request()
+
+    def parse_request(self):
+        self.unread = True
+        self.server.watch.cut_off_after(self.connection, HEAD)
+        return super().parse_request()
+
+    def finish(self):
+        self.server.watch.cut_off_after(self.connection, None)
+        super().finish()
+
     def do_POST(self):
         began = time.monotonic()
-        self.unread = True
         try:
-            answer = self.server.hub.apply(self.body(self.admitted_length()))
+            length = self.admitted_length()
+            self.server.watch.cut_off_after(self.connection, BODY)
+            body = self.body(length)
+            self.server.watch.cut_off_after(self.connection, None)
+            answer = self.server.hub.apply(body, self.connection)
             self.answer(200, answer)
             counts = json.loads(answer)
             log.info("%s: %d acked, %d errors, %d conflicts, %.0f ms", self.client_address[0], len(counts["acked"]),
@@ -151,10 +234,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(415, "Content-Type must be application/json", Accept="application/json")
         if self.headers.get("Content-Encoding", "identity").lower() not in ("identity", "gzip"):
             raise Refused(415, "Content-Encoding must be gzip or identity", Accept_Encoding="gzip, identity")
-        length = self.headers.get("Content-Length")
-        if length is None:
+        lengths = self.headers.get_all("Content-Length")
+        if lengths is None:
             raise Refused(411, "Content-Length is missing")
-        if not (length.isascii() and length.isdigit()):
+        if len(lengths) > 1 or "Transfer-Encoding" in self.headers:
+            # What stands in front may believe the other one: then it sees other requests in these bytes than we do.
+            raise Refused(400, "the length of the body is given twice")
+        length = lengths[0]
+        if not is_number(length):
             raise Refused(400, "Content-Length is not a number")
         if int(length) > self.server.max_body:
             raise self.too_large()
@@ -173,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.secrets:
             return
         timestamp = self.headers.get("webhook-timestamp", "")
-        if not (self.headers.get("webhook-id") and self.headers.get("webhook-signature") and timestamp.isascii() and timestamp.isdigit()):
+        if not (self.headers.get("webhook-id") and self.headers.get("webhook-signature") and is_number(timestamp)):
             raise Refused(401, "the request is not signed")
         if abs(time.time() - int(timestamp)) > TOLERANCE:
             raise Refused(401, f"the request was signed more than {TOLERANCE} seconds from now: compare the clocks")
@@ -197,6 +284,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding", "").lower() == "gzip":
             data = self.unpacked(data)
         self.check_signature(data)
+        if b"\0" in data:
+            raise Refused(400, "the body holds a NUL, which is no part of JSON")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
@@ -254,21 +343,50 @@ class Handler(BaseHTTPRequestHandler):
         log.info("%s: %s", self.client_address[0], format % arguments)
 
 
+def is_number(text):
+    """Decimal digits, and not more than any number here has: int() refuses thousands of them."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+class OneLine(logging.Formatter):
+    """Each entry stays one line and shows what it holds: texts of senders cannot look like entries, nor move a cursor."""
+
+    def format(self, record):
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().format(record))
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close() waits for requests that are being applied
     request_queue_size = 64
     allow_reuse_address = True
 
-    def __init__(self, address, hub, token, secrets, upload_path, max_body):
+    def __init__(self, address, hub, watch, clients, token, secrets, upload_path, max_body):
         super().__init__(address, Handler)
         self.hub = hub
+        self.watch = watch
+        self.clients = clients
         self.token = token
         self.secrets = secrets
         self.upload_path = upload_path
         self.max_body = max_body
         self.open = set()
 
+    def get_request(self):
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                # The connection stays in the queue: without a pause it would be tried again at once, and for ever.
+                log.error("cannot take a connection: %s", error)
+                time.sleep(0.5)
+            raise
+
     def process_request(self, request, client_address):
+        if len(self.open) >= self.clients:
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return self.shutdown_request(request)
         self.open.add(request)
         super().process_request(request, client_address)
 
@@ -285,6 +403,8 @@ class Server(ThreadingHTTPServer):
 
     def finish(self):
         """Ends idle connections and waits for requests at work, which still get their answer."""
+        self.watch.ended.set()
+        self.watch.join()
         for request in list(self.open):
             with contextlib.suppress(OSError):
                 request.shutdown(socket.SHUT_RD)
@@ -327,14 +447,19 @@ def main():
     parser.add_argument("--signing-secret-file", help="file with whsec_ secrets, one a line; requests must be signed with one of them")
     parser.add_argument("--path", default="/api/sync/upload_outbox", help="default %(default)s")
     parser.add_argument("--connections", type=int, default=4, help="most database connections, default %(default)s")
+    parser.add_argument("--clients", type=int, default=100, help="most connections of senders at a time, default %(default)s")
     parser.add_argument("--max-body", type=int, default=32 * MIB, metavar="BYTES",
                         help="largest body, also after gzip, default %(default)s")
     arguments = parser.parse_args()
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    hub = Hub(arguments.dsn, arguments.connections)
-    server = Server(arguments.listen, hub, read_token(arguments.token_file), read_secrets(arguments.signing_secret_file),
-                    arguments.path, arguments.max_body)
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(OneLine("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
+    watch = Watch()
+    hub = Hub(arguments.dsn, arguments.connections, watch)
+    server = Server(arguments.listen, hub, watch, arguments.clients, read_token(arguments.token_file),
+                    read_secrets(arguments.signing_secret_file), arguments.path, arguments.max_body)
+    watch.start()
 
     def stop(*_):
         # From another thread: shutdown() waits for the loop that runs in this one.

@@ -3,9 +3,10 @@
 use super::argument::{self, Text};
 use crate::capture::{Options, Priority, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::guc::Nest;
 use crate::pg::relation::{self as pg_relation, LockMode, Open};
 use crate::pg::role::{self, ActAs};
-use crate::pg::{Oid, interrupt, spi, xact};
+use crate::pg::{Oid, confine, interrupt, spi, xact};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
@@ -47,6 +48,8 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
     let (mut count, mut ids) = (0, None);
+    confine::all_immediate();
+    let guard = Nest::new(); // the condition and the table's row security may call anybody's functions
     spi::scan_once(&source.select(condition.as_deref()), &[], |row| {
         interrupt::check();
         if let Some(id) = writer.insert(row, 1) {
@@ -55,6 +58,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
         }
         ControlFlow::Continue(())
     });
+    drop(guard);
     if let Some(ids) = ids {
         let _owner = ActAs::owner();
         if priority != source.options.priority {

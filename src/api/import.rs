@@ -1,7 +1,7 @@
 //! `sync_outbox_import()`: takes over what an outbox made by scripts has not delivered.
 //!
-//! The old changes are older than everything captured since, so they get the ids before it. The old table is read as the
-//! caller, because reading it may run casts of its owner; the rows are written as the extension's owner.
+//! The old changes are older than everything captured since, so they get the ids before it. The old table is read as
+//! its owner, because reading it may run that one's casts; the rows are written as the extension's owner.
 
 use super::argument;
 use crate::capture::{OPERATIONS, Options};
@@ -11,7 +11,7 @@ use crate::pg::memory::Scratch;
 use crate::pg::relation::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
-use crate::pg::{Oid, interrupt, text, xact};
+use crate::pg::{Oid, confine, interrupt, text, xact};
 use crate::store::import::{self, Imported};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, identity, lane, quote_literal, target};
@@ -39,7 +39,11 @@ fn import(oid: Oid) -> Result<i64> {
     let caller = role::current_user();
     let schema = Schema::installed()?;
     let old = lock(&schema, caller, oid)?;
-    let (tables, rows) = tables(&old);
+    confine::all_immediate();
+    let (tables, rows) = {
+        let _restricted = ActAs::restricted(old.owner);
+        tables(&old)
+    };
     let (lanes, mut next_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
@@ -52,6 +56,7 @@ fn import(oid: Oid) -> Result<i64> {
     let (mut imported, mut skipped) = (0, 0);
     let memory = Scratch::new();
     let mut outcome = Ok(());
+    let restricted = ActAs::restricted(old.owner);
     spi::scan_once(&select(&old), &[], |row| {
         interrupt::check();
         match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
@@ -64,6 +69,7 @@ fn import(oid: Oid) -> Result<i64> {
         }
         if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
+    drop(restricted);
     outcome?;
     if skipped > 0 {
         pgrx::notice!("{skipped} of {rows} changes were imported before and still wait: skipped");

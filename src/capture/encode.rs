@@ -5,6 +5,7 @@
 
 use crate::pg::datum::{self, Function, Value};
 use crate::pg::relation::{self, JsonKind};
+use crate::pg::role::ActAs;
 use pgrx::pg_sys;
 
 /// How the values of one column are written.
@@ -25,8 +26,10 @@ pub enum Encoder {
     DateTime(pg_sys::Oid),
     /// json: valid already.
     Json,
-    /// A function that gives json: arrays, composites, a user's cast.
+    /// A function of PostgreSQL that gives json: arrays of its own types.
     ToJson(Function),
+    /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
+    UsersJson(Function),
     /// An output function that gives json as it is.
     RawOutput(Function),
     /// Anything else: its text, quoted.
@@ -51,18 +54,26 @@ impl Encoder {
             pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Encoder::DateTime(base),
             pg_sys::JSONOID => Encoder::Json,
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
-            _ => match relation::json_kind(base) {
-                JsonKind::Array => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY))),
-                JsonKind::Composite => Encoder::ToJson(Function::new(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD))),
-                JsonKind::Cast(function) => Encoder::ToJson(Function::new(function)),
-                JsonKind::Other => Encoder::Output(Function::output(base)),
-            },
+            _ => {
+                let to_json = if relation::is_users_type(base) { Encoder::UsersJson } else { Encoder::ToJson };
+                match relation::json_kind(base) {
+                    JsonKind::Array => to_json(Function::new(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY))),
+                    JsonKind::Composite => to_json(Function::new(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD))),
+                    JsonKind::Cast(function) => to_json(Function::new(function)),
+                    JsonKind::Other => Encoder::Output(Function::output(base)),
+                }
+            }
         }
     }
 
     /// Whether what it writes depends on the session's output settings (and so needs neutral ones).
     pub fn follows_settings(&self) -> bool {
-        matches!(self, Encoder::ToJson(_) | Encoder::Output(_))
+        matches!(self, Encoder::ToJson(_) | Encoder::UsersJson(_) | Encoder::Output(_))
+    }
+
+    /// Whether it can run code that is not PostgreSQL's.
+    pub fn runs_users_code(&self) -> bool {
+        matches!(self, Encoder::UsersJson(_))
     }
 
     /// Writes the value as JSON.
@@ -106,6 +117,11 @@ impl Encoder {
             }
             Encoder::Json => out.extend_from_slice(value.varlena()),
             Encoder::ToJson(function) => function.write_varlena(value, out),
+            Encoder::UsersJson(function) => {
+                // What the cast sets is neither left to the session nor to the next value.
+                let _guard = ActAs::confined();
+                function.write_varlena(value, out);
+            }
             Encoder::RawOutput(function) => function.write_text(value, out),
             Encoder::Output(function) => {
                 let mut text = Vec::new();

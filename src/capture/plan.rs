@@ -34,6 +34,8 @@ pub struct Plan {
     key: Vec<usize>,
     branch: Option<(usize, Encoder)>,
     follows_settings: bool,
+    /// Encoding a row can run casts of users.
+    pub runs_users_code: bool,
     pub schema_name: Kept,
     pub table_name: Kept,
     pub target_id: i16,
@@ -149,6 +151,8 @@ impl Plan {
         Plan {
             follows_settings: columns.iter().any(|c| c.encoder.follows_settings())
                 || branch.as_ref().is_some_and(|(_, e)| e.follows_settings()),
+            runs_users_code: columns.iter().any(|c| c.encoder.runs_users_code())
+                || branch.as_ref().is_some_and(|(_, e)| e.runs_users_code()),
             columns,
             key,
             branch,

@@ -1,8 +1,9 @@
 //! Capturing rows that are there already, as if they were inserted now: what backfill does.
 //!
 //! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one. Rows are
-//! encoded as the caller, who may read them; the caller has locked the row, which is what makes its id come before that of
-//! any later change of it.
+//! read as the caller, who may read them, and encoded as the table's owner, whose casts that may run: nobody who backfills
+//! another's table is to run that one's code. The caller has locked the row, which is what makes its id come before that
+//! of any later change of it.
 
 use super::append::{self, Change, Outbox};
 use super::options::Options;
@@ -48,18 +49,22 @@ impl Writer {
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
         let Writer { table, plan, outbox, reason, memory, row, pk, data } = self;
         memory.run(|| {
-            let _settings = plan.neutral_settings();
             if !result.whole_row(n, &table.borrow(), row) {
                 return None;
             }
+            let restricted = plan.runs_users_code.then(|| ActAs::restricted(table.borrow().owner()));
+            let settings = plan.neutral_settings();
             plan.write_key(row, pk.clear());
             plan.write_all(row, data.clear());
+            let branch = plan.branch(row);
+            drop(settings);
+            drop(restricted);
             let change = Change {
                 event: Event::Insert,
                 pk: Some(pk.datum()),
                 data: Some(data.datum()),
                 old: None,
-                branch: plan.branch(row),
+                branch,
                 reason: reason.clone(),
             };
             Some(outbox.append(plan, &change))

@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 /// Longest error text in an answer, in characters: the sender stores it with the change.
 const ERROR_MAX: usize = 500;
+/// And in bytes, as they are escaped: one character can take twelve. The sender reads 4096 bytes for each change that it has
+/// sent, key and punctuation included.
+const ERROR_BYTES: usize = 3000;
 
 /// What became of the changes of a body. A change that stands nowhere was not acked.
 #[derive(Default)]
@@ -53,14 +56,26 @@ fn with_words(entries: &[(&str, String)], out: &mut String) {
     }
 }
 
-/// One line of bounded length.
+/// One line of bounded length, also when it is escaped.
 fn clean(error: &str) -> String {
-    let mut clean: String = error.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_MAX + 1).collect();
-    if clean.chars().count() > ERROR_MAX {
-        clean.pop();
-        clean.push('…');
+    let (mut clean, mut bytes) = (String::new(), 0);
+    for (position, c) in error.chars().map(|c| if c.is_control() { ' ' } else { c }).enumerate() {
+        bytes += escaped_bytes(c);
+        if position == ERROR_MAX || bytes > ERROR_BYTES {
+            clean.push('…');
+            break;
+        }
+        clean.push(c);
     }
     clean
+}
+
+fn escaped_bytes(c: char) -> usize {
+    match c {
+        '"' | '\\' => 2,
+        ' '..='~' => 1,
+        _ => 6 * c.len_utf16(),
+    }
 }
 
 fn string(text: &str, out: &mut String) {
@@ -107,5 +122,18 @@ mod tests {
         let long = clean(&"é".repeat(10_000));
         assert_eq!(long.chars().count(), ERROR_MAX + 1);
         assert!(long.ends_with('…'));
+        let escaped = |text: &str| {
+            let mut out = String::new();
+            string(text, &mut out);
+            out.len()
+        };
+        for c in ['\u{1f600}', '€', '"', '\u{7f}', '\u{0}', 'a'] {
+            let text = c.to_string().repeat(10_000);
+            assert!(escaped(&clean(&text)) <= ERROR_BYTES + 8, "{c:?}");
+        }
+        let mut answer = Answer::default();
+        let key = uuid::Uuid::nil().urn().to_string(); // the longest form
+        answer.error(&key, &"\u{1f600}".repeat(10_000));
+        assert!(answer.json().len() < 4096);
     }
 }

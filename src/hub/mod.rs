@@ -11,11 +11,14 @@ mod table;
 
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::guc::Nest;
+use crate::pg::confine;
+use crate::pg::guc::{self, Nest};
 use crate::pg::memory::Scratch;
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
+use crate::pg::timeout::{self, StatementLimit};
 use crate::pg::xact::{self, Caught};
+use crate::settings;
 use crate::store::{Schema, applied};
 use answer::Answer;
 use body::{Change, Op};
@@ -30,23 +33,43 @@ pub fn apply(payload: &str) -> Result<String> {
         )
     })?;
     let schema = Schema::installed()?;
+    let time = StatementLimit::new(settings::apply_statement_timeout());
+    confine::all_immediate();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
+    let mut waits = Waits::new();
     let mut tables = Tables::new(&schema);
     let mut parked = Parked::default();
     let mut answer = Answer::default();
+    let mut any_known = false;
+    // First, so that nothing that happens later can leave it out.
+    xact::commit_durably();
     let scratch = Scratch::new();
     for (position, change) in (0..).zip(&changes) {
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
             continue; // left unmentioned: it must not overtake
         }
-        match scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))) {
+        let applied =
+            waits.count(|| scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))));
+        if time.is_over() {
+            return Err(Error::new(SqlState::ERRCODE_QUERY_CANCELED, "canceling statement due to statement timeout")
+                .hint("Nothing was applied. Send the same body again."));
+        }
+        match applied {
             Ok(Applied::Done) => answer.ack(&change.dedup_key),
+            Ok(Applied::Before) => {
+                any_known = true;
+                answer.ack(&change.dedup_key);
+            }
             Ok(Applied::Conflict(why)) => {
                 answer.conflict(&change.dedup_key, &why);
                 parked.park(&touched(change), position);
             }
-            Err(caught) if ends_the_request(caught.sqlstate) => {
+            // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
+            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE && !caught.raised_by_code => {
+                parked.park(&touched(change), position);
+            }
+            Err(caught) if ends_the_request(&caught) => {
                 return Err(
                     Error::new(caught.sqlstate, caught.message).hint("Nothing was applied. Send the same body again.")
                 );
@@ -56,6 +79,9 @@ pub fn apply(payload: &str) -> Result<String> {
                 parked.park(&touched(change), position);
             }
         }
+    }
+    if any_known {
+        applied::commit_something();
     }
     applied::prune_now_and_then(&schema, changes.len());
     Ok(answer.json())
@@ -69,9 +95,42 @@ fn as_a_replica() -> Nest {
     nest
 }
 
+/// What is left of the time in which one call may wait for locks of others, in microseconds; `None` is no limit.
+struct Waits(Option<i64>);
+
+impl Waits {
+    fn new() -> Self {
+        let waits = Waits(settings::apply_lock_timeout().map(|most| most.as_micros() as i64));
+        waits.set();
+        waits
+    }
+
+    /// A lock is waited for as long as is left, or less if the session says so. Holds until the nest level ends that is open.
+    fn set(&self) {
+        if let Waits(Some(left)) = self {
+            guc::limit_lock_wait((*left / 1000).max(1) as i32);
+        }
+    }
+
+    /// Runs `f`. If that has waited, what it took is gone.
+    fn count<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        let began = timeout::now();
+        let result = f();
+        if let Waits(Some(left)) = self
+            && timeout::has_waited_since(began)
+        {
+            *left -= timeout::now() - began;
+            self.set();
+        }
+        result
+    }
+}
+
 /// What became of a change that is not refused.
 enum Applied {
     Done,
+    /// By an earlier request, whose commit may not be on disk yet.
+    Before,
     /// The row is not as the sender saw it; nothing was touched.
     Conflict(String),
 }
@@ -85,7 +144,7 @@ fn apply_one(
     let mut conflict = None;
     let applied = xact::subtransaction(|| {
         if !applied::remember(schema, &change.id) {
-            return;
+            return Applied::Before;
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));
         let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
@@ -93,7 +152,7 @@ fn apply_one(
         let old = change.old.as_ref().map_or("{}", |old| old.text);
         let arguments = [Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text), Arg::json_utf8(old)];
         if spi::run_varied(&statement.sql, &arguments) > 0 {
-            return;
+            return Applied::Done;
         }
         if let Some(columns) = statement.compared.and_then(|compared| differing(&compared, &arguments)) {
             if columns.is_empty() {
@@ -105,10 +164,11 @@ fn apply_one(
         if let Some(why) = statement.if_none {
             refuse(why);
         }
+        Applied::Done
     });
     match conflict {
         Some(why) => Ok(Applied::Conflict(why)),
-        None => applied.map(|()| Applied::Done),
+        None => applied,
     }
 }
 
@@ -132,8 +192,13 @@ fn touched(change: &Change<'_>) -> Touched {
     Touched::new(&change.schema, &change.table, pk, Some(change.data.text))
 }
 
-/// Errors that say something about the server and not about the change: it is not refused, it comes again.
-fn ends_the_request(sqlstate: SqlState) -> bool {
+/// Errors that say something about the server and not about the change: it is not refused, it comes again. Not so where a
+/// trigger has raised them by hand: a change that it always meets so would keep its store waiting for ever.
+fn ends_the_request(caught: &Caught) -> bool {
+    let sqlstate = caught.sqlstate;
+    if caught.raised_by_code {
+        return false;
+    }
     // The class of an SQLSTATE: ERRCODE_TO_CATEGORY of utils/elog.h.
     let class = |state: SqlState| state as i32 & 0xFFF;
     [
@@ -144,5 +209,5 @@ fn ends_the_request(sqlstate: SqlState) -> bool {
     ]
     .into_iter()
     .any(|of| class(of) == class(sqlstate))
-        || matches!(sqlstate, SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_IO_ERROR)
+        || sqlstate == SqlState::ERRCODE_IO_ERROR
 }

@@ -9,6 +9,8 @@ pub struct Shape {
     pub partitioned: bool,
     /// Other tables' foreign keys point here, so TRUNCATE would be refused.
     pub referenced: bool,
+    /// Members of a change that are no columns here are left out; else they are its error.
+    pub ignore_unknown: bool,
     pub columns: HashMap<String, Column>,
     /// Unique indexes that can tell rows apart at any moment, the primary key first.
     pub keys: Vec<Key>,

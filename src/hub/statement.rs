@@ -26,6 +26,7 @@ pub struct Compared {
 
 /// The statement for a change, or why the table cannot take it.
 pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+    must_know_columns(change, table)?;
     match change.op {
         Op::Insert => insert(change, table),
         Op::Update => update(change, table),
@@ -45,6 +46,28 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
             if_none: None,
             compared: None,
         }),
+    }
+}
+
+/// A value that has no place here would be lost, and nobody would hear of it.
+fn must_know_columns(change: &Change<'_>, table: &Shape) -> Result<(), String> {
+    if table.ignore_unknown {
+        return Ok(());
+    }
+    let unknown: Vec<String> = change
+        .data
+        .members
+        .keys()
+        .filter(|name| !table.columns.contains_key(&***name))
+        .map(|c| quote_ident(c))
+        .collect();
+    match unknown.as_slice() {
+        [] => Ok(()),
+        columns => Err(format!(
+            "table {} has no column {}; add it, or accept the table with ignore_unknown_columns => true",
+            table.name,
+            columns.join(", ")
+        )),
     }
 }
 
@@ -71,7 +94,11 @@ fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
         _ if sets.is_empty() => String::new(),
         identity => format!(
             " WHERE {}",
-            identity.iter().map(|c| format!("t.{0} = excluded.{0}", quote_ident(c))).collect::<Vec<_>>().join(" AND ")
+            identity
+                .iter()
+                .map(|c| format!("t.{0} OPERATOR(pg_catalog.=) excluded.{0}", quote_ident(c)))
+                .collect::<Vec<_>>()
+                .join(" AND ")
         ),
     };
     Ok(Statement {
@@ -134,10 +161,13 @@ fn compared(change: &Change<'_>, table: &Shape, found: &str) -> Option<Compared>
 }
 
 /// Compared as JSON values, which is how the sender saw them: not every type has an equality, and that of some takes
-/// different values for the same.
+/// different values for the same. IS DISTINCT FROM, which this is, would look its operator up by name.
 fn differs(column: &str) -> String {
     let name = quote_ident(column);
-    format!("pg_catalog.to_jsonb(t.{name}) IS DISTINCT FROM pg_catalog.to_jsonb(o.{name})")
+    let (here, there) = (format!("pg_catalog.to_jsonb(t.{name})"), format!("pg_catalog.to_jsonb(o.{name})"));
+    format!(
+        "coalesce({here} OPERATOR(pg_catalog.<>) {there}, ({here} IS NULL) OPERATOR(pg_catalog.<>) ({there} IS NULL))"
+    )
 }
 
 fn key<'t>(change: &Change<'_>, table: &'t Shape) -> Result<&'t Key, String> {
@@ -197,6 +227,7 @@ mod tests {
             name: "\"s\".\"t\"".into(),
             partitioned,
             referenced,
+            ignore_unknown: true,
             columns: [
                 ("id", column("integer", false, false)),
                 ("a", column("text", false, false)),
@@ -238,7 +269,11 @@ mod tests {
     #[test]
     fn insert_never_updates_an_identity() {
         let statement = sql("INSERT", r#"{"id": 1}"#, r#"{"id": 1, "a": "x", "n": 5}"#, &table(false, false)).unwrap();
-        assert!(statement.sql.ends_with("DO UPDATE SET \"a\" = excluded.\"a\" WHERE t.\"n\" = excluded.\"n\""));
+        assert!(
+            statement
+                .sql
+                .ends_with("DO UPDATE SET \"a\" = excluded.\"a\" WHERE t.\"n\" OPERATOR(pg_catalog.=) excluded.\"n\"")
+        );
         assert!(statement.if_none.is_some());
     }
 
@@ -274,7 +309,7 @@ mod tests {
         let body = r#"{"changes": [{"schema": "s", "table": "t", "op": "UPDATE", "pk": {"id": 1}, "data": {"a": "y"},
             "old": {"a": "x", "sum": 5, "alien": 1}, "dedup_key": "01920000-0000-7000-8000-000000000001"}]}"#;
         let statement = of(&parse(body).unwrap()[0], &table(false, false)).unwrap();
-        let differs = "pg_catalog.to_jsonb(t.\"a\") IS DISTINCT FROM pg_catalog.to_jsonb(o.\"a\")";
+        let differs = differs("a");
         let old = "pg_catalog.json_to_record($3) AS o(\"a\" text)";
         assert!(statement.sql.ends_with(&format!(" AND NOT (SELECT {differs} FROM {old})")), "{}", statement.sql);
         let compared = statement.compared.unwrap();
@@ -288,6 +323,17 @@ mod tests {
         let statement = sql("UPDATE", r#"{"id": 1}"#, r#"{"alien": 1, "sum": 2}"#, &table(false, false)).unwrap();
         assert!(statement.sql.starts_with("SELECT FROM ONLY \"s\".\"t\" AS t WHERE t.\"id\""));
         assert_eq!(statement.if_none, Some("row not found"));
+    }
+
+    #[test]
+    fn unknown_columns_are_an_error_unless_they_are_to_be_ignored() {
+        let mut shape = table(false, false);
+        assert!(sql("UPDATE", r#"{"id": 1}"#, r#"{"alien": 1, "a": "x", "sum": 1}"#, &shape).is_ok());
+        shape.ignore_unknown = false;
+        let error = sql("UPDATE", r#"{"id": 1}"#, r#"{"alien": 1, "a": "x", "b": 1}"#, &shape).unwrap_err();
+        assert!(error.contains("has no column \"alien\", \"b\";"), "{error}");
+        assert!(sql("INSERT", r#"{"id": 1}"#, r#"{"id": 1, "sum": 1}"#, &shape).is_ok());
+        assert!(sql("DELETE", r#"{"id": 1}"#, "null", &shape).is_ok());
     }
 
     #[test]

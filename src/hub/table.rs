@@ -54,6 +54,9 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
     if find().is_none_or(|again| again.oid != found.oid) {
         return Err(not_accepted());
     }
+    if let Some(flaw) = accepted::flaw(found.oid) {
+        return Err(format!("table {name} {}", flaw.why));
+    }
     let columns = accepted::columns(found.oid)
         .into_iter()
         .map(|c| {
@@ -65,6 +68,7 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
         name,
         partitioned: found.partitioned,
         referenced: found.referenced,
+        ignore_unknown: found.ignore_unknown,
         columns,
         keys: accepted::keys(found.oid),
     };

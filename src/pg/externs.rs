@@ -19,6 +19,16 @@ mod raw {
         pub fn float_to_shortest_decimal_buf(value: f32, result: *mut c_char) -> c_int;
         /// `utils/timeout.h`
         pub fn disable_all_timeouts(keep_indicators: bool);
+        /// `utils/timeout.h`
+        pub fn enable_timeout_at(id: c_int, at: i64);
+        /// `utils/timeout.h`
+        pub fn disable_timeout(id: c_int, keep_indicator: bool);
+        /// `utils/timeout.h`
+        pub fn get_timeout_active(id: c_int) -> bool;
+        /// `utils/timeout.h`
+        pub fn get_timeout_start_time(id: c_int) -> i64;
+        /// `utils/timeout.h`
+        pub fn get_timeout_finish_time(id: c_int) -> i64;
         /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
         pub fn die(signal: c_int);
         /// `postmaster/interrupt.h`; as above
@@ -69,6 +79,33 @@ pub use raw::{
     SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts, double_to_shortest_decimal_buf,
     float_to_shortest_decimal_buf,
 };
+
+/// Members of `TimeoutId` (`utils/timeout.h`); the first ones are the same in 15 to 18.
+pub const DEADLOCK_TIMEOUT: c_int = 1;
+pub const STATEMENT_TIMEOUT: c_int = 3;
+
+/// Has a timeout go off at a time, instead of when it would have.
+pub fn enable_timeout_at(id: c_int, at: i64) {
+    // SAFETY: on the main thread, a registered timeout; can only FATAL.
+    unsafe { raw::enable_timeout_at(id, at) }
+}
+
+pub fn disable_timeout(id: c_int, keep_indicator: bool) {
+    // SAFETY: as above.
+    unsafe { raw::disable_timeout(id, keep_indicator) }
+}
+
+/// When an active timeout goes off.
+pub fn timeout_finishes(id: c_int) -> Option<i64> {
+    // SAFETY: plain getters.
+    unsafe { raw::get_timeout_active(id).then(|| raw::get_timeout_finish_time(id)) }
+}
+
+/// When a timeout was last activated.
+pub fn timeout_started(id: c_int) -> i64 {
+    // SAFETY: plain getter.
+    unsafe { raw::get_timeout_start_time(id) }
+}
 
 // The caller's business.
 pub use raw::standard_ProcessUtility;

@@ -1,15 +1,29 @@
-//! Settings that hold for the length of a block (`guc.c` nest levels).
+//! Settings that hold for the length of a block (`guc.c` nest levels), and nothing that is set in between holds longer.
 
 use pgrx::pg_sys;
 use std::ffi::CString;
 
-/// A nest level: settings made through it are undone when it is dropped, or by the abort after an error.
-pub struct Nest(i32);
+/// A nest level. When it is dropped, every setting is what it was, and so is the current user: not only what was set
+/// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself puts
+/// such a guard around code of a table's owner, for instance when it builds an index.
+///
+/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that catches
+/// the error, restores both, because it was opened before this level was.
+pub struct Nest {
+    level: i32,
+    user: pg_sys::Oid,
+    context: i32,
+}
 
 impl Nest {
     pub fn new() -> Self {
-        // SAFETY: only increments guc.c's nest level, inside a transaction.
-        Nest(unsafe { pg_sys::NewGUCNestLevel() })
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: inside a transaction; increments guc.c's nest level and reads two globals of miscinit.c.
+        let level = unsafe {
+            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+            pg_sys::NewGUCNestLevel()
+        };
+        Nest { level, user, context }
     }
 
     /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings and not
@@ -27,39 +41,58 @@ impl Nest {
 
     /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
     pub fn set(&self, name: &str, value: &str) -> &Self {
-        let name = CString::new(name).unwrap_or_default();
-        let value = CString::new(value).unwrap_or_default();
-        // SAFETY: both strings are NUL-terminated and copied by guc.c; GUC_ACTION_SAVE ties the value to our nest level.
-        unsafe {
-            pg_sys::set_config_option(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
-        }
+        set(name, value);
         self
     }
 }
 
+/// Sets `name` until the nest level that is open now ends.
+fn set(name: &str, value: &str) {
+    let name = CString::new(name).unwrap_or_default();
+    let value = CString::new(value).unwrap_or_default();
+    // SAFETY: both strings are NUL-terminated and copied by guc.c; GUC_ACTION_SAVE ties the value to the nest level.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
 impl Nest {
-    /// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less.
+    /// As [`limit_lock_wait`], for this level.
     pub fn limit_lock_wait(&self, ms: i32) -> &Self {
-        // SAFETY: plain global of proc.c; 0 is no limit.
-        let session = unsafe { pg_sys::LockTimeout };
-        if session == 0 || session > ms { self.set("lock_timeout", &ms.to_string()) } else { self }
+        limit_lock_wait(ms);
+        self
+    }
+}
+
+/// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less: until the nest level that
+/// is open now ends.
+pub fn limit_lock_wait(ms: i32) {
+    // SAFETY: plain global of proc.c; 0 is no limit.
+    let session = unsafe { pg_sys::LockTimeout };
+    if session == 0 || session > ms {
+        set("lock_timeout", &ms.to_string());
     }
 }
 
 impl Drop for Nest {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: the level was opened by us and nothing older is open above it: guards nest like the stack.
-            unsafe { pg_sys::AtEOXact_GUC(true, self.0) }
+            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the stack.
+            // As an abort, not as a commit, which would hand a SET made in between on to the level below. The user comes
+            // last, because restoring the setting `role` or `session_authorization` also sets the current user.
+            unsafe {
+                pg_sys::AtEOXact_GUC(false, self.level);
+                pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod activity;
 pub mod bgworker;
+pub mod confine;
 pub mod database;
 pub mod datum;
 pub mod entry;
@@ -28,6 +29,7 @@ pub mod server;
 pub mod shmem;
 pub mod spi;
 pub mod text;
+pub mod timeout;
 pub mod trigger;
 pub mod utility;
 pub mod wal;

@@ -30,6 +30,11 @@ impl Borrowed<'_> {
         unsafe { (*self.0).rd_id }
     }
 
+    pub fn owner(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*(*self.0).rd_rel).relowner }
+    }
+
     pub fn natts(&self) -> usize {
         // SAFETY: as above.
         unsafe { (*(*self.0).rd_att).natts as usize }
@@ -318,6 +323,11 @@ pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
         }
         JsonKind::Other
     }
+}
+
+/// Whether a type was made by somebody, and not by initdb: then its casts can be anybody's code.
+pub fn is_users_type(oid: pg_sys::Oid) -> bool {
+    oid.to_u32() >= pg_sys::FirstNormalObjectId
 }
 
 /// The oid of an enum's label.

@@ -1,46 +1,54 @@
 //! Who the code acts as: the extension's owner, with a search_path nobody else can put objects in.
 
+use super::confine::Held;
 use super::guc::Nest;
 use pgrx::pg_sys;
 
-/// While it lives, SQL runs as `user` with `search_path = pg_catalog, pg_temp`. An abort undoes both by itself.
+/// While it lives, SQL runs as another user with `search_path = pg_catalog, pg_temp`. The end of the nest level undoes
+/// both, together with whatever the code that ran in between has set; so does an abort.
+#[expect(dead_code, reason = "held for their Drop")]
 pub struct ActAs {
-    user: pg_sys::Oid,
-    context: i32,
-    _nest: Nest,
+    nest: Nest,
+    held: Option<Held>,
 }
 
 impl ActAs {
     /// As the owner of the extension: for our own statements on our own tables.
     pub fn owner() -> Self {
-        Self::switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32)
+        ActAs { nest: switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE), held: None }
     }
 
     /// As `user`, unable to leave that role or to plant anything that outlives the block: for statements that can run
-    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes).
+    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes). Call [`super::confine::all_immediate`]
+    /// before, as the caller.
     pub fn restricted(user: pg_sys::Oid) -> Self {
-        Self::switch(user, (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32)
+        let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+        ActAs { nest: switch(user, flags), held: Some(Held::new()) }
     }
 
-    fn switch(to: pg_sys::Oid, flags: i32) -> Self {
-        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    /// As who we are now, and otherwise as [`ActAs::restricted`]: for code of others that PostgreSQL has us run as
+    /// ourselves, as a table's triggers are run by whoever writes to it. `search_path` stays.
+    pub fn confined() -> Self {
         let nest = Nest::new();
-        nest.set("search_path", "pg_catalog, pg_temp");
-        // SAFETY: plain getters and setters of miscinit.c; the previous pair is put back in Drop or by the abort.
-        unsafe {
-            pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-            pg_sys::SetUserIdAndSecContext(to, context | flags);
-        }
-        ActAs { user, context, _nest: nest }
+        enter(current_user(), pg_sys::SECURITY_RESTRICTED_OPERATION);
+        ActAs { nest, held: Some(Held::new()) }
     }
 }
 
-impl Drop for ActAs {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            // SAFETY: restores what `switch` read.
-            unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
-        }
+fn switch(to: pg_sys::Oid, flags: u32) -> Nest {
+    let nest = Nest::new();
+    nest.set("search_path", "pg_catalog, pg_temp");
+    enter(to, flags);
+    nest
+}
+
+/// Takes a user on, until the nest level around it ends.
+fn enter(to: pg_sys::Oid, flags: u32) {
+    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: plain getter and setter of miscinit.c; the nest level knows the previous pair.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        pg_sys::SetUserIdAndSecContext(to, context | flags as i32);
     }
 }
 

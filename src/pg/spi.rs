@@ -7,10 +7,11 @@
 use super::heap::Columns;
 use super::relation::Borrowed;
 use pgrx::{FromDatum, IntoDatum, pg_sys};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 
 /// One argument: its type and value.
 pub struct Arg {
@@ -243,18 +244,73 @@ impl Drop for Connection {
 thread_local! {
     /// Kept plans by statement text: PostgreSQL's plan cache revalidates them after DDL.
     static PLANS: RefCell<HashMap<String, pg_sys::SPIPlanPtr>> = RefCell::new(HashMap::new());
+    /// Kept plans of statements whose text follows from input, as many as [`VARIED_MOST`].
+    static VARIED: RefCell<Varied> = RefCell::new(Varied::default());
+}
+
+/// Plans of statements whose text follows from input that a session keeps. A plan of apply takes about 30 kB, and
+/// each one costs a little whenever the plan cache is told that it is stale, which apply does twice in a call.
+const VARIED_MOST: usize = 500;
+
+#[derive(Default)]
+struct Varied {
+    plans: HashMap<String, Rc<VariedPlan>>,
+    /// Counts uses.
+    clock: u64,
+}
+
+/// A kept plan, which goes with the last one who holds it: one that is being executed can be thrown out meanwhile, by
+/// statements that its own triggers run.
+struct VariedPlan {
+    plan: pg_sys::SPIPlanPtr,
+    used: Cell<u64>,
+}
+
+impl Drop for VariedPlan {
+    fn drop(&mut self) {
+        // SAFETY: a kept plan that nobody executes: it belongs to the backend, not to a transaction, so that it can be
+        // freed while an error unwinds too.
+        unsafe { pg_sys::SPI_freeplan(self.plan) };
+    }
+}
+
+impl Varied {
+    fn get(&mut self, sql: &str) -> Option<Rc<VariedPlan>> {
+        self.clock += 1;
+        let found = self.plans.get(sql)?;
+        found.used.set(self.clock);
+        Some(found.clone())
+    }
+
+    /// Keeps a plan, in place of the one that has not been used for longest. Looking for that one costs much less than
+    /// making the plan did.
+    fn keep(&mut self, sql: &str, plan: pg_sys::SPIPlanPtr) -> (Rc<VariedPlan>, Option<Rc<VariedPlan>>) {
+        let mut out = None;
+        if self.plans.len() >= VARIED_MOST {
+            let oldest = self.plans.iter().min_by_key(|(_, plan)| plan.used.get()).map(|(sql, _)| sql.clone());
+            out = oldest.and_then(|sql| self.plans.remove(&sql));
+        }
+        let plan = Rc::new(VariedPlan { plan, used: Cell::new(self.clock) });
+        self.plans.insert(sql.to_owned(), plan.clone());
+        (plan, out)
+    }
 }
 
 fn plan(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
         return plan;
     }
+    let plan = prepare_and_keep(sql, args);
+    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
+    plan
+}
+
+fn prepare_and_keep(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     let plan = prepare(sql, args);
     // SAFETY: a plan just made by SPI_prepare in this connection.
     if unsafe { pg_sys::SPI_keepplan(plan) } != 0 {
         pgrx::error!("SPI_keepplan failed");
     }
-    PLANS.with_borrow_mut(|plans| plans.insert(sql.to_owned(), plan));
     plan
 }
 
@@ -311,14 +367,19 @@ pub fn run(sql: &str, args: &[Arg]) -> u64 {
     execute(plan(sql, args), args, false)
 }
 
-/// As [`run`], for statements whose text follows from input: beyond a number of kept plans they are planned every time.
+/// As [`run`], for statements whose text follows from input: a number of plans is kept, those that were used last.
 pub fn run_varied(sql: &str, args: &[Arg]) -> u64 {
-    const KEPT_MAX: usize = 500;
-    if PLANS.with_borrow(|plans| plans.len() < KEPT_MAX || plans.contains_key(sql)) {
-        run(sql, args)
-    } else {
-        once(sql, args, |_| ())
-    }
+    let _spi = Connection::open();
+    let plan = match VARIED.with_borrow_mut(|varied| varied.get(sql)) {
+        Some(plan) => plan,
+        None => {
+            let plan = prepare_and_keep(sql, args);
+            // What is thrown out is dropped when nothing is borrowed any more.
+            let (plan, _out) = VARIED.with_borrow_mut(|varied| varied.keep(sql, plan));
+            plan
+        }
+    };
+    execute(plan.plan, args, false)
 }
 
 /// Runs a query with a plan kept for the session and hands its rows to `each`.

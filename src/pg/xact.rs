@@ -29,6 +29,13 @@ pub fn commits_asynchronously() -> bool {
     unsafe { pg_sys::synchronous_commit == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 }
 }
 
+/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then, and
+/// for standbys if that says so. Nothing takes it back.
+pub fn commit_durably() {
+    // SAFETY: inside a transaction; sets a flag of xact.c that the next transaction clears.
+    unsafe { pg_sys::ForceSyncCommit() }
+}
+
 /// Makes everything this transaction did visible to its next statement.
 pub fn command_counter_increment() {
     // SAFETY: inside a transaction, between statements.
@@ -242,10 +249,12 @@ pub struct Caught {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// By a RAISE of PL/pgSQL: then the SQLSTATE is what somebody wrote, and says nothing about the server.
+    pub raised_by_code: bool,
 }
 
 impl From<Caught> for crate::error::Error {
-    fn from(Caught { sqlstate, message, detail, hint }: Caught) -> Self {
+    fn from(Caught { sqlstate, message, detail, hint, .. }: Caught) -> Self {
         crate::error::Error { sqlstate, message, detail, hint }
     }
 }
@@ -259,6 +268,8 @@ impl From<CaughtError> for Caught {
                 message: report.message().to_owned(),
                 detail: report.detail().map(str::to_owned),
                 hint: report.hint().map(str::to_owned),
+                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its own.
+                raised_by_code: report.file().ends_with("pl_exec.c"),
             },
         }
     }

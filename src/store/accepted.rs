@@ -12,19 +12,27 @@ pub struct Accepted {
     pub partitioned: bool,
     /// By foreign keys of other tables.
     pub referenced: bool,
+    /// Members of a change that are no columns of it are left out.
+    pub ignore_unknown: bool,
 }
 
 /// The accepted table of that name.
 pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Accepted> {
     spi::first(
         &schema.sql(
-            "SELECT c.oid, c.relowner, c.relkind = 'p',
+            "SELECT c.oid, c.relowner, c.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\",
                     EXISTS (SELECT FROM pg_catalog.pg_constraint f
-                             WHERE f.confrelid = c.oid AND f.contype = 'f' AND f.conrelid <> c.oid)
+                             WHERE f.confrelid OPERATOR(pg_catalog.=) c.oid
+                               AND f.contype OPERATOR(pg_catalog.=) 'f'::pg_catalog.\"char\"
+                               AND f.conrelid OPERATOR(pg_catalog.<>) c.oid),
+                    a.ignore_unknown_columns
                FROM pg_catalog.pg_namespace n
-               JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
-               JOIN @.sync_outbox_accepted a ON a.relation = c.oid
-              WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
+               JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid
+               JOIN @.sync_outbox_accepted a
+                 ON a.relation::pg_catalog.oid OPERATOR(pg_catalog.=) c.oid
+              WHERE n.nspname OPERATOR(pg_catalog.=) $1::pg_catalog.name
+                AND c.relname OPERATOR(pg_catalog.=) $2::pg_catalog.name
+                AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,p}'::pg_catalog.\"char\"[])",
         ),
         &[Arg::text_utf8(schema_name), Arg::text_utf8(table_name)],
         |row| Accepted {
@@ -32,8 +40,46 @@ pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Acce
             owner: row.get(2).unwrap_or(Oid::INVALID),
             partitioned: row.get(3).unwrap_or_default(),
             referenced: row.get(4).unwrap_or_default(),
+            ignore_unknown: row.get(5).unwrap_or_default(),
         },
     )
+}
+
+/// Why a table cannot keep what it is acknowledged for.
+pub struct Flaw {
+    /// As it goes on after the table's name.
+    pub why: String,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
+/// What is wrong with a table or one of its partitions, if anything is.
+pub fn flaw(relation: Oid) -> Option<Flaw> {
+    let (unlogged, deferrable) = spi::first(
+        "SELECT pg_catalog.min(CASE WHEN l.relpersistence OPERATOR(pg_catalog.<>) 'p'::pg_catalog.\"char\"
+                                    THEN r.oid::pg_catalog.regclass::pg_catalog.text END),
+                pg_catalog.min(CASE WHEN NOT i.indimmediate
+                                    THEN i.indexrelid::pg_catalog.regclass::pg_catalog.text END)
+           FROM (SELECT $1 UNION ALL
+                 SELECT p.relid::pg_catalog.oid FROM pg_catalog.pg_class c
+                  CROSS JOIN LATERAL pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p
+                  WHERE c.oid OPERATOR(pg_catalog.=) $1
+                    AND c.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\") r (oid)
+           JOIN pg_catalog.pg_class l ON l.oid OPERATOR(pg_catalog.=) r.oid
+           LEFT JOIN pg_catalog.pg_index i ON i.indrelid OPERATOR(pg_catalog.=) r.oid",
+        &[relation.into()],
+        |row| (row.utf8(1), row.utf8(2)),
+    )?;
+    if let Some(unlogged) = unlogged {
+        return Some(Flaw {
+            why: format!("is not permanent: a crash empties {unlogged}"),
+            hint: "ALTER TABLE .. SET LOGGED, or accept another table: what is acknowledged must survive a crash.",
+        });
+    }
+    deferrable.map(|index| Flaw {
+        why: format!("has the DEFERRABLE constraint {index}, which is not enforced when changes are applied"),
+        hint: "Make it NOT DEFERRABLE: drop the constraint and add it again.",
+    })
 }
 
 /// A column of a table, its type as it is written in SQL.
@@ -47,8 +93,12 @@ pub struct Column {
 pub fn columns(relation: Oid) -> Vec<Column> {
     let mut columns = Vec::new();
     spi::query(
-        "SELECT attname::text, pg_catalog.format_type(atttypid, atttypmod), attgenerated <> '', attidentity = 'a'
-           FROM pg_catalog.pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
+        "SELECT attname::pg_catalog.text, pg_catalog.format_type(atttypid, atttypmod),
+                attgenerated OPERATOR(pg_catalog.<>) ''::pg_catalog.\"char\",
+                attidentity OPERATOR(pg_catalog.=) 'a'::pg_catalog.\"char\"
+           FROM pg_catalog.pg_attribute
+          WHERE attrelid OPERATOR(pg_catalog.=) $1 AND attnum OPERATOR(pg_catalog.>) 0::pg_catalog.int2
+            AND NOT attisdropped",
         &[relation.into()],
         |row| {
             columns.push(Column {
@@ -68,18 +118,23 @@ pub fn keys(relation: Oid) -> Vec<BTreeMap<String, String>> {
     let mut keys = Vec::new();
     let mut last = None;
     spi::query(
-        "SELECT i.indexrelid, a.attname::text,
+        "SELECT i.indexrelid, a.attname::pg_catalog.text,
                 pg_catalog.format('OPERATOR(%I.%s)', n.nspname, o.oprname)
            FROM pg_catalog.pg_index i
-          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, n)
-           JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-           JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[k.n - 1]
-           JOIN pg_catalog.pg_amop p ON p.amopfamily = oc.opcfamily AND p.amopstrategy = 3
-                AND p.amoplefttype = oc.opcintype AND p.amoprighttype = oc.opcintype
-           JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr
-           JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
-          WHERE i.indrelid = $1 AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indisready
-            AND i.indpred IS NULL AND i.indexprs IS NULL AND k.n <= i.indnkeyatts
+          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k (attnum, n)
+           JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+                AND a.attnum OPERATOR(pg_catalog.=) k.attnum
+           JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=)
+                i.indclass[k.n::pg_catalog.int4 OPERATOR(pg_catalog.-) 1]
+           JOIN pg_catalog.pg_amop p ON p.amopfamily OPERATOR(pg_catalog.=) oc.opcfamily
+                AND p.amopstrategy OPERATOR(pg_catalog.=) 3::pg_catalog.int2
+                AND p.amoplefttype OPERATOR(pg_catalog.=) oc.opcintype
+                AND p.amoprighttype OPERATOR(pg_catalog.=) oc.opcintype
+           JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) p.amopopr
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
+          WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND i.indimmediate AND i.indisvalid
+            AND i.indisready AND i.indpred IS NULL AND i.indexprs IS NULL
+            AND k.n OPERATOR(pg_catalog.<=) i.indnkeyatts::pg_catalog.int8
           ORDER BY i.indisprimary DESC, i.indexrelid",
         &[relation.into()],
         |row| {
@@ -109,14 +164,23 @@ pub struct Candidate {
 
 pub fn candidate(relation: Oid) -> Option<Candidate> {
     spi::first(
-        "SELECT c.oid::pg_catalog.regclass::text, c.relkind, c.relpersistence = 't',
-                n.nspname IN ('pg_catalog', 'information_schema', 'pg_toast'),
-                EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
-                         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
-                           AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass
-                           AND d.deptype = 'e' AND e.extname = 'sync_outbox'),
+        "SELECT c.oid::pg_catalog.regclass::pg_catalog.text, c.relkind,
+                c.relpersistence OPERATOR(pg_catalog.=) 't'::pg_catalog.\"char\",
+                n.nspname OPERATOR(pg_catalog.=)
+                    ANY ('{pg_catalog,information_schema,pg_toast}'::pg_catalog.name[]),
+                EXISTS (SELECT FROM pg_catalog.pg_depend d
+                          JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+                         WHERE d.classid OPERATOR(pg_catalog.=)
+                               'pg_catalog.pg_class'::pg_catalog.regclass::pg_catalog.oid
+                           AND d.objid OPERATOR(pg_catalog.=) c.oid
+                           AND d.refclassid OPERATOR(pg_catalog.=)
+                               'pg_catalog.pg_extension'::pg_catalog.regclass::pg_catalog.oid
+                           AND d.deptype OPERATOR(pg_catalog.=) 'e'::pg_catalog.\"char\"
+                           AND e.extname OPERATOR(pg_catalog.=) 'sync_outbox'::pg_catalog.name),
                 c.relowner
-           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+           FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE c.oid OPERATOR(pg_catalog.=) $1",
         &[relation.into()],
         |row| Candidate {
             name: row.utf8(1).unwrap_or_default(),
@@ -129,19 +193,23 @@ pub fn candidate(relation: Oid) -> Option<Candidate> {
     )
 }
 
-/// Accepts a table, and forgets the ones that are gone, whose numbers could come back as other tables.
-pub fn accept(schema: &Schema, relation: Oid, by: &str) {
+/// Accepts a table, or gives it another option, and forgets the ones that are gone, whose numbers could come back as other
+/// tables.
+pub fn accept(schema: &Schema, relation: Oid, by: &str, ignore_unknown: bool) {
     spi::run(
         &schema.sql(
             "DELETE FROM @.sync_outbox_accepted a
-              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = a.relation)",
+              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c
+                                 WHERE c.oid OPERATOR(pg_catalog.=) a.relation::pg_catalog.oid)",
         ),
         &[],
     );
     spi::run(
         &schema.sql(
-            "INSERT INTO @.sync_outbox_accepted (relation, accepted_by) VALUES ($1, $2::text::name) ON CONFLICT DO NOTHING",
+            "INSERT INTO @.sync_outbox_accepted (relation, accepted_by, ignore_unknown_columns)
+             VALUES ($1, $2::pg_catalog.name, $3)
+             ON CONFLICT (relation) DO UPDATE SET ignore_unknown_columns = excluded.ignore_unknown_columns",
         ),
-        &[relation.into(), Arg::text_utf8(by)],
+        &[relation.into(), Arg::text_utf8(by), ignore_unknown.into()],
     );
 }
