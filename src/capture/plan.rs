@@ -5,6 +5,7 @@
 use super::encode::{Encoder, write_string};
 use super::options::{Options, Priority};
 use crate::error::{Error, SqlState};
+use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
@@ -13,7 +14,7 @@ use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
 use crate::pg::trigger::Fired;
 use crate::store::attached;
-use pgrx::pg_sys::Oid;
+use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -169,17 +170,17 @@ impl Plan {
     }
 
     /// The key as an object.
-    pub fn write_key(&self, row: &Columns, out: &mut Vec<u8>) {
+    pub fn write_key(&self, row: &Columns, out: &mut Buffer) {
         write_object(self.key.iter().map(|i| &self.columns[*i]), row, out);
     }
 
     /// Every captured column.
-    pub fn write_all(&self, row: &Columns, out: &mut Vec<u8>) {
+    pub fn write_all(&self, row: &Columns, out: &mut Buffer) {
         write_object(self.columns.iter(), row, out);
     }
 
     /// The captured columns that `changed` marks.
-    pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Vec<u8>) {
+    pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Buffer) {
         write_object(self.columns.iter().zip(changed).filter(|(_, c)| **c).map(|(column, _)| column), row, out);
     }
 
@@ -195,45 +196,14 @@ impl Plan {
     }
 
     /// The branch of a row, as plain text.
-    pub fn branch(&self, row: &Columns) -> Option<Vec<u8>> {
+    pub fn branch(&self, row: &Columns, text: &mut VarlenaBuffer) -> Option<Datum> {
         let (index, encoder) = self.branch.as_ref()?;
-        let mut json = Vec::new();
-        encoder.write(row.get(*index)?, &mut json);
-        Some(match json.first() {
-            // The one place where a value is needed as text: take the quotes off again.
-            Some(b'"') => unquote(&json),
-            _ => json,
-        })
+        encoder.write_text(row.get(*index)?, text.clear());
+        Some(text.datum())
     }
 }
 
-/// The text of a JSON string made by [`write_string`], which escapes nothing but ASCII.
-fn unquote(json: &[u8]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(json.len());
-    let mut bytes = json[1..json.len() - 1].iter().copied();
-    while let Some(byte) = bytes.next() {
-        match (byte, byte == b'\\') {
-            (_, false) => text.push(byte),
-            _ => match bytes.next() {
-                Some(b'n') => text.push(b'\n'),
-                Some(b'r') => text.push(b'\r'),
-                Some(b't') => text.push(b'\t'),
-                Some(b'b') => text.push(8),
-                Some(b'f') => text.push(12),
-                Some(b'u') => {
-                    let digits: Vec<u8> = bytes.by_ref().take(4).collect();
-                    let code = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
-                    text.push(code.unwrap_or(b'?'));
-                }
-                Some(other) => text.push(other),
-                None => {}
-            },
-        }
-    }
-    text
-}
-
-fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Vec<u8>) {
+fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Buffer) {
     out.push(b'{');
     for (i, column) in columns.enumerate() {
         if i > 0 {
@@ -249,10 +219,10 @@ fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, 
 }
 
 fn label(name: &[u8]) -> Vec<u8> {
-    let mut label = Vec::with_capacity(name.len() + 3);
+    let mut label = Buffer::default();
     write_string(name, &mut label);
     label.push(b':');
-    label
+    label.to_vec()
 }
 
 fn missing(column: &str, table: &[u8]) -> ! {

@@ -1,7 +1,7 @@
 //! Settings that hold for the length of a block (`guc.c` nest levels).
 
 use pgrx::pg_sys;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 /// A nest level: settings made through it are undone when it is dropped, or by the abort after an error.
 pub struct Nest(i32);
@@ -76,6 +76,15 @@ pub fn pin(name: &str, value: &str) {
             pg_sys::GucContext::PGC_SUSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         )
+    }
+}
+
+/// Hands the bytes of a text setting to `f`, which sets none.
+pub fn with_text<R>(setting: &'static pgrx::GucSetting<Option<CString>>, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    // SAFETY: on the main thread; guc.c keeps a C string there, or null, until the setting is set again.
+    unsafe {
+        let text = *setting.as_ptr();
+        f((!text.is_null()).then(|| CStr::from_ptr(text).to_bytes()))
     }
 }
 

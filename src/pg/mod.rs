@@ -6,6 +6,7 @@
 
 pub mod activity;
 pub mod bgworker;
+pub mod buffer;
 pub mod database;
 pub mod datum;
 pub mod entry;
@@ -23,6 +24,7 @@ pub mod relation;
 pub mod role;
 pub mod scan;
 pub mod secret;
+pub mod sequence;
 pub mod server;
 pub mod shmem;
 pub mod spi;

@@ -145,7 +145,9 @@ impl<'a> Row<'a> {
     pub fn iso_time(&self, n: usize, out: &mut Vec<u8>) {
         let (datum, null) = self.raw(n);
         if !null {
-            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, out);
+            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, |text| {
+                out.extend_from_slice(text)
+            });
         }
     }
 

@@ -9,6 +9,12 @@ pub fn datum(bytes: &[u8]) -> Datum {
     Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
 }
 
+/// How many characters `bytes`, which are in the server encoding, are.
+pub fn characters(bytes: &[u8]) -> usize {
+    // SAFETY: reads no further than the length.
+    unsafe { pg_sys::pg_mbstrlen_with_len(bytes.as_ptr().cast(), bytes.len() as i32) as usize }
+}
+
 /// A text that is kept ready as a datum.
 pub struct Kept(Vec<u8>);
 

@@ -120,12 +120,17 @@ impl Shape {
 
     /// Whether this was made from the description of that relation; `Oid::INVALID` stands for any.
     pub fn is_made_from(&self, relation: Oid) -> bool {
-        relation == Oid::INVALID || relation == self.table || self.indexes.contains(&relation)
+        relation == Oid::INVALID
+            || relation == self.table
+            || relation == self.sequence
+            || self.indexes.contains(&relation)
     }
 
-    /// Locks the outbox and its primary key for writing, to the end of the transaction whatever becomes of savepoints.
+    /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes of
+    /// savepoints.
     pub fn lock_for_writing(&self) {
         relation::lock_for_good(self.table, LockMode::RowExclusive);
+        relation::lock_for_good(self.sequence, LockMode::RowExclusive);
         self.direct.iter().for_each(|index| relation::lock_for_good(*index, LockMode::RowExclusive));
     }
 
