@@ -147,16 +147,20 @@ impl Outbox {
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
     fn insert(&self, fields: &[Field; 20], priority: Priority) {
         let _owner = ActAs::owner();
-        let args: Vec<Arg> = shape::COLUMNS
-            .iter()
-            .zip(fields)
-            .map(|((_, kind), field)| match (kind, field) {
-                (Kind::Priority, _) => priority.name().into(),
-                (Kind::Status, _) => "PENDING".into(),
-                (Kind::Type(oid), Some(datum)) => Arg::datum(*oid, *datum),
-                (Kind::Type(oid), None) => Arg::null(*oid),
+        let written = shape::COLUMNS.iter().zip(fields).enumerate().filter(|(i, (_, field))| {
+            field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1))
+        });
+        let (columns, args): (Vec<_>, Vec<Arg>) = written
+            .map(|(_, (column, field))| {
+                let arg = match (column.1, field) {
+                    (Kind::Priority, _) => priority.name().into(),
+                    (Kind::Status, _) => "PENDING".into(),
+                    (Kind::Type(oid), Some(datum)) => Arg::datum(oid, *datum),
+                    (Kind::Type(oid), None) => Arg::null(oid),
+                };
+                (column, arg)
             })
-            .collect();
-        spi::run(&queue::insert_statement(&Schema::new(self.schema)), &args);
+            .unzip();
+        spi::run(&queue::insert_statement(&Schema::new(self.schema), &columns), &args);
     }
 }

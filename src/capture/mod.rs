@@ -21,6 +21,7 @@ use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use pgrx::pg_sys::Datum;
 use plan::Plan;
+pub use plan::missing as missing_column;
 pub use reason::REASON_MIN_CHARS;
 use std::cell::RefCell;
 pub use writer::Writer;
