@@ -1,8 +1,12 @@
 """Columns that attach was told by name: when one of them is not what it was, nothing is captured until somebody has said again
 what is meant."""
 
+import threading
+
 import pytest
 from psycopg import errors
+
+from support.wait import wait_for
 
 
 @pytest.fixture
@@ -152,6 +156,8 @@ def test_defect_07_inheritance_children(db):
 
 def test_defect_07_a_restored_table_goes_on(cards, run, quiet_server):
     """A dump carries names; the numbers of columns close up in it."""
+    if cards.value("SELECT count(*) FROM pg_attribute WHERE attrelid = 'sync_outbox'::regclass AND attname = 'inserted_at'"):
+        pytest.skip("the altered outbox is no part of a dump")
     cards.run("ALTER TABLE u ADD gone int; ALTER TABLE u ADD secret text; ALTER TABLE u DROP gone")
     cards.attach("u", exclude=["secret"])
     dumped = run.call("pg_dump", "-h", quiet_server.sockets, "-U", "postgres", cards.name)
@@ -174,6 +180,8 @@ def test_defect_07_a_restored_table_goes_on(cards, run, quiet_server):
 def test_the_root_is_renamed_while_a_partition_is_written(parts):
     """Who writes to a partition directly has no lock on the root: its new name counts from the next row on."""
     writer = parts.session(autocommit=False)
+    writer.execute("INSERT INTO sale_0 VALUES (0, 1, 1)")
+    writer.rollback()  # later inserts know the partition's bounds, and do not lock the root for them
     writer.execute("INSERT INTO sale_0 VALUES (1, 1, 1)")
     other = parts.session()
     other.execute("SET lock_timeout = '5s'; ALTER TABLE sale RENAME TO sold")
@@ -190,9 +198,6 @@ def test_what_changes_while_a_plan_is_made(parts):
     pid = writer.execute("SELECT pg_backend_pid()").fetchone()[0]
     blocker = parts.session(autocommit=False)
     blocker.execute("LOCK TABLE pg_opclass IN ACCESS EXCLUSIVE MODE")
-    import threading
-
-    from support.wait import wait_for
     done = threading.Thread(target=lambda: writer.execute("INSERT INTO sale_0 VALUES (1, 1, 1)"))
     done.start()
     waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted"

@@ -1,5 +1,6 @@
 """Large values: what does not fit is the writer's error and nobody else's, and memory goes back when the row is written."""
 
+import contextlib
 import pathlib
 import re
 
@@ -10,8 +11,7 @@ from psycopg import errors
 MB = 1 << 20
 # Large, and quick to store because it compresses. `"` is two bytes of JSON, a bytea's byte is two.
 VALUES = {"text": "repeat('x', {n})", "escaped": "repeat('\"', {n} / 2)", "bytea": "convert_to(repeat('x', {n} / 2), 'UTF8')",
-          "jsonb": "to_jsonb(repeat('x', {n}))", "json": "to_json(repeat('x', {n}))", "array": "ARRAY[repeat('x', {n})]",
-          "xml": "('<a>' || repeat('x', {n}) || '</a>')::xml"}
+          "jsonb": "to_jsonb(repeat('x', {n}))", "array": "ARRAY[repeat('x', {n})]"}
 TYPES = {"escaped": "text", "array": "text[]"}
 
 
@@ -51,10 +51,10 @@ def test_defect_05_what_memory_cannot_hold_is_an_error(new_server, altered):
     ends = set()
     for name, value in VALUES.items():
         ends_here = []
-        for size in (8, 20, 35, 50, 65, 80, 95, 110, 130, 150, 250):
+        for size in (20, 60, 100, 150, 250):
             with_value = value.format(n=size * MB)
             ends_here.append(outcome(db.conn, f"INSERT INTO t_{name} VALUES ({size}, {with_value})"))
-            if size in (50, 95) and ends_here[-1] == "written":
+            if size == 60 and ends_here[-1] == "written":
                 ends_here.append(outcome(db.conn, f"UPDATE t_{name} SET v = NULL WHERE id = {size}"))
         assert "written" in ends_here, name
         ends.update(ends_here)
@@ -67,25 +67,19 @@ def test_defect_05_what_memory_cannot_hold_is_an_error(new_server, altered):
     assert db.value("SELECT count(*) FROM sync_outbox WHERE op = 'INSERT' AND table_name <> 'quiet'") == written
 
 
-@pytest.mark.parametrize("altered", [False, True], ids=["direct", "altered"])
-def test_defect_05_what_does_not_fit_into_a_value(quiet_server, watched, altered):
-    """JSON of more than 1 GB, from values that fit: in one column, in two, and in what is new and old together."""
+def test_defect_05_what_does_not_fit_into_a_value(quiet_server, watched):
+    """JSON of more than 1 GB, from rows that fit: where it is escaped, and where new and old come together."""
     server = watched(quiet_server)
     db = shop(server, include_old=True)
-    if altered:
-        db.alter_outbox()
     db.run("CREATE TABLE two (id int PRIMARY KEY, a text, b text)")
     db.attach("two")
-    half = 530_000_000
-    for statement in [f"INSERT INTO t_escaped VALUES (1, repeat('\"', {half} + 10000000))",
-                      f"INSERT INTO two VALUES (1, repeat('x', {half}), repeat('x', {half} + 20000000))"]:
-        with pytest.raises(errors.ProgramLimitExceeded) as refused:
-            db.run(statement)
-        assert "exclude" in refused.value.diag.message_hint
-    db.run(f"INSERT INTO t_text VALUES (1, repeat('x', {half}))")
+    with pytest.raises(errors.ProgramLimitExceeded) as refused:
+        db.run("INSERT INTO two VALUES (1, repeat('\"', 270000000), repeat('\"', 270000000))")
+    assert "exclude" in refused.value.diag.message_hint
+    db.run("INSERT INTO t_text VALUES (1, repeat('x', 530000000))")
     with pytest.raises(errors.ProgramLimitExceeded):
-        db.run(f"UPDATE t_text SET v = repeat('y', {half} + 20000000)")
-    assert [(op, pk) for op, pk, _ in db.rows("SELECT op, pk::text, 1 FROM sync_outbox")] == [("INSERT", '{"id":1}')]
+        db.run("UPDATE t_text SET v = repeat('y', 550000000)")
+    assert db.rows("SELECT op, pk::text FROM sync_outbox") == [("INSERT", '{"id":1}')]
     db.close()
     server.drop_database(db.name)
 
@@ -96,33 +90,35 @@ def anonymous_memory(pid):
     return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) << 10
 
 
+def kept_after(db, *statements):
+    """How many bytes a session has more for the statements, which it has run before with small values."""
+    with db.server.connect(db.name) as session:
+        for n in (1, 200):
+            before = anonymous_memory(session.info.backend_pid)
+            for statement in statements:
+                with contextlib.suppress(errors.RaiseException):
+                    session.execute(statement.format(n=n * MB if n > 1 else n, half=n * MB // 2 if n > 1 else n))
+            (buffers,) = session.execute(
+                "SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name ~ '^sync_outbox'").fetchone()
+            assert buffers < MB
+        return anonymous_memory(session.info.backend_pid) - before
+
+
 @pytest.mark.parametrize("altered", [False, True], ids=["direct", "altered"])
 def test_defect_10_memory_goes_back(quiet_server, watched, altered):
+    """A session that has written a large row is as large as one whose table is not attached; also if it failed."""
     server = watched(quiet_server)
     db = shop(server, include_old=True)
     if altered:
         db.alter_outbox()
-    pid = db.value("SELECT pg_backend_pid()")
-    kept = """SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name LIKE 'sync_outbox%'"""
-    for name, value in VALUES.items():
-        db.run(f"INSERT INTO t_{name} VALUES (0, {value.format(n=1000)}); DELETE FROM t_{name}")
-    before = anonymous_memory(pid)
-    db.run(f"INSERT INTO t_text VALUES (1, repeat('x', {200 * MB}))")
-    assert anonymous_memory(pid) - before < 24 * MB
-    db.run("UPDATE t_text SET v = NULL")
-    for name, value in VALUES.items():
-        db.run(f"INSERT INTO t_{name} VALUES (2, {value.format(n=30 * MB)}); DELETE FROM t_{name} WHERE id = 2")
-    assert anonymous_memory(pid) - before < 24 * MB
-    assert db.value(kept) < MB
-    # Nor does what failed on the way.
     db.run("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
-    db.run("CREATE TRIGGER zz AFTER INSERT ON t_bytea FOR EACH ROW EXECUTE FUNCTION refuse()")
-    for _ in range(3):
-        with pytest.raises(errors.RaiseException):
-            db.run(f"INSERT INTO t_bytea VALUES (3, {VALUES['bytea'].format(n=60 * MB)})")
-        with pytest.raises(errors.ProgramLimitExceeded):
-            db.run("INSERT INTO t_array VALUES (3, ARRAY[repeat('\"', 300000000), repeat('\"', 300000000)])")
-    assert anonymous_memory(pid) - before < 24 * MB
-    db.run("DISCARD ALL")
+    for plain, taken in (("p_text", "t_text"), ("p_bytea", "t_bytea")):
+        db.run(f"CREATE TABLE {plain} (LIKE {taken} INCLUDING ALL)")
+    for table in ("p_bytea", "t_bytea"):
+        db.run(f"CREATE TRIGGER zz AFTER INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()")
+    writes = ["INSERT INTO {{table}}_text VALUES (1, repeat('x', {n}))", "UPDATE {{table}}_text SET v = NULL",
+              "DELETE FROM {{table}}_text", "INSERT INTO {{table}}_bytea VALUES (3, convert_to(repeat('x', {half}), 'UTF8'))"]
+    plain, taken = ([write.replace("{{table}}", table) for write in writes] for table in ("p", "t"))
+    assert kept_after(db, *taken) - kept_after(db, *plain) < 16 * MB
     db.close()
     server.drop_database(db.name)

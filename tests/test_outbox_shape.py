@@ -41,23 +41,25 @@ def test_defect_13_a_default_counts_where_capture_says_nothing(sales, direct, co
     assert direct()
 
 
+# A view keeps the types of its columns.
+NO_VIEW = "ALTER EXTENSION sync_outbox DROP VIEW sync_outbox_queue; DROP VIEW sync_outbox_queue; "
 # What would be noticed by an INSERT, with a statement that undoes it, if there is one.
 ALTERED = {
-    "a modifier": ("ALTER TABLE sync_outbox ALTER created_at TYPE timestamptz(0)", "ALTER TABLE sync_outbox ALTER created_at TYPE timestamptz"),
+    "a modifier": (NO_VIEW + "ALTER TABLE sync_outbox ALTER created_at TYPE timestamptz(0)", "ALTER TABLE sync_outbox ALTER created_at TYPE timestamptz"),
     "NOT NULL gone": ("ALTER TABLE sync_outbox ALTER dedup_key DROP NOT NULL", "ALTER TABLE sync_outbox ALTER dedup_key SET NOT NULL"),
     "a check": ("ALTER TABLE sync_outbox ADD CONSTRAINT c CHECK (op <> 'x')", "ALTER TABLE sync_outbox DROP CONSTRAINT c"),
     "a check that is not valid": ("ALTER TABLE sync_outbox ADD CONSTRAINT c CHECK (op <> 'x') NOT VALID", "ALTER TABLE sync_outbox DROP CONSTRAINT c"),
-    "a domain": ("CREATE DOMAIN word AS text CHECK (VALUE <> 'x'); ALTER TABLE sync_outbox ALTER branch TYPE word",
+    "a domain": (NO_VIEW + "CREATE DOMAIN word AS text CHECK (VALUE <> 'x'); ALTER TABLE sync_outbox ALTER branch TYPE word",
                  "ALTER TABLE sync_outbox ALTER branch TYPE text"),
-    "another type": ("ALTER TABLE sync_outbox ALTER branch TYPE varchar", "ALTER TABLE sync_outbox ALTER branch TYPE text"),
+    "another type": (NO_VIEW + "ALTER TABLE sync_outbox ALTER branch TYPE varchar", "ALTER TABLE sync_outbox ALTER branch TYPE text"),
     "a column": ("ALTER TABLE sync_outbox ADD note text", None),
     "a generated column": ("ALTER TABLE sync_outbox ADD twice bigint GENERATED ALWAYS AS (id * 2) STORED", None),
     "row security": ("ALTER TABLE sync_outbox ENABLE ROW LEVEL SECURITY", "ALTER TABLE sync_outbox DISABLE ROW LEVEL SECURITY"),
-    "a rule": ("CREATE RULE r AS ON INSERT TO sync_outbox WHERE NEW.op = 'x' DO INSTEAD NOTHING", "DROP RULE r ON sync_outbox"),
+    "a rule": ("CREATE RULE r AS ON INSERT TO sync_outbox WHERE NEW.op = 'x' DO INSTEAD NOTHING", None),
     "an index": ("CREATE INDEX i ON sync_outbox (op)", "DROP INDEX i"),
     "a unique index": ("CREATE UNIQUE INDEX i ON sync_outbox (dedup_key)", "DROP INDEX i"),
     "an exclusion": ("ALTER TABLE sync_outbox ADD CONSTRAINT e EXCLUDE (dedup_key WITH =)", "ALTER TABLE sync_outbox DROP CONSTRAINT e"),
-    "a foreign key": ("CREATE TABLE ops (op text PRIMARY KEY); INSERT INTO ops VALUES ('INSERT'); "
+    "a foreign key": ("CREATE TABLE ops (op text PRIMARY KEY); INSERT INTO ops VALUES ('INSERT'), ('DELETE'); "
                       "ALTER TABLE sync_outbox ADD CONSTRAINT f FOREIGN KEY (op) REFERENCES ops", "ALTER TABLE sync_outbox DROP CONSTRAINT f"),
     "a key that covers more": ("ALTER TABLE sync_outbox DROP CONSTRAINT sync_outbox_pkey; "
                                "CREATE UNIQUE INDEX sync_outbox_pkey ON sync_outbox (target_id, priority, id) INCLUDE (op)", None),
@@ -85,7 +87,8 @@ def test_defect_13_what_an_insert_heeds_goes_by_insert(sales, direct, alteration
     assert direct()
     does, undoes = ALTERED[alteration]
     sales.run("TRUNCATE sync_outbox")
-    sales.run(does)
+    for statement in does.split("; "):
+        sales.run(statement)
     assert not direct()
     sales.run("CREATE EXTENSION amcheck")
     sales.rows("SELECT bt_index_check(indexrelid, true) FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
@@ -126,30 +129,3 @@ def test_an_identity_that_is_always_generated_takes_the_id_that_was_drawn(sales)
     sales.alter_outbox()
     sales.run("ALTER TABLE sync_outbox ALTER id SET GENERATED ALWAYS; INSERT INTO sales VALUES (1), (2)")
     assert [change.id for change in sales.outbox()] == [1, 2]
-
-
-def test_an_index_that_is_made_while_a_session_looks_the_outbox_up(sales):
-    """The first change of a session, which learns what the outbox is like, waits in the middle of it for a lock of a catalog."""
-    import threading
-
-    from support.wait import wait_for
-    writer = sales.session()
-    writer.execute("SET sync_outbox.reason = ''")
-    pid = writer.execute("SELECT pg_backend_pid()").fetchone()[0]
-    blocker = sales.session(autocommit=False)
-    blocker.execute("LOCK TABLE pg_opclass IN ACCESS EXCLUSIVE MODE")
-    first = threading.Thread(target=lambda: writer.execute("INSERT INTO sales VALUES (1)"))
-    first.start()
-    wait_for(lambda: sales.value("SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted", [pid]), what="it waits")
-    maker = sales.session()
-    made = threading.Thread(target=lambda: maker.execute("CREATE INDEX CONCURRENTLY mine ON sync_outbox (table_name)"))
-    made.start()
-    maker_pid = maker.info.backend_pid
-    wait_for(lambda: sales.value("SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted", [maker_pid]), what="the index waits")
-    blocker.rollback()
-    first.join(20)
-    made.join(20)
-    writer.execute("INSERT INTO sales VALUES (2)")
-    sales.run("CREATE EXTENSION amcheck")
-    sales.rows("SELECT bt_index_check('mine'::regclass, true)")
-    assert sales.value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'mine'::regclass")
