@@ -179,31 +179,41 @@ def test_defect_07_a_restored_table_goes_on(cards, run, quiet_server):
 
 def test_the_root_is_renamed_while_a_partition_is_written(parts):
     """Who writes to a partition directly has no lock on the root: its new name counts from the next row on."""
+    parts.run("INSERT INTO sale SELECT n, 1, 1 FROM generate_series(1, 4) n; TRUNCATE sync_outbox")
+    # Sleeps between two of its writes, which are one statement for the parser.
+    parts.run("""CREATE FUNCTION gone(wanted int) RETURNS void LANGUAGE plpgsql AS
+                 $$ BEGIN DELETE FROM sale_0 WHERE id = wanted; PERFORM pg_advisory_xact_lock(wanted); END $$""")
+    parts.run("SELECT pg_advisory_lock(2)")
     writer = parts.session(autocommit=False)
-    writer.execute("INSERT INTO sale_0 VALUES (0, 1, 1)")
-    writer.rollback()  # later inserts know the partition's bounds, and do not lock the root for them
-    writer.execute("INSERT INTO sale_0 VALUES (1, 1, 1)")
+    writer.execute("SELECT gone(1)")
+    done = threading.Thread(target=lambda: writer.execute("SELECT gone(n) FROM generate_series(2, 4) n"))
+    done.start()
+    waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted"
+    wait_for(lambda: parts.value(waits, [writer.info.backend_pid]), what="it is in the middle")
     other = parts.session()
     other.execute("SET lock_timeout = '5s'; ALTER TABLE sale RENAME TO sold")
-    writer.execute("INSERT INTO sale_0 VALUES (2, 1, 1)")
-    writer.execute("INSERT INTO sale_0 SELECT n, 1, 1 FROM generate_series(3, 4) n")
+    parts.run("SELECT pg_advisory_unlock(2)")
+    done.join(20)
     writer.commit()
-    assert [change.table_name for change in parts.outbox()] == ["sale", "sold", "sold", "sold"]
+    assert [change.table_name for change in parts.outbox()] == ["sale", "sale", "sold", "sold"]
 
 
 def test_what_changes_while_a_plan_is_made(parts):
     """The plan of a partition is being made, and waits for a lock of a catalog, while the root gets another name."""
+    parts.run("INSERT INTO sale SELECT n, 1, 1 FROM generate_series(1, 3) n; TRUNCATE sync_outbox")
     writer = parts.session()
-    writer.execute("SET sync_outbox.reason = ''")  # the library is loaded
-    pid = writer.execute("SELECT pg_backend_pid()").fetchone()[0]
+    # It has made the plan once: so it waits when it looks at the key's index, and not before it has the root's name.
+    writer.execute("DELETE FROM sale_0 WHERE id = 3")
+    parts.run("ALTER TABLE sale_0 SET (fillfactor = 90)")
     blocker = parts.session(autocommit=False)
     blocker.execute("LOCK TABLE pg_opclass IN ACCESS EXCLUSIVE MODE")
-    done = threading.Thread(target=lambda: writer.execute("INSERT INTO sale_0 VALUES (1, 1, 1)"))
-    done.start()
+    # Not an INSERT, which would look at the partition's bounds and lock the root for them.
+    first = threading.Thread(target=lambda: writer.execute("DELETE FROM sale_0 WHERE id = 1"))
+    first.start()
     waits = "SELECT count(*) FROM pg_locks WHERE pid = %s AND NOT granted"
-    wait_for(lambda: parts.value(waits, [pid]), what="the plan is being made")
+    wait_for(lambda: parts.value(waits, [writer.info.backend_pid]), what="the plan is being made")
     blocker.execute("ALTER TABLE sale RENAME TO sold")
     blocker.commit()
-    done.join(20)
-    writer.execute("INSERT INTO sale_0 VALUES (2, 1, 1)")
+    first.join(20)
+    writer.execute("DELETE FROM sale_0 WHERE id = 2")
     assert parts.outbox()[-1].table_name == "sold"
