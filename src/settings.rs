@@ -218,7 +218,8 @@ pub fn capture() -> bool {
     CAPTURE.get()
 }
 
-/// Hands the session's reason to `f`, if it gave one, in the server encoding. Not copied: it is as long as the session likes.
+/// Hands the session's reason to `f`, if it gave one, in the server encoding. Not copied: it is as long as the session
+/// likes.
 pub fn with_reason<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     guc::with_text(&REASON, |text| f(text.map(<[u8]>::trim_ascii).filter(|reason| !reason.is_empty())))
 }

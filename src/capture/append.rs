@@ -7,8 +7,8 @@ use crate::pg::buffer;
 use crate::pg::heap::{self, Field};
 use crate::pg::relation::{self, LockMode};
 use crate::pg::role::ActAs;
-use crate::pg::spi::{self, Arg};
 use crate::pg::sequence;
+use crate::pg::spi::{self, Arg};
 use crate::pg::text::Kept;
 use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
@@ -44,8 +44,8 @@ thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback. While there is none, one may be looked up
-/// right now: then anything can be what it is made from.
+/// Takes note that a relation has changed; called from an invalidation callback. While there is none, one may be looked
+/// up right now: then anything can be what it is made from.
 pub fn forget(oid: Oid) {
     OUTBOX.with(|outbox| match outbox.try_borrow().as_deref() {
         Ok(Some(outbox)) if !outbox.shape.is_made_from(oid) => {}
@@ -147,9 +147,11 @@ impl Outbox {
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
     fn insert(&self, fields: &[Field; 20], priority: Priority) {
         let _owner = ActAs::owner();
-        let written = shape::COLUMNS.iter().zip(fields).enumerate().filter(|(i, (_, field))| {
-            field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1))
-        });
+        let written = shape::COLUMNS
+            .iter()
+            .zip(fields)
+            .enumerate()
+            .filter(|(i, (_, field))| field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
         let (columns, args): (Vec<_>, Vec<Arg>) = written
             .map(|(_, (column, field))| {
                 let arg = match (column.1, field) {

@@ -164,8 +164,8 @@ pub fn write_string(text: &[u8], out: &mut Buffer) {
     out.push(b'"');
 }
 
-/// Replaces the JSON string that stands in `out` from `start` on, if it is one, by its text. Escapes of other characters
-/// than ASCII, which only a json value can have, stay as they are.
+/// Replaces the JSON string that stands in `out` from `start` on, if it is one, by its text. Escapes of other
+/// characters than ASCII, which only a json value can have, stay as they are.
 fn unquote(out: &mut Buffer, start: usize) {
     let [b'"', .., b'"'] = out[start..] else { return };
     let (end, mut from, mut to) = (out.len() - 1, start + 1, start);

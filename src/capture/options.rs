@@ -44,9 +44,9 @@ pub struct Options {
     pub columns: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
-    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order. A column made later
-    /// has a greater one, so that a new one under an old name can be told from the one that was meant; a dump and restore
-    /// can only make them smaller. Absent where 0.1.0 attached the table.
+    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order. A column made
+    /// later has a greater one, so that a new one under an old name can be told from the one that was meant; a dump and
+    /// restore can only make them smaller. Absent where 0.1.0 attached the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_attnums: Vec<i16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,9 +85,9 @@ impl Options {
     /// The columns that they name, with the argument of attach that names them.
     pub fn named_columns(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let lists = [(&self.columns, "columns"), (&self.exclude, "exclude"), (&self.key_columns, "key_columns")];
-        let listed = lists.into_iter().flat_map(|(list, argument)| {
-            list.iter().flatten().map(move |column| (column.as_str(), argument))
-        });
+        let listed = lists
+            .into_iter()
+            .flat_map(|(list, argument)| list.iter().flatten().map(move |column| (column.as_str(), argument)));
         listed.chain(self.branch_column.iter().map(|column| (column.as_str(), "branch_column")))
     }
 }

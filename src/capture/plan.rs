@@ -101,8 +101,8 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     plan
 }
 
-/// Makes a plan. What changes meanwhile finds none to mark; so a plan that is made from something that has is good for this
-/// row, whose table is locked, and is not kept for the next.
+/// Makes a plan. What changes meanwhile finds none to mark; so a plan that is made from something that has is good for
+/// this row, whose table is locked, and is not kept for the next.
 fn make(fired: &Fired<'_>) -> Plan {
     /// Ends the listening on every way out.
     struct Listening;
@@ -188,7 +188,11 @@ impl Plan {
                 columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
-        let branch = options.branch_column.as_deref().map(|name| find(name, "branch_column")).map(|c| (c.index, Encoder::of(c.type_oid)));
+        let branch = options
+            .branch_column
+            .as_deref()
+            .map(|name| find(name, "branch_column"))
+            .map(|c| (c.index, Encoder::of(c.type_oid)));
         Plan {
             follows_settings: columns.iter().any(|c| c.encoder.follows_settings())
                 || branch.as_ref().is_some_and(|(_, e)| e.follows_settings()),
@@ -271,8 +275,8 @@ fn label(name: &[u8]) -> Vec<u8> {
     label.to_vec()
 }
 
-/// Refuses the write if a column is called as one that was excluded, but is another: what was excluded has been renamed or
-/// dropped then, and may be captured under its new name.
+/// Refuses the write if a column is called as one that was excluded, but is another: what was excluded has been renamed
+/// or dropped then, and may be captured under its new name.
 fn require_the_same_excluded(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
     let excluded = options.exclude.as_deref().unwrap_or_default();
     if options.exclude_attnums.is_empty() {
@@ -294,8 +298,8 @@ fn require_the_same_excluded(root: Oid, options: &Options, name: &(Vec<u8>, Vec<
     }
 }
 
-/// The error where a column that attach was told by name is not there: 42703. Capturing without it could mean to capture
-/// more than was said, so that nothing is written until somebody has said again what is meant.
+/// The error where a column that attach was told by name is not there: 42703. Capturing without it could mean to
+/// capture more than was said, so that nothing is written until somebody has said again what is meant.
 pub fn missing(column: &str, argument: &str, name: &(Vec<u8>, Vec<u8>)) -> Error {
     Error::new(
         SqlState::ERRCODE_UNDEFINED_COLUMN,

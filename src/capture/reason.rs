@@ -11,8 +11,8 @@ pub const REASON_MIN_CHARS: usize = 5;
 /// Characters a reason may have: it is a sentence, and it travels with every change.
 pub const REASON_MAX_CHARS: usize = 1_000;
 
-/// The reason as a text datum in the current memory context. 23514 if the table wants one and there is none or a shorter
-/// one, 22001 if it is too long.
+/// The reason as a text datum in the current memory context. 23514 if the table wants one and there is none or a
+/// shorter one, 22001 if it is too long.
 pub fn of_session(plan: &Plan) -> Option<Datum> {
     settings::with_reason(|reason| {
         if plan.require_reason && reason.map_or(0, text::characters) < REASON_MIN_CHARS {

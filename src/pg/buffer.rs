@@ -1,5 +1,5 @@
-//! Bytes whose number a stored value decides: they live in PostgreSQL's memory, where too many of them are an ERROR. A Rust
-//! allocation that fails ends the process, and with it every session of the server.
+//! Bytes whose number a stored value decides: they live in PostgreSQL's memory, where too many of them are an ERROR. A
+//! Rust allocation that fails ends the process, and with it every session of the server.
 
 use super::externs;
 use crate::error::{Error, SqlState};
@@ -112,8 +112,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if !self.data.is_null() {
-            // SAFETY: allocated in `grow`. It raises nothing and needs no transaction, so that it is right while an error
-            // unwinds too.
+            // SAFETY: allocated in `grow`. It raises nothing and needs no transaction, so that it is right while an
+            // error unwinds too.
             unsafe { externs::pfree(self.data.cast()) }
         }
     }

@@ -147,8 +147,8 @@ impl Function {
 
     /// What an output function gives, handed to `write`.
     pub fn text<R>(&self, value: Value, write: impl FnOnce(&[u8]) -> R) -> R {
-        // SAFETY: the function is the output function of the value's type and returns a C string, which lives as long as
-        // the current memory context.
+        // SAFETY: the function is the output function of the value's type and returns a C string, which lives as long
+        // as the current memory context.
         unsafe {
             let text = pg_sys::OutputFunctionCall((&raw const *self.0).cast_mut(), value.0);
             write(CStr::from_ptr(text).to_bytes())

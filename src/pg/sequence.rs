@@ -1,17 +1,17 @@
 //! Drawing numbers from a sequence without leaving a trace in the session.
 //!
 //! `nextval()` makes its sequence the one that `lastval()` speaks of, so that capture would change what an application
-//! reads right behind its own INSERT. This draws from the same sequence in the same way, but for that: the page, the WAL
-//! records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or replicates the
-//! sequence sees no difference.
+//! reads right behind its own INSERT. This draws from the same sequence in the same way, but for that: the page, the
+//! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
+//! replicates the sequence sees no difference.
 
 use super::{externs, text};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// How many numbers a WAL record covers beyond those that are drawn (`SEQ_LOG_VALS` in sequence.c): a crash skips at most
-/// so many, and most draws write no record.
+/// How many numbers a WAL record covers beyond those that are drawn (`SEQ_LOG_VALS` in sequence.c): a crash skips at
+/// most so many, and most draws write no record.
 const LOGGED_AHEAD: i64 = 32;
 
 /// What stands in the special space of a sequence's page.
@@ -67,11 +67,8 @@ impl Definition {
         } else {
             i128::from(state.log_cnt) - needed
         };
-        let called = |value: i128, log_cnt: i128| State {
-            last_value: value as i64,
-            log_cnt: log_cnt as i64,
-            is_called: true,
-        };
+        let called =
+            |value: i128, log_cnt: i128| State { last_value: value as i64, log_cnt: log_cnt as i64, is_called: true };
         Some(Draw {
             first: first as i64,
             after: called(last, ahead),
@@ -80,9 +77,9 @@ impl Definition {
     }
 }
 
-/// Draws `n` numbers, at least 1, from a sequence that this transaction has locked with ROW EXCLUSIVE. Returns the first;
-/// each of the others is one increment behind the one before. No rights are asked for: capture works for a writer who has
-/// none on the outbox. 2200H when there are none left.
+/// Draws `n` numbers, at least 1, from a sequence that this transaction has locked with ROW EXCLUSIVE. Returns the
+/// first; each of the others is one increment behind the one before. No rights are asked for: capture works for a
+/// writer who has none on the outbox. 2200H when there are none left.
 pub fn draw(sequence: pg_sys::Oid, n: i64) -> i64 {
     // SAFETY: inside a transaction on the main thread, the sequence is locked by contract.
     match unsafe { externs::guarded(|| draw_unguarded(sequence, n)) } {
@@ -108,9 +105,10 @@ impl Refusal {
                 format!("the sequence \"{name}\" of the outbox has no number left"),
             )
             .hint("ALTER SEQUENCE .. AS bigint NO MAXVALUE; gives it the numbers that it was made with."),
-            Refusal::NoSequence(_) => {
-                Error::new(SqlState::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{name}\" is no sequence as PostgreSQL makes them"))
-            }
+            Refusal::NoSequence(_) => Error::new(
+                SqlState::ERRCODE_WRONG_OBJECT_TYPE,
+                format!("\"{name}\" is no sequence as PostgreSQL makes them"),
+            ),
         }
         .raise()
     }
@@ -123,8 +121,8 @@ impl Refusal {
 /// As [`draw`], inside a guard.
 unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
     // SAFETY: the steps of nextval_internal in sequence.c: the relation is locked; its only block is read under an
-    // exclusive lock, verified before anything is changed, and changed in a critical section in which nothing can fail but
-    // the writing of WAL.
+    // exclusive lock, verified before anything is changed, and changed in a critical section in which nothing can fail
+    // but the writing of WAL.
     unsafe {
         let sequence = externs::relation_open(oid, pg_sys::NoLock as pg_sys::LOCKMODE);
         let form = &*(*sequence).rd_rel;
@@ -145,11 +143,8 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
         let magic = *page.cast::<u8>().add(usize::from((*header).pd_special)).cast::<u32>();
         let tuple = page.cast::<u8>().add(item.lp_off() as usize).cast::<pg_sys::HeapTupleHeaderData>();
         let stored = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff)).cast::<Stored>();
-        let state = State {
-            last_value: (*stored).last_value,
-            log_cnt: (*stored).log_cnt,
-            is_called: (*stored).is_called,
-        };
+        let state =
+            State { last_value: (*stored).last_value, log_cnt: (*stored).log_cnt, is_called: (*stored).is_called };
         let lsn = (u64::from((*header).pd_lsn.xlogid) << 32) | u64::from((*header).pd_lsn.xrecoff);
         let drawn = match &definition {
             Some(definition) if magic == MAGIC => {

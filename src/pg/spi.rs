@@ -107,9 +107,9 @@ impl<'a> Row<'a> {
         unsafe { T::from_polymorphic_datum(datum, null, pg_sys::SPI_gettypeid(self.desc, n as i32)) }
     }
 
-    /// Column `n` as an owned string, empty for NULL.
+    /// Column `n` of a text type as UTF-8, empty for NULL.
     pub fn text(&self, n: usize) -> String {
-        self.get::<String>(n).unwrap_or_default()
+        self.utf8(n).unwrap_or_default()
     }
 
     /// Column `n` as 64-bit integer, 0 for NULL.

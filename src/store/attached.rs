@@ -123,7 +123,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
                 columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),
-                objection: row.get::<String>(4),
+                objection: row.utf8(4),
             })
         },
     );

@@ -58,8 +58,8 @@ pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
 /// The columns that may be NULL as `sql/` makes them.
 const NULLABLE: [usize; 8] = [column::PK, column::DATA, column::BRANCH, column::OLD, column::REASON, 18, 19, 20];
 
-/// The columns that capture leaves to the table where it has nothing to say, so that a default that somebody gave one of
-/// them counts. In `pk`, `data` and `old` NULL says something.
+/// The columns that capture leaves to the table where it has nothing to say, so that a default that somebody gave one
+/// of them counts. In `pk`, `data` and `old` NULL says something.
 pub const LEFT_TO_DEFAULT: [usize; 5] = [column::BRANCH, column::REASON, 18, 19, 20];
 
 #[derive(Clone, Copy)]
@@ -133,8 +133,8 @@ impl Shape {
             || self.indexes.contains(&relation)
     }
 
-    /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes of
-    /// savepoints.
+    /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes
+    /// of savepoints.
     pub fn lock_for_writing(&self) {
         relation::lock_for_good(self.table, LockMode::RowExclusive);
         relation::lock_for_good(self.sequence, LockMode::RowExclusive);
@@ -165,10 +165,10 @@ fn require_columns(table: &Open) {
     }
 }
 
-/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. Looked at is
-/// all that an INSERT would heed: the columns in their places, with the types and without the modifiers, constraints and
-/// defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does below INSERT
-/// (storage, compression, tablespace, logging) holds for an appended row too.
+/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. Looked
+/// at is all that an INSERT would heed: the columns in their places, with the types and without the modifiers,
+/// constraints and defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does
+/// below INSERT (storage, compression, tablespace, logging) holds for an appended row too.
 fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<Oid> {
     let columns = table.columns();
     // A column that was dropped still has its place in a row.
