@@ -127,7 +127,7 @@ impl<'a> Row<'a> {
     /// Column `n` of a text or json type as UTF-8, whatever the server encoding is.
     pub fn utf8(&self, n: usize) -> Option<String> {
         let bytes = self.bytes(n)?;
-        let mut out = Vec::with_capacity(bytes.len());
+        let mut out = Vec::new();
         super::text::write_utf8(bytes, &mut out);
         Some(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
