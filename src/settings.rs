@@ -3,6 +3,7 @@
 //! Delivery settings are SIGHUP-only: whoever sets the URL can take the token and the data, so neither a session nor
 //! `ALTER ROLE .. SET` may.
 
+use crate::pg::guc;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -197,7 +198,7 @@ pub fn init() {
         (0, i32::MAX),
         GucFlags::UNIT_S,
     );
-    crate::pg::guc::reserve_prefix();
+    guc::reserve_prefix();
 }
 
 fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<bool>, context: GucContext) {
@@ -235,9 +236,10 @@ pub fn capture() -> bool {
     CAPTURE.get()
 }
 
-/// The session's reason, if it gave one, in the server encoding.
-pub fn reason() -> Option<Vec<u8>> {
-    REASON.get().map(|s| s.as_bytes().trim_ascii().to_vec()).filter(|s| !s.is_empty())
+/// Hands the session's reason to `f`, if it gave one, in the server encoding. Not copied: it is as long as the session
+/// likes.
+pub fn with_reason<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    guc::with_text(&REASON, |text| f(text.map(<[u8]>::trim_ascii).filter(|reason| !reason.is_empty())))
 }
 
 pub fn enabled() -> bool {

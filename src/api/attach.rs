@@ -40,6 +40,7 @@ fn sync_outbox_attach(
             priority: argument::utf8(priority).map_or(Ok(defaults.priority), |name| argument::priority(&name))?,
             columns: argument::list(argument::texts(columns), "columns")?,
             exclude: argument::list(argument::texts(exclude), "exclude")?,
+            exclude_attnums: defaults.exclude_attnums,
             branch_column: branch_column.map(text::name),
             key_columns: argument::list(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),

@@ -1,7 +1,7 @@
 //! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
 
 use super::argument::{self, Text};
-use crate::capture::{Options, Priority, Writer};
+use crate::capture::{self, Options, Priority, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::guc::Nest;
 use crate::pg::relation::{self as pg_relation, LockMode, Open};
@@ -78,6 +78,10 @@ impl Source {
         table.require_owner(caller)?;
         let Some(options) = attached::options(schema.capture(), oid) else { return Err(not_attached(schema, &table)) };
         let target_id = target::find_and_keep(schema, &options.target)?.id;
+        let gone = options.named_columns().find(|(column, _)| !table.columns.iter().any(|c| c == column));
+        if let Some((column, argument)) = gone {
+            return Err(capture::missing_column(column, argument, &attached::name(oid)));
+        }
         let key = attached::key_of(oid, options.key_columns.as_deref())?;
         Ok(Source { table, options, target_id, key })
     }

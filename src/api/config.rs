@@ -98,6 +98,8 @@ impl Given {
             target: self.target.clone().unwrap_or(before.target),
             priority: self.priority.unwrap_or(before.priority),
             columns: self.columns.clone().or(before.columns),
+            // Named again, they are the columns that are called so now.
+            exclude_attnums: if self.exclude.is_some() { Vec::new() } else { before.exclude_attnums },
             exclude: self.exclude.clone().or(before.exclude),
             branch_column: self.branch_column.clone().or(before.branch_column),
             key_columns: self.key_columns.clone().or(before.key_columns),

@@ -3,11 +3,13 @@
 
 use super::options::Priority;
 use super::plan::Plan;
+use crate::pg::buffer;
 use crate::pg::heap::{self, Field};
 use crate::pg::relation::{self, LockMode};
 use crate::pg::role::ActAs;
+use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text::{self, Kept};
+use crate::pg::text::Kept;
 use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, queue};
@@ -15,14 +17,14 @@ use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// A change about to be written. `pk`, `data` and `old` are json datums.
+/// A change about to be written. `pk`, `data` and `old` are json datums, the others texts.
 pub struct Change {
     pub event: Event,
     pub pk: Option<Datum>,
     pub data: Option<Datum>,
     pub old: Option<Datum>,
-    pub branch: Option<Vec<u8>>,
-    pub reason: Option<Vec<u8>>,
+    pub branch: Option<Datum>,
+    pub reason: Option<Datum>,
 }
 
 /// The outbox that a capture function writes to: the one in its own schema.
@@ -42,17 +44,12 @@ thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback.
+/// Takes note that a relation has changed; called from an invalidation callback. While there is none, one may be looked
+/// up right now: then anything can be what it is made from.
 pub fn forget(oid: Oid) {
-    OUTBOX.with(|outbox| match outbox.try_borrow() {
-        Ok(outbox) => {
-            if let Some(outbox) = &*outbox
-                && outbox.shape.is_made_from(oid)
-            {
-                STALE.set(true);
-            }
-        }
-        Err(_) => STALE.set(true),
+    OUTBOX.with(|outbox| match outbox.try_borrow().as_deref() {
+        Ok(Some(outbox)) if !outbox.shape.is_made_from(oid) => {}
+        _ => STALE.set(true),
     });
 }
 
@@ -69,6 +66,7 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
             return outbox.clone();
         }
     }
+    OUTBOX.take();
     STALE.set(false);
     let outbox = Rc::new(Outbox::look_up(function));
     outbox.lock(txid);
@@ -99,6 +97,7 @@ impl Outbox {
     /// Writes one change; returns its id. The id is drawn here, while the source row is locked: that is what makes the
     /// order of ids the order of the changes of a key.
     pub fn append(&self, plan: &Plan, change: &Change) -> i64 {
+        buffer::check_row([change.pk, change.data, change.old, change.branch]);
         let txid = self.locked_by.get();
         let id = self.next_id();
         if self.first_id.get().is_none() {
@@ -121,9 +120,9 @@ impl Outbox {
             Some(self.operations[change.event as usize].datum()),
             change.pk,
             change.data,
-            change.branch.as_deref().map(text::datum),
+            change.branch,
             change.old,
-            change.reason.as_deref().map(text::datum),
+            change.reason,
             None,
             None,
             None,
@@ -137,7 +136,7 @@ impl Outbox {
     }
 
     pub fn next_id(&self) -> i64 {
-        heap::next_value(self.shape.sequence)
+        sequence::draw(self.shape.sequence, 1)
     }
 
     /// The first id that this transaction drew.
@@ -148,16 +147,22 @@ impl Outbox {
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
     fn insert(&self, fields: &[Field; 20], priority: Priority) {
         let _owner = ActAs::owner();
-        let args: Vec<Arg> = shape::COLUMNS
+        let written = shape::COLUMNS
             .iter()
             .zip(fields)
-            .map(|((_, kind), field)| match (kind, field) {
-                (Kind::Priority, _) => priority.name().into(),
-                (Kind::Status, _) => "PENDING".into(),
-                (Kind::Type(oid), Some(datum)) => Arg::datum(*oid, *datum),
-                (Kind::Type(oid), None) => Arg::null(*oid),
+            .enumerate()
+            .filter(|(i, (_, field))| field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
+        let (columns, args): (Vec<_>, Vec<Arg>) = written
+            .map(|(_, (column, field))| {
+                let arg = match (column.1, field) {
+                    (Kind::Priority, _) => priority.name().into(),
+                    (Kind::Status, _) => "PENDING".into(),
+                    (Kind::Type(oid), Some(datum)) => Arg::datum(oid, *datum),
+                    (Kind::Type(oid), None) => Arg::null(oid),
+                };
+                (column, arg)
             })
-            .collect();
-        spi::run(&queue::insert_statement(&Schema::new(self.schema)), &args);
+            .unzip();
+        spi::run(&queue::insert_statement(&Schema::new(self.schema), &columns), &args);
     }
 }

@@ -86,15 +86,7 @@ fn check_surroundings(schema: &Schema, table: &Relation) -> Result<()> {
 }
 
 fn check_columns(table: &Relation, options: &Options) -> Result<()> {
-    let named = |list: &Option<Vec<String>>, argument: &str| {
-        list.iter().flatten().try_for_each(|column| table.require_column(column, argument))
-    };
-    named(&options.columns, "columns")?;
-    named(&options.exclude, "exclude")?;
-    named(&options.key_columns, "key_columns")?;
-    if let Some(column) = &options.branch_column {
-        table.require_column(column, "branch_column")?;
-    }
+    options.named_columns().try_for_each(|(column, argument)| table.require_column(column, argument))?;
     let key = attached::key_of(table.oid, options.key_columns.as_deref())?;
     let excluded = options.exclude.iter().flatten();
     for column in excluded {

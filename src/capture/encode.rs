@@ -3,6 +3,7 @@
 //! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
 
+use crate::pg::buffer::Buffer;
 use crate::pg::datum::{self, Function, Value};
 use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
@@ -76,8 +77,20 @@ impl Encoder {
         matches!(self, Encoder::UsersJson(_))
     }
 
+    /// Writes the value as plain text: what JSON has between the quotes, and what is no string as JSON has it.
+    pub fn write_text(&self, value: Value, out: &mut Buffer) {
+        match self {
+            Encoder::Text => out.extend_from_slice(value.varlena()),
+            _ => {
+                let start = out.len();
+                self.write(value, out);
+                unquote(out, start);
+            }
+        }
+    }
+
     /// Writes the value as JSON.
-    pub fn write(&self, value: Value, out: &mut Vec<u8>) {
+    pub fn write(&self, value: Value, out: &mut Buffer) {
         match self {
             Encoder::Bool => out.extend_from_slice(if value.bool() { b"true" } else { b"false" }),
             Encoder::Int2 => write_int(value.int2().into(), out),
@@ -93,7 +106,7 @@ impl Encoder {
             }
             Encoder::Numeric(function) => {
                 let start = out.len();
-                function.write_text(value, out);
+                function.text(value, |text| out.extend_from_slice(text));
                 if !out[start..].last().is_some_and(u8::is_ascii_digit) {
                     out.insert(start, b'"');
                     out.push(b'"');
@@ -112,7 +125,7 @@ impl Encoder {
             }
             Encoder::DateTime(type_oid) => {
                 out.push(b'"');
-                datum::iso_datetime(value, *type_oid, out);
+                datum::iso_datetime(value, *type_oid, |text| out.extend_from_slice(text));
                 out.push(b'"');
             }
             Encoder::Json => out.extend_from_slice(value.varlena()),
@@ -122,22 +135,18 @@ impl Encoder {
                 let _guard = ActAs::confined();
                 function.write_varlena(value, out);
             }
-            Encoder::RawOutput(function) => function.write_text(value, out),
-            Encoder::Output(function) => {
-                let mut text = Vec::new();
-                function.write_text(value, &mut text);
-                write_string(&text, out);
-            }
+            Encoder::RawOutput(function) => function.text(value, |text| out.extend_from_slice(text)),
+            Encoder::Output(function) => function.text(value, |text| write_string(text, out)),
         }
     }
 }
 
-fn write_int(value: i64, out: &mut Vec<u8>) {
+fn write_int(value: i64, out: &mut Buffer) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// A finite float as a number, the others as the strings PostgreSQL uses.
-fn write_float(value: f64, out: &mut Vec<u8>, finite: impl FnOnce(&mut Vec<u8>)) {
+fn write_float(value: f64, out: &mut Buffer, finite: impl FnOnce(&mut Buffer)) {
     if value.is_nan() {
         out.extend_from_slice(b"\"NaN\"");
     } else if value.is_infinite() {
@@ -148,7 +157,7 @@ fn write_float(value: f64, out: &mut Vec<u8>, finite: impl FnOnce(&mut Vec<u8>))
 }
 
 /// A JSON string of text in any server encoding (all of them keep ASCII bytes for ASCII characters).
-pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
+pub fn write_string(text: &[u8], out: &mut Buffer) {
     out.push(b'"');
     let mut clean = 0;
     for (i, byte) in text.iter().enumerate() {
@@ -171,13 +180,44 @@ pub fn write_string(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
-
-fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    out.extend(bytes.iter().flat_map(|b| [HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]));
+/// Replaces the JSON string that stands in `out` from `start` on, if it is one, by its text. Escapes of other
+/// characters than ASCII, which only a json value can have, stay as they are.
+fn unquote(out: &mut Buffer, start: usize) {
+    let [b'"', .., b'"'] = out[start..] else { return };
+    let (end, mut from, mut to) = (out.len() - 1, start + 1, start);
+    while from < end {
+        let (byte, length) = match out[from..end] {
+            [b'\\', b'n', ..] => (b'\n', 2),
+            [b'\\', b'r', ..] => (b'\r', 2),
+            [b'\\', b't', ..] => (b'\t', 2),
+            [b'\\', b'b', ..] => (8, 2),
+            [b'\\', b'f', ..] => (12, 2),
+            [b'\\', b'u', b'0', b'0', high @ b'0'..=b'7', low, ..]
+                if low.is_ascii_hexdigit() && [high, low] != *b"00" =>
+            {
+                ((high - b'0') << 4 | (low as char).to_digit(16).map_or(0, |digit| digit as u8), 6)
+            }
+            [b'\\', b'u', ..] | [b'\\'] => (b'\\', 1),
+            [b'\\', other, ..] => (other, 2),
+            [byte, ..] => (byte, 1),
+            [] => break,
+        };
+        out[to] = byte;
+        (from, to) = (from + length, to + 1);
+    }
+    out.truncate(to);
 }
 
-fn write_uuid(bytes: &[u8; 16], out: &mut Vec<u8>) {
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+fn write_hex(bytes: &[u8], out: &mut Buffer) {
+    out.reserve(2 * bytes.len());
+    for byte in bytes {
+        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+}
+
+fn write_uuid(bytes: &[u8; 16], out: &mut Buffer) {
     for (i, part) in [&bytes[..4], &bytes[4..6], &bytes[6..8], &bytes[8..10], &bytes[10..]].into_iter().enumerate() {
         if i > 0 {
             out.push(b'-');

@@ -33,7 +33,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;
     let before = Installed::read(capture, oid);
-    if before.is(options) {
+    if before.is(&options.clone().of_relation(oid)) {
         return Ok(Outcome::Unchanged);
     }
     let target_id = target::find_and_keep(schema, &options.target)?.id;
@@ -46,6 +46,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
     relation::with_lock(oid, mode, || {
         let table = eligible::check(schema, caller, oid, options)?;
+        let options = &options.clone().of_relation(oid);
         let before = Installed::read(capture, oid);
         if before.is(options) {
             return Ok(Outcome::Unchanged);
@@ -81,6 +82,16 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
         attached::triggers(capture, oid).iter().for_each(|trigger| drop_trigger(&table, &trigger.name));
         Ok(())
     })
+}
+
+impl Options {
+    /// With what has to be kept of the columns beside their names.
+    fn of_relation(mut self, oid: Oid) -> Self {
+        if self.exclude_attnums.is_empty() {
+            self.exclude_attnums = attached::attribute_numbers(oid, self.exclude.as_deref().unwrap_or_default());
+        }
+        self
+    }
 }
 
 /// The triggers that are there.

@@ -10,20 +10,21 @@ mod encode;
 pub mod install;
 mod options;
 mod plan;
+mod reason;
 mod reorder;
 mod writer;
 
-use crate::error::{Error, SqlState};
-use crate::pg::heap::{Columns, VarlenaBuffer};
+use crate::pg::buffer::VarlenaBuffer;
+use crate::pg::heap::Columns;
 use crate::pg::trigger::{Event, Fired};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
+use pgrx::pg_sys::Datum;
 use plan::Plan;
+pub use plan::missing as missing_column;
+pub use reason::REASON_MIN_CHARS;
 use std::cell::RefCell;
 pub use writer::Writer;
-
-/// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
-pub const REASON_MIN_CHARS: usize = 5;
 
 pub fn init() {
     plan::init();
@@ -37,7 +38,15 @@ struct Scratch {
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
     before: VarlenaBuffer,
+    branch: VarlenaBuffer,
     changed: Vec<bool>,
+}
+
+impl Scratch {
+    /// Gives back what a large row needed.
+    fn shrink(&mut self) {
+        [&mut self.pk, &mut self.data, &mut self.before, &mut self.branch].into_iter().for_each(VarlenaBuffer::shrink);
+    }
 }
 
 thread_local! {
@@ -50,18 +59,16 @@ pub fn capture(fired: &Fired<'_>) {
         return;
     }
     let plan = plan::of(fired);
-    let reason = settings::reason();
-    if plan.require_reason {
-        check_reason(reason.as_deref(), &plan);
-    }
+    let reason = reason::of_session(&plan);
     // Taken, not borrowed: a user's cast may write to an attached table and bring us here again.
     let mut scratch = SCRATCH.take().unwrap_or_default();
     capture_change(fired, &plan, reason, &mut scratch);
+    scratch.shrink();
     SCRATCH.set(Some(scratch));
 }
 
-fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scratch: &mut Scratch) {
-    let Scratch { new, old, pk, data, before, changed } = scratch;
+fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+    let Scratch { new, old, pk, data, before, branch, changed } = scratch;
     let event = fired.event();
     let relation = fired.relation();
     let _settings = plan.neutral_settings();
@@ -78,7 +85,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
             plan.write_key(new, pk.clear());
             plan.write_all(new, data.clear());
             change.data = Some(data.datum());
-            change.branch = plan.branch(new);
+            change.branch = plan.branch(new, branch);
         }
         Event::Update => {
             if !plan.mark_changed(old, new, changed) {
@@ -87,7 +94,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
             plan.write_key(old, pk.clear());
             plan.write_changed(new, changed, data.clear());
             change.data = Some(data.datum());
-            change.branch = plan.branch(new);
+            change.branch = plan.branch(new, branch);
             if plan.include_old {
                 plan.write_changed(old, changed, before.clear());
                 change.old = Some(before.datum());
@@ -95,7 +102,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
         }
         Event::Delete => {
             plan.write_key(old, pk.clear());
-            change.branch = plan.branch(old);
+            change.branch = plan.branch(old, branch);
             if plan.include_old {
                 plan.write_all(old, before.clear());
                 change.old = Some(before.datum());
@@ -114,20 +121,5 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
         && tuple.superseded_by_us()
     {
         reorder::move_behind(&outbox, plan, data.content(), pk.content(), tuple.made_by_command());
-    }
-}
-
-fn check_reason(reason: Option<&[u8]>, plan: &Plan) {
-    let chars = reason.map_or(0, |r| String::from_utf8_lossy(r).chars().count());
-    if chars < REASON_MIN_CHARS {
-        Error::new(
-            SqlState::ERRCODE_CHECK_VIOLATION,
-            format!(
-                "writing to \"{}\" needs a reason of at least {REASON_MIN_CHARS} characters",
-                String::from_utf8_lossy(plan.table_name.bytes())
-            ),
-        )
-        .hint("Say why first: SET sync_outbox.reason = 'stock count of store 12'; or SET LOCAL inside a transaction.")
-        .raise()
     }
 }

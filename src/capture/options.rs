@@ -44,6 +44,11 @@ pub struct Options {
     pub columns: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
+    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order. A column made
+    /// later has a greater one, so that a new one under an old name can be told from the one that was meant; a dump and
+    /// restore can only make them smaller. Absent where 0.1.0 attached the table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_attnums: Vec<i16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_column: Option<String>,
     /// Columns of another unique index than the primary key. Absent: the primary key, whatever it is called today.
@@ -65,6 +70,7 @@ impl Default for Options {
             priority: Priority::Normal,
             columns: None,
             exclude: None,
+            exclude_attnums: Vec::new(),
             branch_column: None,
             key_columns: None,
             operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),
@@ -72,5 +78,16 @@ impl Default for Options {
             require_reason: false,
             always: false,
         }
+    }
+}
+
+impl Options {
+    /// The columns that they name, with the argument of attach that names them.
+    pub fn named_columns(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let lists = [(&self.columns, "columns"), (&self.exclude, "exclude"), (&self.key_columns, "key_columns")];
+        let listed = lists
+            .into_iter()
+            .flat_map(|(list, argument)| list.iter().flatten().map(move |column| (column.as_str(), argument)));
+        listed.chain(self.branch_column.iter().map(|column| (column.as_str(), "branch_column")))
     }
 }

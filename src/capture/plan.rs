@@ -5,6 +5,7 @@
 use super::encode::{Encoder, write_string};
 use super::options::{Options, Priority};
 use crate::error::{Error, SqlState};
+use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
@@ -12,8 +13,8 @@ use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
 use crate::pg::trigger::Fired;
-use crate::store::attached;
-use pgrx::pg_sys::Oid;
+use crate::store::{attached, quote_ident, quote_literal};
+use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -53,11 +54,18 @@ thread_local! {
     /// The plan that was used last: most rows are of the same table as the one before.
     static LAST: RefCell<Option<(Oid, Rc<Plan>)>> = const { RefCell::new(None) };
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
+    /// What has changed while a plan is being made, if one is.
+    static MEANWHILE: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
 }
 
 pub fn init() {
     relation::on_change(|oid| {
         super::append::forget(oid);
+        MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
+            Ok(Some(changed)) => changed.push(oid),
+            Ok(None) => {}
+            Err(_) => ALL_STALE.set(true),
+        });
         // May run inside a look-up of ours: only take note.
         PLANS.with(|plans| match plans.try_borrow() {
             Ok(plans) if oid != Oid::INVALID => {
@@ -70,23 +78,46 @@ pub fn init() {
 
 /// The plan of the trigger that is being fired.
 pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
-    if ALL_STALE.take() {
-        PLANS.with_borrow_mut(HashMap::clear);
-        LAST.take();
-    }
     let trigger = fired.oid();
     let last = LAST.with_borrow(|last| last.as_ref().filter(|(of, _)| *of == trigger).map(|(_, plan)| plan.clone()));
     let known = last.or_else(|| PLANS.with_borrow(|plans| plans.get(&trigger).cloned()));
-    if let Some(plan) = known.filter(|plan| plan.valid.get()) {
+    if known.as_ref().is_some_and(|plan| plan.is_of_partition()) {
+        // Who writes to a partition directly has no lock on the root, whose name may have changed.
+        relation::accept_changes();
+    }
+    let all_stale = ALL_STALE.take();
+    if all_stale {
+        PLANS.with_borrow_mut(HashMap::clear);
+        LAST.take();
+    }
+    if let Some(plan) = known.filter(|plan| plan.valid.get() && !all_stale) {
         LAST.with_borrow_mut(|last| match last {
             Some((of, _)) if *of == trigger => {}
             _ => *last = Some((trigger, plan.clone())),
         });
         return plan;
     }
-    let plan = Rc::new(Plan::make(fired));
+    let plan = Rc::new(make(fired));
     PLANS.with_borrow_mut(|plans| plans.insert(trigger, plan.clone()));
     LAST.set(Some((trigger, plan.clone())));
+    plan
+}
+
+/// Makes a plan. What changes meanwhile finds none to mark; so a plan that is made from something that has is good for
+/// this row, whose table is locked, and is not kept for the next.
+fn make(fired: &Fired<'_>) -> Plan {
+    /// Ends the listening on every way out.
+    struct Listening;
+    impl Drop for Listening {
+        fn drop(&mut self) {
+            MEANWHILE.take();
+        }
+    }
+    MEANWHILE.set(Some(Vec::new()));
+    let _listening = Listening;
+    let plan = Plan::make(fired);
+    let meanwhile = MEANWHILE.take().unwrap_or_default();
+    plan.valid.set(!meanwhile.iter().any(|oid| *oid == Oid::INVALID || plan.made_from.contains(oid)));
     plan
 }
 
@@ -112,18 +143,30 @@ impl Plan {
     /// extension's owner.
     pub fn new(root: Oid, written: &Borrowed<'_>, options: &Options) -> Self {
         let name = attached::name(root);
-        let key_names = attached::key_of(root, options.key_columns.as_deref()).unwrap_or_else(|error| error.raise());
         let stored = written.columns();
-        let find = |wanted: &str| {
-            stored.iter().find(|c| text::to_utf8(&c.name) == wanted).unwrap_or_else(|| missing(wanted, &name.1))
+        let find = |wanted: &str, argument: &str| {
+            let found = stored.iter().find(|c| text::to_utf8(&c.name) == wanted);
+            found.unwrap_or_else(|| missing(wanted, argument, &name).raise())
         };
+        options.named_columns().for_each(|(column, argument)| {
+            find(column, argument);
+        });
+        require_the_same_excluded(root, options, &name);
+        let key_names = attached::key_of(root, options.key_columns.as_deref())
+            .unwrap_or_else(|error| error.hint(again(&name, "with a key that the table has")).raise());
 
         let is_key = |column: &str| key_names.iter().any(|k| k == column);
         let listed =
             |list: &Option<Vec<String>>, column: &str| list.as_ref().map(|l| l.iter().any(|name| name == column));
-        options.columns.iter().flatten().for_each(|c| {
-            find(c);
-        });
+        if let Some(column) = options.exclude.iter().flatten().find(|column| is_key(column)) {
+            Error::new(
+                SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("column \"{column}\" of \"{}\" is excluded, and part of the key now", text::to_utf8(&name.1)),
+            )
+            .detail("Without its key a change cannot be applied anywhere.")
+            .hint(again(&name, "and leave the column out of exclude, or give the table another key"))
+            .raise()
+        }
         let columns: Vec<Captured> = stored
             .iter()
             .filter(|c| {
@@ -143,11 +186,15 @@ impl Plan {
         let key = key_names
             .iter()
             .map(|name| {
-                let index = find(name).index;
+                let index = find(name, "key_columns").index;
                 columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
-        let branch = options.branch_column.as_deref().map(find).map(|c| (c.index, Encoder::of(c.type_oid)));
+        let branch = options
+            .branch_column
+            .as_deref()
+            .map(|name| find(name, "branch_column"))
+            .map(|c| (c.index, Encoder::of(c.type_oid)));
         Plan {
             follows_settings: columns.iter().any(|c| c.encoder.follows_settings())
                 || branch.as_ref().is_some_and(|(_, e)| e.follows_settings()),
@@ -167,23 +214,27 @@ impl Plan {
         }
     }
 
+    fn is_of_partition(&self) -> bool {
+        self.made_from[0] != self.made_from[1]
+    }
+
     /// Default output settings for as long as the result lives, if a column needs them and the session has others.
     pub fn neutral_settings(&self) -> Option<Nest> {
         (self.follows_settings && !datum::output_settings_are_default()).then(Nest::neutral_output)
     }
 
     /// The key as an object.
-    pub fn write_key(&self, row: &Columns, out: &mut Vec<u8>) {
+    pub fn write_key(&self, row: &Columns, out: &mut Buffer) {
         write_object(self.key.iter().map(|i| &self.columns[*i]), row, out);
     }
 
     /// Every captured column.
-    pub fn write_all(&self, row: &Columns, out: &mut Vec<u8>) {
+    pub fn write_all(&self, row: &Columns, out: &mut Buffer) {
         write_object(self.columns.iter(), row, out);
     }
 
     /// The captured columns that `changed` marks.
-    pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Vec<u8>) {
+    pub fn write_changed(&self, row: &Columns, changed: &[bool], out: &mut Buffer) {
         write_object(self.columns.iter().zip(changed).filter(|(_, c)| **c).map(|(column, _)| column), row, out);
     }
 
@@ -199,45 +250,14 @@ impl Plan {
     }
 
     /// The branch of a row, as plain text.
-    pub fn branch(&self, row: &Columns) -> Option<Vec<u8>> {
+    pub fn branch(&self, row: &Columns, text: &mut VarlenaBuffer) -> Option<Datum> {
         let (index, encoder) = self.branch.as_ref()?;
-        let mut json = Vec::new();
-        encoder.write(row.get(*index)?, &mut json);
-        Some(match json.first() {
-            // The one place where a value is needed as text: take the quotes off again.
-            Some(b'"') => unquote(&json),
-            _ => json,
-        })
+        encoder.write_text(row.get(*index)?, text.clear());
+        Some(text.datum())
     }
 }
 
-/// The text of a JSON string made by [`write_string`], which escapes nothing but ASCII.
-fn unquote(json: &[u8]) -> Vec<u8> {
-    let mut text = Vec::with_capacity(json.len());
-    let mut bytes = json[1..json.len() - 1].iter().copied();
-    while let Some(byte) = bytes.next() {
-        match (byte, byte == b'\\') {
-            (_, false) => text.push(byte),
-            _ => match bytes.next() {
-                Some(b'n') => text.push(b'\n'),
-                Some(b'r') => text.push(b'\r'),
-                Some(b't') => text.push(b'\t'),
-                Some(b'b') => text.push(8),
-                Some(b'f') => text.push(12),
-                Some(b'u') => {
-                    let digits: Vec<u8> = bytes.by_ref().take(4).collect();
-                    let code = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 16).ok());
-                    text.push(code.unwrap_or(b'?'));
-                }
-                Some(other) => text.push(other),
-                None => {}
-            },
-        }
-    }
-    text
-}
-
-fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Vec<u8>) {
+fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Buffer) {
     out.push(b'{');
     for (i, column) in columns.enumerate() {
         if i > 0 {
@@ -253,20 +273,48 @@ fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, 
 }
 
 fn label(name: &[u8]) -> Vec<u8> {
-    let mut label = Vec::with_capacity(name.len() + 3);
+    let mut label = Buffer::default();
     write_string(name, &mut label);
     label.push(b':');
-    label
+    label.to_vec()
 }
 
-fn missing(column: &str, table: &[u8]) -> ! {
+/// Refuses the write if a column is called as one that was excluded, but is another: what was excluded has been renamed
+/// or dropped then, and may be captured under its new name.
+fn require_the_same_excluded(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
+    let excluded = options.exclude.as_deref().unwrap_or_default();
+    if options.exclude_attnums.is_empty() {
+        return;
+    }
+    let now = attached::attribute_numbers(root, excluded);
+    let replaced = excluded.iter().zip(now).zip(&options.exclude_attnums).find(|((_, now), then)| now > *then);
+    if let Some(((column, _), _)) = replaced {
+        Error::new(
+            SqlState::ERRCODE_UNDEFINED_COLUMN,
+            format!(
+                "column \"{column}\" of \"{}\" is not the one that sync_outbox_attach() was told to exclude",
+                text::to_utf8(&name.1)
+            ),
+        )
+        .detail("It was made later. The one that was meant has been renamed or dropped.")
+        .hint(again(name, "and exclude what must not be captured"))
+        .raise()
+    }
+}
+
+/// The error where a column that attach was told by name is not there: 42703. Capturing without it could mean to
+/// capture more than was said, so that nothing is written until somebody has said again what is meant.
+pub fn missing(column: &str, argument: &str, name: &(Vec<u8>, Vec<u8>)) -> Error {
     Error::new(
         SqlState::ERRCODE_UNDEFINED_COLUMN,
-        format!(
-            "column \"{column}\" of \"{}\" is named in sync_outbox_attach() but is gone",
-            String::from_utf8_lossy(table)
-        ),
+        format!("column \"{column}\" of \"{}\", which is attached with {argument}, is gone", text::to_utf8(&name.1)),
     )
-    .hint("Call sync_outbox_attach() again with the columns that the table has now.")
-    .raise()
+    .detail("It has been renamed or dropped.")
+    .hint(again(name, "with the columns that the table has now"))
+}
+
+/// The hint that names the call to be made again.
+fn again(name: &(Vec<u8>, Vec<u8>), how: &str) -> String {
+    let [schema, table] = [&name.0, &name.1].map(|name| quote_ident(&text::to_utf8(name)));
+    format!("Call sync_outbox_attach({}, ..) again {how}.", quote_literal(&format!("{schema}.{table}")))
 }

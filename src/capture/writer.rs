@@ -8,46 +8,52 @@
 use super::append::{self, Change, Outbox};
 use super::options::Options;
 use super::plan::Plan;
-use crate::pg::heap::{Columns, VarlenaBuffer};
+use super::reason;
+use crate::pg::buffer::VarlenaBuffer;
+use crate::pg::heap::Columns;
 use crate::pg::memory::Scratch;
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
 use crate::pg::trigger::Event;
-use crate::settings;
 use crate::store::Schema;
+use pgrx::pg_sys::Datum;
 use std::rc::Rc;
 
 pub struct Writer {
     table: Open,
     plan: Plan,
     outbox: Rc<Outbox>,
-    reason: Option<Vec<u8>>,
+    reason: Option<Datum>,
     memory: Scratch,
     row: Columns,
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
+    branch: VarlenaBuffer,
 }
 
 impl Writer {
     /// For the rows of an attached table; `options` say which lane they go into.
     pub fn new(schema: &Schema, table: Open, options: &Options) -> Self {
         let _owner = ActAs::owner();
+        let plan = Plan::new(table.borrow().oid(), &table.borrow(), options);
         Writer {
-            plan: Plan::new(table.borrow().oid(), &table.borrow(), options),
+            // Lives as long as the function's call.
+            reason: reason::of_session(&plan),
+            plan,
             outbox: append::outbox(schema.capture()),
             table,
-            reason: settings::reason(),
             memory: Scratch::new(),
             row: Columns::default(),
             pk: VarlenaBuffer::default(),
             data: VarlenaBuffer::default(),
+            branch: VarlenaBuffer::default(),
         }
     }
 
     /// Writes the row that stands whole in column `n` of a result; returns its id.
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
-        let Writer { table, plan, outbox, reason, memory, row, pk, data } = self;
+        let Writer { table, plan, outbox, reason, memory, row, pk, data, branch } = self;
         memory.run(|| {
             if !result.whole_row(n, &table.borrow(), row) {
                 return None;
@@ -56,7 +62,7 @@ impl Writer {
             let settings = plan.neutral_settings();
             plan.write_key(row, pk.clear());
             plan.write_all(row, data.clear());
-            let branch = plan.branch(row);
+            let branch = plan.branch(row, branch);
             drop(settings);
             drop(restricted);
             let change = Change {
@@ -65,7 +71,7 @@ impl Writer {
                 data: Some(data.datum()),
                 old: None,
                 branch,
-                reason: reason.clone(),
+                reason: *reason,
             };
             Some(outbox.append(plan, &change))
         })

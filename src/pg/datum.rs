@@ -2,6 +2,7 @@
 //!
 //! A [`Value`] is only made from a tuple and the type its descriptor gives, so the readers below may trust the type.
 
+use super::buffer::Buffer;
 use super::externs;
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -95,7 +96,7 @@ pub(super) fn varlena(datum: &pg_sys::Datum) -> &[u8] {
 
 /// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no digits
 /// that only read back by rounding to even.
-pub fn shortest_float8(value: f64, out: &mut Vec<u8>) {
+pub fn shortest_float8(value: f64, out: &mut Buffer) {
     let mut buffer = [0; 32];
     // SAFETY: the longest result, with its NUL, is DOUBLE_SHORTEST_DECIMAL_LEN = 25 bytes.
     unsafe {
@@ -105,7 +106,7 @@ pub fn shortest_float8(value: f64, out: &mut Vec<u8>) {
 }
 
 /// As [`shortest_float8`], for `real`.
-pub fn shortest_float4(value: f32, out: &mut Vec<u8>) {
+pub fn shortest_float4(value: f32, out: &mut Buffer) {
     let mut buffer = [0; 32];
     // SAFETY: the longest result, with its NUL, is FLOAT_SHORTEST_DECIMAL_LEN = 16 bytes.
     unsafe {
@@ -114,14 +115,14 @@ pub fn shortest_float4(value: f32, out: &mut Vec<u8>) {
     }
 }
 
-/// Writes a date, timestamp or timestamptz (`type_oid` says which) as JSON does, in UTC.
-pub fn iso_datetime(value: Value, type_oid: pg_sys::Oid, out: &mut Vec<u8>) {
+/// A date, timestamp or timestamptz (`type_oid` says which) as JSON has it, in UTC, handed to `write`.
+pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&[u8]) -> R) -> R {
     let mut buffer = [0; 256];
     let utc = 0;
     // SAFETY: the buffer is larger than MAXDATELEN + 1 and the datum has the type named.
     unsafe {
         pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value.0, type_oid, &utc);
-        out.extend_from_slice(CStr::from_ptr(buffer.as_ptr()).to_bytes());
+        write(CStr::from_ptr(buffer.as_ptr()).to_bytes())
     }
 }
 
@@ -144,17 +145,18 @@ impl Function {
         Self::new(function)
     }
 
-    /// Writes what an output function gives.
-    pub fn write_text(&self, value: Value, out: &mut Vec<u8>) {
-        // SAFETY: the function is the output function of the value's type and returns a C string.
+    /// What an output function gives, handed to `write`.
+    pub fn text<R>(&self, value: Value, write: impl FnOnce(&[u8]) -> R) -> R {
+        // SAFETY: the function is the output function of the value's type and returns a C string, which lives as long
+        // as the current memory context.
         unsafe {
             let text = pg_sys::OutputFunctionCall((&raw const *self.0).cast_mut(), value.0);
-            out.extend_from_slice(CStr::from_ptr(text).to_bytes());
+            write(CStr::from_ptr(text).to_bytes())
         }
     }
 
     /// Writes what a function that returns json or text gives.
-    pub fn write_varlena(&self, value: Value, out: &mut Vec<u8>) {
+    pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
         // SAFETY: the function takes the value's type and returns a varlena.
         let result = unsafe { pg_sys::FunctionCall1Coll((&raw const *self.0).cast_mut(), pg_sys::InvalidOid, value.0) };
         out.extend_from_slice(Value(result).varlena());

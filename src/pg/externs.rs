@@ -9,8 +9,6 @@ mod raw {
     unsafe extern "C-unwind" {
         /// `utils/datum.h`
         pub fn datum_image_eq(a: Datum, b: Datum, typ_by_val: bool, typ_len: c_int) -> bool;
-        /// `commands/sequence.h`
-        pub fn nextval_internal(relid: Oid, check_permissions: bool) -> i64;
         /// `utils/bytea.h`
         pub static bytea_output: c_int;
         /// `common/shortest_dec.h`
@@ -60,6 +58,26 @@ mod raw {
         ) -> bool;
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         pub fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo);
+        // For `sequence`, likewise: `access/relation.h`, `access/xact.h`, `access/xlog.h`, `access/xloginsert.h`,
+        // `storage/bufmgr.h`, `utils/syscache.h`.
+        pub fn relation_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
+        pub fn relation_close(relation: pg_sys::Relation, lock: pg_sys::LOCKMODE);
+        pub fn PreventCommandIfReadOnly(command: *const c_char);
+        pub fn PreventCommandIfParallelMode(command: *const c_char);
+        pub fn SearchSysCache1(cache: c_int, key: Datum) -> pg_sys::HeapTuple;
+        pub fn ReleaseSysCache(tuple: pg_sys::HeapTuple);
+        pub fn GetTopTransactionId() -> pg_sys::TransactionId;
+        pub fn GetRedoRecPtr() -> pg_sys::XLogRecPtr;
+        pub fn ReadBuffer(relation: pg_sys::Relation, block: pg_sys::BlockNumber) -> pg_sys::Buffer;
+        pub fn LockBuffer(buffer: pg_sys::Buffer, mode: c_int);
+        pub fn UnlockReleaseBuffer(buffer: pg_sys::Buffer);
+        pub fn MarkBufferDirty(buffer: pg_sys::Buffer);
+        pub fn XLogBeginInsert();
+        pub fn XLogRegisterBuffer(block: u8, buffer: pg_sys::Buffer, flags: u8);
+        pub fn XLogRegisterData(data: *mut c_char, length: u32);
+        pub fn XLogInsert(resource_manager: pg_sys::RmgrId, info: u8) -> pg_sys::XLogRecPtr;
+        /// `utils/palloc.h`; raises nothing, so that it can be called while unwinding
+        pub fn pfree(pointer: *mut core::ffi::c_void);
         /// `tcop/utility.h`; unguarded, for a caller that an ERROR may jump over
         pub fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
@@ -108,7 +126,11 @@ pub fn timeout_started(id: c_int) -> i64 {
 }
 
 // The caller's business.
-pub use raw::standard_ProcessUtility;
+pub use raw::{
+    GetRedoRecPtr, GetTopTransactionId, LockBuffer, MarkBufferDirty, PreventCommandIfParallelMode,
+    PreventCommandIfReadOnly, ReadBuffer, ReleaseSysCache, SearchSysCache1, UnlockReleaseBuffer, XLogBeginInsert,
+    XLogInsert, XLogRegisterBuffer, XLogRegisterData, pfree, relation_close, relation_open, standard_ProcessUtility,
+};
 
 /// # Safety
 /// Both datums have the type that `typ_by_val` and `typ_len` describe.
@@ -117,11 +139,13 @@ pub unsafe fn datum_image_eq(a: Datum, b: Datum, typ_by_val: bool, typ_len: c_in
     unsafe { pg_guard_ffi_boundary(|| raw::datum_image_eq(a, b, typ_by_val, typ_len)) }
 }
 
+/// Runs `f`, whose unguarded calls share one guard: an ERROR becomes an unwind at the boundary.
+///
 /// # Safety
-/// Inside a transaction, on the main thread.
-pub unsafe fn nextval_internal(relid: Oid, check_permissions: bool) -> i64 {
-    // SAFETY: by contract; an ERROR becomes an unwind at the boundary.
-    unsafe { pg_guard_ffi_boundary(|| raw::nextval_internal(relid, check_permissions)) }
+/// On the main thread, and nothing in `f` has to be dropped.
+pub unsafe fn guarded<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: by contract.
+    unsafe { pg_guard_ffi_boundary(f) }
 }
 
 /// A row for [`append`]: values and NULLs by column.

@@ -1,7 +1,7 @@
 //! Settings that hold for the length of a block (`guc.c` nest levels), and nothing that is set in between holds longer.
 
 use pgrx::pg_sys;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 /// A nest level. When it is dropped, every setting is what it was, and so is the current user: not only what was set
 /// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself puts
@@ -109,6 +109,15 @@ pub fn pin(name: &str, value: &str) {
             pg_sys::GucContext::PGC_SUSET,
             pg_sys::GucSource::PGC_S_OVERRIDE,
         )
+    }
+}
+
+/// Hands the bytes of a text setting to `f`, which sets none.
+pub fn with_text<R>(setting: &'static pgrx::GucSetting<Option<CString>>, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
+    // SAFETY: on the main thread; guc.c keeps a C string there, or null, until the setting is set again.
+    unsafe {
+        let text = *setting.as_ptr();
+        f((!text.is_null()).then(|| CStr::from_ptr(text).to_bytes()))
     }
 }
 

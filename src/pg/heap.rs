@@ -87,37 +87,6 @@ impl Columns {
     }
 }
 
-/// A growing varlena: four bytes of header, then the content. Handed to PostgreSQL without a copy.
-#[derive(Default)]
-pub struct VarlenaBuffer(Vec<u8>);
-
-impl VarlenaBuffer {
-    pub fn clear(&mut self) -> &mut Vec<u8> {
-        self.0.clear();
-        self.0.extend_from_slice(&[0; 4]);
-        &mut self.0
-    }
-
-    pub fn content(&self) -> &[u8] {
-        self.0.get(4..).unwrap_or_default()
-    }
-
-    /// The datum; valid until the buffer changes.
-    pub fn datum(&mut self) -> pg_sys::Datum {
-        let length = i32::try_from(self.0.len()).ok().filter(|n| *n < 0x3fff_ffff);
-        let Some(length) = length else {
-            pgrx::ereport!(
-                ERROR,
-                pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-                "a captured change does not fit into 1 GB"
-            );
-        };
-        // SAFETY: the buffer holds the header's four bytes and is aligned by the allocator.
-        unsafe { pgrx::set_varsize_4b(self.0.as_mut_ptr().cast(), length) };
-        pg_sys::Datum::from(self.0.as_mut_ptr())
-    }
-}
-
 /// A column of a row to be appended.
 pub type Field = Option<pg_sys::Datum>;
 
@@ -174,12 +143,6 @@ pub(super) fn address((block, offset): (u32, u16)) -> pg_sys::ItemPointerData {
         ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: block as u16 },
         ip_posid: offset,
     }
-}
-
-/// The next value of a sequence, without a check of rights: capture works for a writer who has none on the outbox.
-pub fn next_value(sequence: pg_sys::Oid) -> i64 {
-    // SAFETY: the oid is that of a sequence; errors are raised.
-    unsafe { externs::nextval_internal(sequence, false) }
 }
 
 /// The top-level transaction id, assigned if there is none yet.

@@ -1,6 +1,25 @@
-//! Memory contexts.
+//! Memory contexts, and room in Rust's memory that may not be had.
 
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
+
+/// Makes room for so many more bytes, whose number a value decides: 53200 where the memory cannot be had, which would end the
+/// server otherwise. On the main thread.
+pub fn reserve(bytes: &mut Vec<u8>, more: usize) {
+    if bytes.try_reserve(more).is_err() {
+        Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
+            .detail(format!("Failed on request of size {more}."))
+            .raise()
+    }
+}
+
+/// A copy of `bytes`; as [`reserve`].
+pub fn copy(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = Vec::new();
+    reserve(&mut copy, bytes.len());
+    copy.extend_from_slice(bytes);
+    copy
+}
 
 /// A memory context for one round of a loop: emptied after each.
 pub struct Scratch(pg_sys::MemoryContext);

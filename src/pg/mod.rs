@@ -6,6 +6,7 @@
 
 pub mod activity;
 pub mod bgworker;
+pub mod buffer;
 pub mod confine;
 pub mod database;
 pub mod datum;
@@ -25,6 +26,7 @@ pub mod relation;
 pub mod role;
 pub mod scan;
 pub mod secret;
+pub mod sequence;
 pub mod server;
 pub mod shmem;
 pub mod spi;

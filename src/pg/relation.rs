@@ -13,6 +13,10 @@ pub struct Column {
     pub type_oid: pg_sys::Oid,
     pub by_value: bool,
     pub length: i16,
+    pub not_null: bool,
+    pub has_default: bool,
+    /// `varchar(10)` has one, `text` has not.
+    pub has_modifier: bool,
 }
 
 /// A relation that somebody else keeps open.
@@ -63,6 +67,9 @@ impl Borrowed<'_> {
                 type_oid: att.atttypid,
                 by_value: att.attbyval,
                 length: att.attlen,
+                not_null: att.attnotnull,
+                has_default: att.atthasdef,
+                has_modifier: att.atttypmod != -1,
             })
         }
     }
@@ -151,17 +158,31 @@ impl Open {
         }
     }
 
-    /// For an index: its key columns as attribute numbers, whether it is a valid immediate unique one, and whether it
-    /// covers only some rows.
+    /// For an index: what has to be known of it to add entries without the executor, or to read along it.
     pub fn index_shape(&self) -> IndexShape {
-        // SAFETY: rd_index is set for an open index; indkey has indnatts entries.
+        // SAFETY: rd_index and the arrays beside it are set for an open index; indkey has indnatts entries, the others
+        // one for each key column.
         unsafe {
             let form = &*(*self.relation).rd_index;
             let keys = core::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
+            let columns = usize::min(form.indnkeyatts as usize, keys.len());
+            let descriptor = self.borrow();
+            let in_usual_order = (0..columns).all(|i| {
+                let of_type = descriptor.column(i).map(|column| {
+                    pg_sys::get_opclass_family(pg_sys::GetDefaultOpClass(column.type_oid, pg_sys::BTREE_AM_OID))
+                });
+                *(*self.relation).rd_indoption.add(i) == 0 && of_type == Some(*(*self.relation).rd_opfamily.add(i))
+            });
             IndexShape {
                 keys: keys.to_vec(),
-                unique: form.indisunique && form.indimmediate && form.indisvalid && !form.indisexclusion,
-                partial: !pg_sys::RelationGetIndexPredicate(self.relation).is_null(),
+                plain: (*(*self.relation).rd_rel).relam == pg_sys::BTREE_AM_OID
+                    && columns == keys.len()
+                    && in_usual_order
+                    && form.indisready
+                    && form.indisvalid
+                    && !form.indisexclusion,
+                unique: form.indisunique && form.indimmediate,
+                predicate: predicate(self.relation),
             }
         }
     }
@@ -169,9 +190,51 @@ impl Open {
 
 /// What [`Open::index_shape`] says.
 pub struct IndexShape {
+    /// Attribute numbers of the table; 0 stands for an expression.
     pub keys: Vec<i16>,
+    /// A valid btree without other columns than its keys, each ascending in the usual order of its type.
+    pub plain: bool,
+    /// And immediately so.
     pub unique: bool,
-    pub partial: bool,
+    pub predicate: Predicate,
+}
+
+/// Which rows an index covers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Predicate {
+    All,
+    /// Those whose enum column, given as attribute number, has another value than this.
+    EnumIsNot(i16, pg_sys::Oid),
+    Other,
+}
+
+/// # Safety
+/// An open index.
+unsafe fn predicate(index: pg_sys::Relation) -> Predicate {
+    // SAFETY: a list of expression trees, each of which starts with its node tag.
+    unsafe {
+        let list = pg_sys::RelationGetIndexPredicate(index);
+        if list.is_null() {
+            return Predicate::All;
+        }
+        let node = pg_sys::list_nth(list, 0).cast::<pg_sys::Node>();
+        if pg_sys::list_length(list) != 1 || (*node).type_ != pg_sys::NodeTag::T_OpExpr {
+            return Predicate::Other;
+        }
+        let comparison = &*node.cast::<pg_sys::OpExpr>();
+        if comparison.opfuncid != pg_sys::Oid::from(pg_sys::F_ENUM_NE) {
+            return Predicate::Other;
+        }
+        let [left, right] = [0, 1].map(|i| pg_sys::list_nth(comparison.args, i).cast::<pg_sys::Node>());
+        if (*left).type_ != pg_sys::NodeTag::T_Var || (*right).type_ != pg_sys::NodeTag::T_Const {
+            return Predicate::Other;
+        }
+        let (column, value) = (&*left.cast::<pg_sys::Var>(), &*right.cast::<pg_sys::Const>());
+        if value.constisnull {
+            return Predicate::Other;
+        }
+        Predicate::EnumIsNot(column.varattno, pg_sys::Oid::from(value.constvalue.value() as u32))
+    }
 }
 
 impl Drop for Open {
@@ -279,6 +342,12 @@ pub fn on_change(changed: fn(pg_sys::Oid)) {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(catalog), pg_sys::Datum::from(0));
         }
     }
+}
+
+/// Takes note of what others have committed, as taking a lock does.
+pub fn accept_changes() {
+    // SAFETY: inside a transaction; relations that are open stay so.
+    unsafe { pg_sys::AcceptInvalidationMessages() }
 }
 
 /// What PostgreSQL's JSON functions do with a type that is none of the simple ones.

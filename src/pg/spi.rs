@@ -108,9 +108,9 @@ impl<'a> Row<'a> {
         unsafe { T::from_polymorphic_datum(datum, null, pg_sys::SPI_gettypeid(self.desc, n as i32)) }
     }
 
-    /// Column `n` as an owned string, empty for NULL.
+    /// Column `n` of a text type as UTF-8, empty for NULL.
     pub fn text(&self, n: usize) -> String {
-        self.get::<String>(n).unwrap_or_default()
+        self.utf8(n).unwrap_or_default()
     }
 
     /// Column `n` as 64-bit integer, 0 for NULL.
@@ -128,7 +128,7 @@ impl<'a> Row<'a> {
     /// Column `n` of a text or json type as UTF-8, whatever the server encoding is.
     pub fn utf8(&self, n: usize) -> Option<String> {
         let bytes = self.bytes(n)?;
-        let mut out = Vec::with_capacity(bytes.len());
+        let mut out = Vec::new();
         super::text::write_utf8(bytes, &mut out);
         Some(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
@@ -146,7 +146,9 @@ impl<'a> Row<'a> {
     pub fn iso_time(&self, n: usize, out: &mut Vec<u8>) {
         let (datum, null) = self.raw(n);
         if !null {
-            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, out);
+            super::datum::iso_datetime(super::datum::Value(datum), pg_sys::TIMESTAMPTZOID, |text| {
+                out.extend_from_slice(text)
+            });
         }
     }
 

@@ -1,5 +1,6 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
+use super::memory;
 use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
 
@@ -7,6 +8,12 @@ use std::borrow::Cow;
 pub fn datum(bytes: &[u8]) -> Datum {
     // SAFETY: copies `len` bytes into a fresh varlena.
     Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
+}
+
+/// How many characters `bytes`, which are in the server encoding, are.
+pub fn characters(bytes: &[u8]) -> usize {
+    // SAFETY: reads no further than the length.
+    unsafe { pg_sys::pg_mbstrlen_with_len(bytes.as_ptr().cast(), bytes.len() as i32) as usize }
 }
 
 /// A text that is kept ready as a datum.
@@ -47,17 +54,17 @@ pub fn server_is_sql_ascii() -> bool {
 /// Appends `bytes`, which are in the server encoding, as UTF-8. Raises an ERROR if they cannot be converted.
 pub fn write_utf8(bytes: &[u8], out: &mut Vec<u8>) {
     if server_is_utf8() || bytes.is_ascii() {
+        memory::reserve(out, bytes.len());
         return out.extend_from_slice(bytes);
     }
     // SAFETY: the input is a live slice; the result is NUL-terminated, and the input itself if nothing had to be done.
     unsafe {
         let converted =
             pg_sys::pg_server_to_any(bytes.as_ptr().cast(), bytes.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
-        if converted.cast_const() == bytes.as_ptr().cast() {
-            out.extend_from_slice(bytes);
-        } else {
-            out.extend_from_slice(std::ffi::CStr::from_ptr(converted).to_bytes());
-        }
+        let unchanged = converted.cast_const() == bytes.as_ptr().cast();
+        let converted = if unchanged { bytes } else { std::ffi::CStr::from_ptr(converted).to_bytes() };
+        memory::reserve(out, converted.len());
+        out.extend_from_slice(converted);
     }
 }
 
@@ -66,7 +73,7 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     match std::str::from_utf8(bytes) {
         Ok(text) if server_is_utf8() || bytes.is_ascii() => Cow::Borrowed(text),
         _ => {
-            let mut out = Vec::with_capacity(bytes.len());
+            let mut out = Vec::new();
             write_utf8(bytes, &mut out);
             Cow::Owned(String::from_utf8(out).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
         }
@@ -76,7 +83,7 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
 /// `text` in the server encoding; characters that it does not have become question marks.
 pub fn from_utf8(text: &str) -> Vec<u8> {
     if server_is_utf8() || text.is_ascii() {
-        return text.as_bytes().to_vec();
+        return memory::copy(text.as_bytes());
     }
     let convert = |text: &str| {
         super::xact::subtransaction(|| {
@@ -85,9 +92,9 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
                 let converted =
                     pg_sys::pg_any_to_server(text.as_ptr().cast(), text.len() as i32, pg_sys::pg_enc::PG_UTF8 as i32);
                 if converted.cast_const() == text.as_ptr().cast() {
-                    text.as_bytes().to_vec()
+                    memory::copy(text.as_bytes())
                 } else {
-                    std::ffi::CStr::from_ptr(converted).to_bytes().to_vec()
+                    memory::copy(std::ffi::CStr::from_ptr(converted).to_bytes())
                 }
             }
         })

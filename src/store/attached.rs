@@ -31,6 +31,26 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
+/// The attribute numbers of these columns, in their order; 0 for one that is not there.
+pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<i16> {
+    let mut found = vec![0; columns.len()];
+    if columns.is_empty() {
+        return found;
+    }
+    spi::query(
+        "SELECT attname::text, attnum FROM pg_catalog.pg_attribute
+          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
+        &[relation.into()],
+        |row| {
+            let name = row.utf8(1);
+            if let Some(i) = columns.iter().position(|column| Some(column) == name.as_ref()) {
+                found[i] = row.get(2).unwrap_or_default();
+            }
+        },
+    );
+    found
+}
+
 /// A unique index and what speaks against using it as the key of changes.
 struct Candidate {
     columns: Vec<String>,
@@ -103,7 +123,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
                 columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),
-                objection: row.get::<String>(4),
+                objection: row.utf8(4),
             })
         },
     );

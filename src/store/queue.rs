@@ -1,23 +1,32 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
+use super::shape::Kind;
 use super::{Schema, stats};
 use crate::capture::Priority;
 use crate::delivery::batch::Change;
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
+use std::ffi::CStr;
 use std::ops::ControlFlow;
 
 /// How long a statement that keeps writers out waits for them.
 const LOCK_WAIT_MS: i32 = 5_000;
 
-/// The statement capture falls back to, columns in the table's order.
-pub fn insert_statement(schema: &Schema) -> String {
-    schema.sql(
-        "INSERT INTO @.sync_outbox (id, txid, dedup_key, created_at, target_id, priority, status, attempt_count, refusals,
-            schema_name, table_name, op, pk, data, branch, old, reason, last_attempt_at, next_attempt_at, error_message)
-         VALUES ($1, $2, $3, $4, $5, $6::@.sync_outbox_priority, $7::@.sync_outbox_status, $8, $9,
-            $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
-    )
+/// The statement capture falls back to, which writes these columns.
+pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
+    let names: Vec<_> = columns.iter().map(|(name, _)| name.to_string_lossy()).collect();
+    let value = |(n, (_, kind)): (usize, &&(&CStr, Kind))| match kind {
+        Kind::Type(_) => format!("${}", n + 1),
+        Kind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
+        Kind::Status => format!("${}::@.sync_outbox_status", n + 1),
+    };
+    let values: Vec<_> = columns.iter().enumerate().map(value).collect();
+    // The id has been drawn, also where somebody has made it GENERATED ALWAYS.
+    schema.sql(&format!(
+        "INSERT INTO @.sync_outbox ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+        names.join(", "),
+        values.join(", ")
+    ))
 }
 
 /// Which of its own uncommitted changes a transaction asks for.

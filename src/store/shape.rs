@@ -3,7 +3,7 @@
 
 use crate::capture::Priority;
 use crate::error::{Error, SqlState};
-use crate::pg::relation::{self, LockMode, Open};
+use crate::pg::relation::{self, LockMode, Open, Predicate};
 use crate::pg::{Oid, pg_sys};
 use std::ffi::CStr;
 
@@ -55,6 +55,13 @@ pub mod column {
 /// The columns of the primary key, in its order.
 pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
 
+/// The columns that may be NULL as `sql/` makes them.
+const NULLABLE: [usize; 8] = [column::PK, column::DATA, column::BRANCH, column::OLD, column::REASON, 18, 19, 20];
+
+/// The columns that capture leaves to the table where it has nothing to say, so that a default that somebody gave one
+/// of them counts. In `pk`, `data` and `old` NULL says something.
+pub const LEFT_TO_DEFAULT: [usize; 5] = [column::BRANCH, column::REASON, 18, 19, 20];
+
 #[derive(Clone, Copy)]
 pub enum Kind {
     Type(Oid),
@@ -104,7 +111,7 @@ impl Shape {
         let open = Open::locked(table);
         require_columns(&open);
         shape.indexes = open.indexes();
-        shape.direct = direct_index(&open, &shape.indexes, schema, priority, status);
+        shape.direct = direct_index(&open, &shape.indexes, priority, status, shape.pending);
         Some(shape)
     }
 
@@ -120,12 +127,17 @@ impl Shape {
 
     /// Whether this was made from the description of that relation; `Oid::INVALID` stands for any.
     pub fn is_made_from(&self, relation: Oid) -> bool {
-        relation == Oid::INVALID || relation == self.table || self.indexes.contains(&relation)
+        relation == Oid::INVALID
+            || relation == self.table
+            || relation == self.sequence
+            || self.indexes.contains(&relation)
     }
 
-    /// Locks the outbox and its primary key for writing, to the end of the transaction whatever becomes of savepoints.
+    /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes
+    /// of savepoints.
     pub fn lock_for_writing(&self) {
         relation::lock_for_good(self.table, LockMode::RowExclusive);
+        relation::lock_for_good(self.sequence, LockMode::RowExclusive);
         self.direct.iter().for_each(|index| relation::lock_for_good(*index, LockMode::RowExclusive));
     }
 
@@ -153,8 +165,11 @@ fn require_columns(table: &Open) {
     }
 }
 
-/// The primary key's index, if the table is exactly as `sql/` makes it.
-fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, status: Oid) -> Option<Oid> {
+/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. Looked
+/// at is all that an INSERT would heed: the columns in their places, with the types and without the modifiers,
+/// constraints and defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does
+/// below INSERT (storage, compression, tablespace, logging) holds for an appended row too.
+fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<Oid> {
     let columns = table.columns();
     // A column that was dropped still has its place in a row.
     let as_made = columns.len() == COLUMNS.len()
@@ -165,19 +180,27 @@ fn direct_index(table: &Open, indexes: &[Oid], schema: Oid, priority: Oid, statu
                 Kind::Priority => priority,
                 Kind::Status => status,
             };
-            column.index == i && column.name == name.to_bytes() && column.type_oid == expected
+            column.index == i
+                && column.name == name.to_bytes()
+                && column.type_oid == expected
+                && !column.has_modifier
+                && column.not_null != NULLABLE.contains(&(i + 1))
+                && !(column.has_default && LEFT_TO_DEFAULT.contains(&(i + 1)))
         });
     if !as_made || !table.is_plain_heap() || indexes.len() != 2 {
         return None;
     }
-    let mut primary = None;
-    for oid in indexes {
-        let shape = Open::index(*oid, LockMode::AccessShare).index_shape();
-        if shape.unique && !shape.partial && shape.keys == KEY.map(|column| column as i16) {
-            primary = Some(*oid);
-        } else if Some(*oid) != relation::lookup(schema, c"sync_outbox_left") || !shape.partial || shape.unique {
-            return None; // a PENDING row may belong into it: let PostgreSQL find out
-        }
-    }
-    primary
+    let shapes = indexes.iter().map(|oid| (*oid, Open::index(*oid, LockMode::AccessShare).index_shape()));
+    let mut shapes: Vec<_> = shapes.collect();
+    shapes.sort_by_key(|(_, shape)| !shape.unique);
+    let [(oid, primary), (_, left)] = shapes.try_into().ok()?;
+    let keys = |columns: [usize; 3]| columns.map(|column| column as i16);
+    let primary_as_made =
+        primary.plain && primary.unique && primary.keys == keys(KEY) && primary.predicate == Predicate::All;
+    // A PENDING row has no entry in it.
+    let left_as_made = left.plain
+        && !left.unique
+        && left.keys == keys([column::TARGET_ID, column::STATUS, column::ID])
+        && left.predicate == Predicate::EnumIsNot(column::STATUS as i16, pending);
+    (primary_as_made && left_as_made).then_some(oid)
 }
