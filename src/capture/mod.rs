@@ -9,13 +9,14 @@ mod eligible;
 mod encode;
 pub mod install;
 mod options;
+mod order;
 mod plan;
-mod reorder;
 mod writer;
 
 use crate::error::{Error, SqlState};
 use crate::pg::heap::{Columns, VarlenaBuffer};
 use crate::pg::trigger::{Event, Fired};
+use crate::pg::{executor, utility};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use plan::Plan;
@@ -26,6 +27,8 @@ pub use writer::Writer;
 pub const REASON_MIN_CHARS: usize = 5;
 
 pub fn init() {
+    executor::init();
+    utility::init();
     plan::init();
 }
 
@@ -34,6 +37,7 @@ pub fn init() {
 struct Scratch {
     new: Columns,
     old: Columns,
+    present: Columns,
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
     before: VarlenaBuffer,
@@ -61,7 +65,7 @@ pub fn capture(fired: &Fired<'_>) {
 }
 
 fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scratch: &mut Scratch) {
-    let Scratch { new, old, pk, data, before, changed } = scratch;
+    let Scratch { new, old, pk, data, before, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
     let _settings = plan.neutral_settings();
@@ -72,6 +76,13 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     if let Some(tuple) = fired.new_row() {
         new.load(tuple, &relation);
     }
+    if event == Event::Update && !plan.mark_changed(old, new, changed) {
+        return;
+    }
+    let key_changes = || event == Event::Update && plan.changes_key(changed);
+    if event != Event::Truncate && !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
+        return order::tell_state(fired, plan, reason, key_changes(), scratch);
+    }
     let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
     match event {
         Event::Insert => {
@@ -81,9 +92,6 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
             change.branch = plan.branch(new);
         }
         Event::Update => {
-            if !plan.mark_changed(old, new, changed) {
-                return;
-            }
             plan.write_key(old, pk.clear());
             plan.write_changed(new, changed, data.clear());
             change.data = Some(data.datum());
@@ -106,15 +114,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, scrat
     if event != Event::Truncate {
         change.pk = Some(pk.datum());
     }
-    let outbox = append::outbox(fired.function());
-    outbox.append(plan, &change);
-
-    // A trigger on another row of the same statement has changed this row already, and that was captured first.
-    if let Some(tuple) = fired.new_row()
-        && tuple.superseded_by_us()
-    {
-        reorder::move_behind(&outbox, plan, data.content(), pk.content(), tuple.made_by_command());
-    }
+    append::outbox(fired.function()).append(plan, &change);
 }
 
 fn check_reason(reason: Option<&[u8]>, plan: &Plan) {

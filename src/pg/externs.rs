@@ -50,7 +50,11 @@ mod raw {
         ) -> bool;
         #[cfg(any(feature = "pg17", feature = "pg18"))]
         pub fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo);
-        /// `tcop/utility.h`; unguarded, for a caller that an ERROR may jump over
+        /// `executor/executor.h`; unguarded, for a caller that an ERROR may jump over
+        pub fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+        /// As above.
+        pub fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+        /// `tcop/utility.h`; unguarded, as above
         pub fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
             query: *const c_char,
@@ -71,7 +75,7 @@ pub use raw::{
 };
 
 // The caller's business.
-pub use raw::standard_ProcessUtility;
+pub use raw::{standard_ExecutorFinish, standard_ExecutorStart, standard_ProcessUtility};
 
 /// # Safety
 /// Both datums have the type that `typ_by_val` and `typ_len` describe.

@@ -35,6 +35,16 @@ impl Borrowed<'_> {
         unsafe { (*(*self.0).rd_att).natts as usize }
     }
 
+    /// Whether its rows are heap tuples.
+    pub fn is_heap(&self) -> bool {
+        // SAFETY: as above; the routine is a constant of the server.
+        unsafe { (*self.0).rd_tableam == pg_sys::GetHeapamTableAmRoutine() }
+    }
+
+    pub(super) fn raw(&self) -> pg_sys::Relation {
+        self.0
+    }
+
     pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
         // SAFETY: as above.
         unsafe { (*self.0).rd_att }
@@ -146,8 +156,8 @@ impl Open {
         }
     }
 
-    /// For an index: its key columns as attribute numbers, whether it is a valid immediate unique one, and whether it
-    /// covers only some rows.
+    /// For an index: its columns as attribute numbers, whether it is a valid immediate unique one, and whether it covers only
+    /// some rows.
     pub fn index_shape(&self) -> IndexShape {
         // SAFETY: rd_index is set for an open index; indkey has indnatts entries.
         unsafe {
@@ -155,6 +165,8 @@ impl Open {
             let keys = core::slice::from_raw_parts(form.indkey.values.as_ptr(), form.indnatts as usize);
             IndexShape {
                 keys: keys.to_vec(),
+                key_columns: form.indnkeyatts as usize,
+                btree: (*(*self.relation).rd_rel).relam == pg_sys::BTREE_AM_OID,
                 unique: form.indisunique && form.indimmediate && form.indisvalid && !form.indisexclusion,
                 partial: !pg_sys::RelationGetIndexPredicate(self.relation).is_null(),
             }
@@ -165,6 +177,9 @@ impl Open {
 /// What [`Open::index_shape`] says.
 pub struct IndexShape {
     pub keys: Vec<i16>,
+    /// How many of them it orders; the rest it only holds (INCLUDE).
+    pub key_columns: usize,
+    pub btree: bool,
     pub unique: bool,
     pub partial: bool,
 }
