@@ -107,11 +107,20 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Vec<u8>>, key_c
         tell(Event::Delete, old);
     }
     if let Some(None) = after {
-        // Where nobody asked for deletions, the row is told as it was.
-        tell(if plan.captures_delete { Event::Delete } else { standing }, new);
+        if plan.captures_delete {
+            tell(Event::Delete, new);
+        } else if !is_told_by_the_next(fired, plan) {
+            // Nobody asked for deletions, so the row stays as it was.
+            tell(standing, new);
+        }
     }
     for row in [before, after].into_iter().flatten().flatten() {
         present.load(row, &relation);
         tell(standing, present);
     }
+}
+
+/// Whether the row version that a change made was replaced by an UPDATE, which speaks for itself.
+fn is_told_by_the_next(fired: &Fired<'_>, plan: &Plan) -> bool {
+    plan.knows_versions && plan.captures_update && fired.new_row().is_some_and(|new| new.was_replaced())
 }

@@ -43,6 +43,7 @@ pub struct Plan {
     pub include_old: bool,
     pub require_reason: bool,
     pub captures_insert: bool,
+    pub captures_update: bool,
     pub captures_delete: bool,
     /// Whether the rows that a trigger is handed say which commands have made and ended them.
     pub knows_versions: bool,
@@ -168,6 +169,7 @@ impl Plan {
             include_old: options.include_old,
             require_reason: options.require_reason,
             captures_insert: captures(Event::Insert),
+            captures_update: captures(Event::Update),
             captures_delete: captures(Event::Delete),
             knows_versions: written.is_heap(),
             order: Order::of(root),

@@ -71,6 +71,19 @@ impl Tuple<'_> {
         self.made_by().is_none_or(|made_by| made_by >= command)
     }
 
+    /// Whether this version, which our transaction has ended, was replaced by another one, and not deleted.
+    pub fn was_replaced(&self) -> bool {
+        // SAFETY: the header of a live tuple, and the tuple's own address. A row that moved to another partition was deleted
+        // and inserted.
+        unsafe {
+            let next = &(*(*self.0).t_data).t_ctid;
+            let here = &(*self.0).t_self;
+            next.ip_posid != pg_sys::MovedPartitionsOffsetNumber as u16
+                && (next.ip_posid, next.ip_blkid.bi_hi, next.ip_blkid.bi_lo)
+                    != (here.ip_posid, here.ip_blkid.bi_hi, here.ip_blkid.bi_lo)
+        }
+    }
+
     fn flags(&self) -> u32 {
         // SAFETY: the header of a live tuple.
         unsafe { (*(*self.0).t_data).t_infomask }.into()
