@@ -34,9 +34,8 @@ pub struct Outbox {
     shape: Shape,
     /// The names of operations, by [`Event`].
     operations: [Kept; 4],
-    /// The transaction that has locked it, and the first id which that drew.
+    /// The transaction that has locked it.
     locked_by: Cell<u64>,
-    first_id: Cell<Option<i64>>,
 }
 
 thread_local! {
@@ -70,7 +69,6 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
     STALE.set(false);
     let outbox = Rc::new(Outbox::look_up(function));
     outbox.lock(txid);
-    outbox.first_id.set(known.and_then(|before| before.first_id.get()));
     OUTBOX.set(Some(outbox.clone()));
     outbox
 }
@@ -84,14 +82,12 @@ impl Outbox {
             shape: Shape::of(schema, LockMode::RowExclusive),
             operations: Event::ALL.map(|event| Kept::new(event.name().as_bytes())),
             locked_by: Cell::new(0),
-            first_id: Cell::new(None),
         }
     }
 
     fn lock(&self, txid: u64) {
         self.shape.lock_for_writing();
         self.locked_by.set(txid);
-        self.first_id.set(None);
     }
 
     /// Writes one change; returns its id. The id is drawn here, while the source row is locked: that is what makes the
@@ -100,9 +96,6 @@ impl Outbox {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
         let txid = self.locked_by.get();
         let id = self.next_id();
-        if self.first_id.get().is_none() {
-            self.first_id.set(Some(id));
-        }
         let key = uuid::Uuid::now_v7();
         let priority = self.shape.priority(plan.priority);
         let fields: [Field; 20] = [
@@ -135,13 +128,8 @@ impl Outbox {
         id
     }
 
-    pub fn next_id(&self) -> i64 {
+    fn next_id(&self) -> i64 {
         sequence::draw(self.shape.sequence, 1)
-    }
-
-    /// The first id that this transaction drew.
-    pub fn first_own_id(&self) -> i64 {
-        self.first_id.get().unwrap_or(i64::MAX)
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.

@@ -9,14 +9,15 @@ mod eligible;
 mod encode;
 pub mod install;
 mod options;
+mod order;
 mod plan;
 mod reason;
-mod reorder;
 mod writer;
 
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
 use crate::pg::trigger::{Event, Fired};
+use crate::pg::{executor, utility};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use pgrx::pg_sys::Datum;
@@ -27,6 +28,8 @@ use std::cell::RefCell;
 pub use writer::Writer;
 
 pub fn init() {
+    executor::init();
+    utility::init();
     plan::init();
 }
 
@@ -35,6 +38,7 @@ pub fn init() {
 struct Scratch {
     new: Columns,
     old: Columns,
+    present: Columns,
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
     before: VarlenaBuffer,
@@ -68,7 +72,7 @@ pub fn capture(fired: &Fired<'_>) {
 }
 
 fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
-    let Scratch { new, old, pk, data, before, branch, changed } = scratch;
+    let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
     let _settings = plan.neutral_settings();
@@ -79,6 +83,13 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     if let Some(tuple) = fired.new_row() {
         new.load(tuple, &relation);
     }
+    if event == Event::Update && !plan.mark_changed(old, new, changed) {
+        return;
+    }
+    let key_changes = || event == Event::Update && plan.changes_key(changed);
+    if event != Event::Truncate && !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
+        return order::tell_state(fired, plan, reason, key_changes(), scratch);
+    }
     let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
     match event {
         Event::Insert => {
@@ -88,9 +99,6 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
             change.branch = plan.branch(new, branch);
         }
         Event::Update => {
-            if !plan.mark_changed(old, new, changed) {
-                return;
-            }
             plan.write_key(old, pk.clear());
             plan.write_changed(new, changed, data.clear());
             change.data = Some(data.datum());
@@ -113,13 +121,5 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     if event != Event::Truncate {
         change.pk = Some(pk.datum());
     }
-    let outbox = append::outbox(fired.function());
-    outbox.append(plan, &change);
-
-    // A trigger on another row of the same statement has changed this row already, and that was captured first.
-    if let Some(tuple) = fired.new_row()
-        && tuple.superseded_by_us()
-    {
-        reorder::move_behind(&outbox, plan, data.content(), pk.content(), tuple.made_by_command());
-    }
+    append::outbox(fired.function()).append(plan, &change);
 }

@@ -4,18 +4,20 @@
 
 use super::encode::{Encoder, write_string};
 use super::options::{Options, Priority};
+use super::order::Order;
 use crate::error::{Error, SqlState};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
+use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
-use crate::pg::trigger::Fired;
+use crate::pg::trigger::{Event, Fired};
 use crate::store::{attached, quote_ident, quote_literal};
 use pgrx::pg_sys::{Datum, Oid};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -43,6 +45,13 @@ pub struct Plan {
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
+    pub captures_insert: bool,
+    pub captures_update: bool,
+    pub captures_delete: bool,
+    /// Whether the rows that a trigger is handed say which commands have made and ended them.
+    pub knows_versions: bool,
+    pub order: Rc<Order>,
+    key_index: OnceCell<KeyIndex>,
     /// The table that was attached, and the partition that is written to, if it is another.
     made_from: [Oid; 2],
     valid: Cell<bool>,
@@ -190,6 +199,7 @@ impl Plan {
                 columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
+        let captures = |event: Event| options.operations.iter().any(|operation| operation == event.name());
         let branch = options
             .branch_column
             .as_deref()
@@ -209,6 +219,12 @@ impl Plan {
             priority: options.priority,
             include_old: options.include_old,
             require_reason: options.require_reason,
+            captures_insert: captures(Event::Insert),
+            captures_update: captures(Event::Update),
+            captures_delete: captures(Event::Delete),
+            knows_versions: written.is_heap(),
+            order: Order::of(root),
+            key_index: OnceCell::new(),
             made_from: [root, written.oid()],
             valid: Cell::new(true),
         }
@@ -247,6 +263,26 @@ impl Plan {
             _ => true,
         }));
         changed.contains(&true)
+    }
+
+    /// Whether a column of the key is among the `changed` ones.
+    pub fn changes_key(&self, changed: &[bool]) -> bool {
+        self.key.iter().any(|i| changed[*i])
+    }
+
+    /// The index of the table or partition that is written to, in which its rows are found by their key.
+    pub fn key_index(&self) -> &KeyIndex {
+        self.key_index.get_or_init(|| {
+            let columns: Vec<usize> = self.key.iter().map(|i| self.columns[*i].index).collect();
+            KeyIndex::over(self.made_from[1], &columns).unwrap_or_else(|| {
+                Error::new(
+                    SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("\"{}\" has no usable index on its key", String::from_utf8_lossy(self.table_name.bytes())),
+                )
+                .hint("It needs a valid, immediate unique index on the key, as when it was attached.")
+                .raise()
+            })
+        })
     }
 
     /// The branch of a row, as plain text.

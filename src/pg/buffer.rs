@@ -152,10 +152,6 @@ impl VarlenaBuffer {
         &mut self.0
     }
 
-    pub fn content(&self) -> &[u8] {
-        self.0.get(4..).unwrap_or_default()
-    }
-
     /// The datum; valid until the buffer changes.
     pub fn datum(&mut self) -> Datum {
         // SAFETY: the buffer holds the header's four bytes, aligned by palloc, and is not longer than a datum can be.

@@ -78,7 +78,11 @@ mod raw {
         pub fn XLogInsert(resource_manager: pg_sys::RmgrId, info: u8) -> pg_sys::XLogRecPtr;
         /// `utils/palloc.h`; raises nothing, so that it can be called while unwinding
         pub fn pfree(pointer: *mut core::ffi::c_void);
-        /// `tcop/utility.h`; unguarded, for a caller that an ERROR may jump over
+        /// `executor/executor.h`; unguarded, for a caller that an ERROR may jump over
+        pub fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+        /// As above.
+        pub fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
+        /// `tcop/utility.h`; unguarded, as above
         pub fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
             query: *const c_char,
@@ -129,7 +133,8 @@ pub fn timeout_started(id: c_int) -> i64 {
 pub use raw::{
     GetRedoRecPtr, GetTopTransactionId, LockBuffer, MarkBufferDirty, PreventCommandIfParallelMode,
     PreventCommandIfReadOnly, ReadBuffer, ReleaseSysCache, SearchSysCache1, UnlockReleaseBuffer, XLogBeginInsert,
-    XLogInsert, XLogRegisterBuffer, XLogRegisterData, pfree, relation_close, relation_open, standard_ProcessUtility,
+    XLogInsert, XLogRegisterBuffer, XLogRegisterData, pfree, relation_close, relation_open, standard_ExecutorFinish,
+    standard_ExecutorStart, standard_ProcessUtility,
 };
 
 /// # Safety

@@ -34,11 +34,64 @@ impl Tuple<'_> {
     }
 }
 
+/// Command ids of row versions, as their stored headers tell them: only for versions of a heap that an AFTER trigger was
+/// handed, whose header is that of the moment in which the trigger was fired.
 impl Tuple<'_> {
-    /// The command of this transaction that made this version; only for versions that our transaction made.
-    pub fn made_by_command(&self) -> u32 {
-        // SAFETY: the header of a live tuple whose xmin is ours (resolves combo command ids).
-        unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.0).t_data) }
+    /// The command that made this version, which our transaction has made. `None` if the header no longer says so: a version
+    /// that COPY .. FREEZE made keeps no command id when it is replaced.
+    pub fn made_by(&self) -> Option<u32> {
+        match self.flags() {
+            flags if flags & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN => None,
+            // SAFETY: xmin is ours, as combo command ids are made for nobody else's.
+            flags if flags & pg_sys::HEAP_COMBOCID != 0 => unsafe {
+                Some(pg_sys::HeapTupleHeaderGetCmin((*self.0).t_data))
+            },
+            _ => Some(self.stored_command()),
+        }
+    }
+
+    /// The command of our transaction that replaced or deleted this version.
+    pub fn ended_by(&self) -> u32 {
+        if self.flags() & pg_sys::HEAP_COMBOCID == 0 {
+            return self.stored_command();
+        }
+        // SAFETY: xmax is ours.
+        unsafe { pg_sys::HeapTupleHeaderGetCmax((*self.0).t_data) }
+    }
+
+    /// Whether our transaction has made this version, which it has replaced or deleted since, by `command` or a later one.
+    pub fn made_since(&self, command: u32) -> bool {
+        let flags = self.flags();
+        // A version that was made and ended by one transaction has a combo command id, unless it was born frozen.
+        if flags & pg_sys::HEAP_COMBOCID == 0 {
+            // SAFETY: the header of a live tuple. Frozen ages ago with an id like ours: then it is taken for ours.
+            return flags & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN
+                && unsafe { pg_sys::TransactionIdIsCurrentTransactionId((*(*self.0).t_data).t_choice.t_heap.t_xmin) };
+        }
+        self.made_by().is_none_or(|made_by| made_by >= command)
+    }
+
+    /// Whether this version, which our transaction has ended, was replaced by another one, and not deleted.
+    pub fn was_replaced(&self) -> bool {
+        // SAFETY: the header of a live tuple, and the tuple's own address. A row that moved to another partition was deleted
+        // and inserted.
+        unsafe {
+            let next = &(*(*self.0).t_data).t_ctid;
+            let here = &(*self.0).t_self;
+            next.ip_posid != pg_sys::MovedPartitionsOffsetNumber as u16
+                && (next.ip_posid, next.ip_blkid.bi_hi, next.ip_blkid.bi_lo)
+                    != (here.ip_posid, here.ip_blkid.bi_hi, here.ip_blkid.bi_lo)
+        }
+    }
+
+    fn flags(&self) -> u32 {
+        // SAFETY: the header of a live tuple.
+        unsafe { (*(*self.0).t_data).t_infomask }.into()
+    }
+
+    fn stored_command(&self) -> u32 {
+        // SAFETY: as above; of a heap, where this place of the header holds the command id.
+        unsafe { (*(*self.0).t_data).t_choice.t_heap.t_field3.t_cid }
     }
 }
 

@@ -44,6 +44,16 @@ impl Borrowed<'_> {
         unsafe { (*(*self.0).rd_att).natts as usize }
     }
 
+    /// Whether its rows are heap tuples.
+    pub fn is_heap(&self) -> bool {
+        // SAFETY: as above; the routine is a constant of the server.
+        unsafe { (*self.0).rd_tableam == pg_sys::GetHeapamTableAmRoutine() }
+    }
+
+    pub(super) fn raw(&self) -> pg_sys::Relation {
+        self.0
+    }
+
     pub(super) fn descriptor(&self) -> pg_sys::TupleDesc {
         // SAFETY: as above.
         unsafe { (*self.0).rd_att }
@@ -183,6 +193,9 @@ impl Open {
                     && !form.indisexclusion,
                 unique: form.indisunique && form.indimmediate,
                 predicate: predicate(self.relation),
+                key_columns: columns,
+                btree: (*(*self.relation).rd_rel).relam == pg_sys::BTREE_AM_OID,
+                valid: form.indisvalid && !form.indisexclusion,
             }
         }
     }
@@ -195,6 +208,10 @@ pub struct IndexShape {
     /// A valid btree without other columns than its keys, each ascending in the usual order of its type.
     pub plain: bool,
     /// And immediately so.
+    /// How many of them it orders; the rest it only holds (INCLUDE).
+    pub key_columns: usize,
+    pub btree: bool,
+    pub valid: bool,
     pub unique: bool,
     pub predicate: Predicate,
 }

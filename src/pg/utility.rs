@@ -1,19 +1,29 @@
-//! Utility statements: a hook around the few that the background processes must know of.
+//! Utility statements: a hook around COPY, which writes without the executor, and around the few that the background processes
+//! must know of.
 //!
 //! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
 //! psql shows, and nobody's DDL may look different because this library is loaded.
 
-use super::externs;
+use super::{executor, externs};
 use crate::worker::hooks;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
-/// Installs the hook. Called from `_PG_init` while preloading.
+/// Whether there are background processes.
+static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
+
+/// Has the background processes told what they must know. Called from `_PG_init` while preloading.
+pub fn tell_background() {
+    IN_BACKGROUND.store(true, Relaxed);
+}
+
+/// Installs the hook. Called from `_PG_init`.
 pub fn init() {
-    // SAFETY: single-threaded postmaster; the hook found here is called by ours.
+    // SAFETY: a process with one thread; the hook found here is called by ours.
     unsafe {
         NEXT = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
@@ -62,6 +72,7 @@ impl Call {
 #[repr(C)]
 enum Kind {
     Other,
+    CopyFrom,
     /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.
     Extension,
     CommitPrepared,
@@ -75,6 +86,8 @@ fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
     unsafe {
         let node = (*statement).utilityStmt;
         match (*node).type_ {
+            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::CopyFrom,
+            _ if !IN_BACKGROUND.load(Relaxed) => Kind::Other,
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
                 if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED { Kind::CommitPrepared } else { Kind::Other }
@@ -108,6 +121,11 @@ unsafe extern "C-unwind" fn process_utility(
     unsafe {
         match kind(statement) {
             Kind::Other => call.next(),
+            Kind::CopyFrom => {
+                let before = executor::copy_begins();
+                call.next();
+                executor::copy_ends(before);
+            }
             kind @ (Kind::Extension | Kind::CommitPrepared) => {
                 before(kind);
                 call.next();

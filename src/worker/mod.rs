@@ -17,7 +17,7 @@ use crate::pg::{bgworker, utility};
 pub fn init() {
     if bgworker::is_preloading() {
         shared::init();
-        utility::init();
+        utility::tell_background();
         crate::wake::init();
         bgworker::register_launcher();
     }

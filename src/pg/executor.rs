@@ -1,0 +1,155 @@
+//! Which writing queries are open: what a trigger of one of them has to know about the others.
+//!
+//! Hooks where a query starts and finishes; its AFTER triggers are fired before it has finished. They are passed through in C,
+//! as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never finishes: what it leaves
+//! here goes with its transaction or savepoint.
+
+use super::{bgworker, externs, xact};
+use pgrx::pg_sys;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ffi::{c_int, c_void};
+
+struct Query {
+    /// Null for COPY.
+    query: *const pg_sys::QueryDesc,
+    command: u32,
+    /// How deep in savepoints it was started.
+    level: i32,
+}
+
+thread_local! {
+    /// The outermost first.
+    static OPEN: RefCell<Vec<Query>> = const { RefCell::new(Vec::new()) };
+    /// Counts the transactions that have ended.
+    static ENDED: Cell<u64> = const { Cell::new(0) };
+    /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries may be
+    /// open that were started without our hooks.
+    static LOADED_DURING: Cell<Option<i64>> = const { Cell::new(None) };
+    static IS_LOGICAL_WORKER: OnceCell<bool> = const { OnceCell::new() };
+}
+
+static mut NEXT_START: pg_sys::ExecutorStart_hook_type = None;
+static mut NEXT_FINISH: pg_sys::ExecutorFinish_hook_type = None;
+
+/// Installs the hooks. Called from `_PG_init`.
+pub fn init() {
+    // SAFETY: a process with one thread; the hooks found here are called by ours. The callback lives as long as the
+    // library, which is never unloaded.
+    unsafe {
+        NEXT_START = pg_sys::ExecutorStart_hook;
+        NEXT_FINISH = pg_sys::ExecutorFinish_hook;
+        pg_sys::ExecutorStart_hook = Some(start);
+        pg_sys::ExecutorFinish_hook = Some(finish);
+        if !bgworker::is_preloading() && pg_sys::IsTransactionState() {
+            LOADED_DURING.set(Some(pg_sys::GetCurrentStatementStartTimestamp()));
+        }
+        pg_sys::RegisterSubXactCallback(Some(savepoint_ends), core::ptr::null_mut());
+    }
+    xact::on_end(|_| {
+        ENDED.set(ENDED.get() + 1);
+        LOADED_DURING.set(None);
+        OPEN.with_borrow_mut(Vec::clear);
+    });
+}
+
+/// The writing queries that are open.
+#[derive(Clone, Copy)]
+pub struct Open {
+    /// The command of the outermost one: what an earlier command has written is finished, triggers included. 0 if it is not
+    /// known, and beyond all commands if there is none.
+    pub outermost: u32,
+    /// Whether there may be more than one.
+    pub nested: bool,
+}
+
+pub fn open() -> Open {
+    const UNKNOWN: Open = Open { outermost: 0, nested: true };
+    if let Some(since) = LOADED_DURING.get() {
+        // SAFETY: plain getter.
+        if unsafe { pg_sys::GetCurrentStatementStartTimestamp() } == since {
+            return UNKNOWN;
+        }
+        LOADED_DURING.set(None);
+    }
+    OPEN.with_borrow(|open| match open.first() {
+        None => Open { outermost: u32::MAX, nested: false },
+        // Logical replication writes without executor and COPY; whatever is open here runs inside that.
+        Some(_) if is_logical_worker() => UNKNOWN,
+        Some(first) => Open { outermost: first.command, nested: open.len() > 1 },
+    })
+}
+
+fn is_logical_worker() -> bool {
+    // SAFETY: plain getter, in a process that has started long ago.
+    IS_LOGICAL_WORKER.with(|known| *known.get_or_init(|| unsafe { pg_sys::IsLogicalWorker() }))
+}
+
+/// A number that no other transaction of this process has.
+pub fn transaction() -> u64 {
+    ENDED.get()
+}
+
+/// Called before COPY .. FROM; the result is for [`copy_ends`].
+pub fn copy_begins() -> usize {
+    // SAFETY: plain getter inside a transaction.
+    let command = unsafe { pg_sys::GetCurrentCommandId(false) };
+    let before = OPEN.with_borrow(Vec::len);
+    push(core::ptr::null(), command);
+    before
+}
+
+pub fn copy_ends(before: usize) {
+    OPEN.with_borrow_mut(|open| open.truncate(before));
+}
+
+fn push(query: *const pg_sys::QueryDesc, command: u32) {
+    // SAFETY: plain getter.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    OPEN.with_borrow_mut(|open| open.push(Query { query, command, level }));
+}
+
+/// Not guarded, and without anything to drop, so that an `ERROR` jumps over it as over a C function.
+unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, flags: c_int) {
+    // SAFETY: called by PostgreSQL with the arguments of ExecutorStart; when that returns, the state is there.
+    unsafe {
+        match NEXT_START {
+            Some(hook) => hook(query, flags),
+            None => externs::standard_ExecutorStart(query, flags),
+        }
+        let writes = (*query).operation != pg_sys::CmdType::CMD_SELECT || (*(*query).plannedstmt).hasModifyingCTE;
+        // What is only explained never finishes.
+        if writes && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            push(query, (*(*query).estate).es_output_cid);
+        }
+    }
+}
+
+/// As above.
+unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: called by PostgreSQL with the argument of ExecutorFinish.
+    unsafe {
+        match NEXT_FINISH {
+            Some(hook) => hook(query),
+            None => externs::standard_ExecutorFinish(query),
+        }
+    }
+    OPEN.with_borrow_mut(|open| {
+        if let Some(at) = open.iter().rposition(|open| core::ptr::eq(open.query, query)) {
+            open.truncate(at);
+        }
+    });
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn savepoint_ends(
+    event: pg_sys::SubXactEvent::Type,
+    _savepoint: pg_sys::SubTransactionId,
+    _above: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
+        let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+        OPEN.with_borrow_mut(|open| open.retain(|query| query.level < level));
+    }
+}
