@@ -90,8 +90,12 @@ impl Batch {
     /// Adds a change; one that cannot be sent is added without its JSON. Members in the order of the wire format: the six
     /// that every receiver knows, then those that only say more.
     pub fn push(&mut self, stored: &Stored<'_>) {
-        if stored.unsendable.is_none() && self.buffer.try_reserve(most_bytes(stored)).is_ok() {
+        let bytes = most_bytes(stored);
+        if stored.unsendable.is_none() && self.buffer.try_reserve(bytes).is_ok() && leaves_headroom(bytes) {
             return self.push_json(stored);
+        }
+        if bytes > LARGE {
+            self.buffer.shrink_to_fit();
         }
         let why = || format!("not enough memory for {} bytes", most_bytes(stored));
         let nothing = self.buffer.len()..self.buffer.len();
@@ -198,7 +202,7 @@ impl Batch {
     pub fn body(&self, picked: &[usize]) -> Option<Vec<u8>> {
         let bytes: usize = picked.iter().map(|i| self.changes[*i].json.len() + 1).sum();
         let mut body = Vec::new();
-        body.try_reserve_exact(bytes + 16).ok()?;
+        body.try_reserve_exact(bytes + 16).ok().filter(|()| leaves_headroom(bytes))?;
         body.extend_from_slice(b"{\"changes\":[");
         for (n, i) in picked.iter().enumerate() {
             if n > 0 {
@@ -226,6 +230,16 @@ impl Batch {
         bytes.copy_from_slice(&hash.finalize()[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
     }
+}
+
+/// From so many bytes on it matters what is left for others.
+const LARGE: usize = 4 * 1024 * 1024;
+/// So many have to be left: for the small allocations of this process that cannot fail without ending it.
+const HEADROOM: usize = 64 * 1024 * 1024;
+
+/// Whether there is memory left after so many bytes were reserved.
+fn leaves_headroom(bytes: usize) -> bool {
+    bytes <= LARGE || Vec::<u8>::new().try_reserve_exact(HEADROOM).is_ok()
 }
 
 /// Room that the JSON of a change needs at most. Stored JSON goes as it is; a character of other text becomes six at most.

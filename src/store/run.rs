@@ -67,23 +67,31 @@ impl Run<'_> {
         let mut ended = Ended { at: self.after, full: false };
         let mut created_at = Vec::new();
         let mut take = |row: &Row<'_>| {
-            let json = [column::PK, column::DATA, column::OLD].map(|n| row.bytes(n));
-            let size: usize = json.iter().flatten().map(|part| part.len()).sum();
-            if batch.len() >= self.rows || (!batch.is_empty() && batch.bytes() + size > self.bytes) {
+            if batch.len() >= self.rows {
                 ended.full = true;
                 return 0;
             }
-            ended.at = row.int(column::ID);
-            if self.is_visible(row) && wanted(ended.at) {
-                if self.is_deliverable(row) {
-                    created_at.clear();
-                    row.iso_time(column::CREATED_AT, &mut created_at);
-                    batch.push(&stored(row, self.priority, json, &created_at, shape));
-                } else {
-                    let waits_for_a_person = shape.waits_for_a_person(row.oid(column::STATUS));
-                    left(Left { id: ended.at, touched: touched(row), waits_for_a_person });
-                }
+            let id = row.int(column::ID);
+            if !self.is_visible(row) || !wanted(id) {
+                ended.at = id;
+                return self.rows_to_come(batch);
             }
+            if !self.is_deliverable(row) {
+                ended.at = id;
+                let waits_for_a_person = shape.waits_for_a_person(row.oid(column::STATUS));
+                left(Left { id, touched: touched(row), waits_for_a_person });
+                return self.rows_to_come(batch);
+            }
+            let json = [column::PK, column::DATA, column::OLD].map(|n| row.bytes(n));
+            let size: usize = json.iter().flatten().map(|part| part.len()).sum();
+            if !batch.is_empty() && batch.bytes() + size > self.bytes {
+                ended.full = true;
+                return 0;
+            }
+            ended.at = id;
+            created_at.clear();
+            row.iso_time(column::CREATED_AT, &mut created_at);
+            batch.push(&stored(row, self.priority, json, &created_at, shape));
             self.rows_to_come(batch)
         };
         match shape.direct(LockMode::AccessShare) {
@@ -178,7 +186,8 @@ fn touched(row: &Row<'_>) -> Touched {
     let mut ignored = None;
     let mut text = |n| row.bytes(n).map(|bytes| utf8(bytes, &mut ignored));
     let (schema, table, op) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME), text(column::OP));
-    let (pk, data) = (text(column::PK), text(column::DATA).filter(|_| op.as_deref() == Some("UPDATE")));
+    let pk = text(column::PK);
+    let data = if op.as_deref() == Some("UPDATE") { text(column::DATA) } else { None };
     Touched::new(&schema.unwrap_or_default(), &table.unwrap_or_default(), pk.as_deref(), data.as_deref())
 }
 
