@@ -60,8 +60,9 @@ BEGIN
         'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
     REVOKE ALL ON FUNCTION @extschema@.sync_outbox_overview() FROM PUBLIC;
     FOR one IN SELECT coalesce(r.rolname, 'public') AS name, a.grantee, a.is_grantable
-                 FROM pg_catalog.aclexplode(granted) a
+                 FROM pg_catalog.aclexplode(granted) WITH ORDINALITY AS a (grantor, grantee, privilege_type, is_grantable, nth)
                  LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee
+                ORDER BY a.nth
     LOOP
         EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_overview() TO %s%s',
             CASE WHEN one.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC' ELSE pg_catalog.quote_ident(one.name) END,

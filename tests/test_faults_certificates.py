@@ -27,6 +27,7 @@ class Files:
         """From now on they hold this authority, and a client's certificate of it."""
         for path, new in zip(self.paths.values(), (authority.ca_file, *authority.client_files())):
             path.write_bytes(new.read_bytes())
+            path.chmod(0o600)
             own(path)
 
     @property

@@ -7,9 +7,9 @@ use super::transactions::{Own, Transactions, Undone};
 use super::watch::Watch;
 use crate::error::or_raise;
 use crate::pg::activity;
-use crate::pg::extension::{self, Extension};
 use crate::pg::latch::Bell;
 use crate::pg::lock;
+use crate::pg::{Oid, extension};
 use crate::settings;
 use crate::store::Schema;
 use crate::store::identity::{self, Copied, Standing};
@@ -104,7 +104,7 @@ pub struct Background {
     announcements: Announcements,
     pub bell: Arc<Bell>,
     senders: BTreeMap<i16, Sender>,
-    installed: Option<Extension>,
+    installed: Option<Oid>,
     schema: Option<Schema>,
     /// The control number under which all was last looked up, and when.
     looked: Option<(Option<u64>, Instant)>,
@@ -211,9 +211,9 @@ impl Background {
             (self.schema, self.senders) = (None, BTreeMap::new());
             return true;
         };
-        if self.installed != Some(installed) {
+        if self.installed != Some(installed.oid) {
             self.senders.clear(); // of another outbox
-            self.installed = Some(installed);
+            self.installed = Some(installed.oid);
         }
         self.schema = Some(schema.clone());
         self.standing = copied;
