@@ -28,3 +28,9 @@ def test_every_fault_of_the_soak_is_listed():
     listed = {row[0] for row in DOCUMENT.tables("The long soak")}
 
     assert {fault for faults in FAULTS.values() for fault in faults} - listed == set()
+
+
+def test_every_defect_has_a_row_and_a_test():
+    rows = {int(cells[0]) for cells in DOCUMENT.tables("What two hostile readers broke in 0.1.0") if cells[0].isdigit()}
+    assert rows == set(range(1, 25))
+    assert {number for number in rows if not any(name.startswith(f"test_defect_{number:02d}_") for name in TESTS)} == set()
