@@ -265,7 +265,7 @@ pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
             "UPDATE @.sync_outbox o
                 SET status = 'FAILED', attempt_count = attempt_count OPERATOR(pg_catalog.+) 1, next_attempt_at = NULL,
                     last_attempt_at = pg_catalog.clock_timestamp(), error_message = $3
-               FROM pg_catalog.unnest($1, $2) AS unsent (place, dedup_key)
+               FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS unsent (place, dedup_key)
               WHERE o.ctid OPERATOR(pg_catalog.=) unsent.place AND o.dedup_key OPERATOR(pg_catalog.=) unsent.dedup_key",
         ),
         &[Arg::places(&places), Arg::uuids(changes.iter().map(|c| &c.dedup_key)), Arg::text_utf8(error)],
