@@ -71,7 +71,7 @@ fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz
 	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
 
 # Files and directories whose SQL names no operator, function or type without its schema.
-SQL_CHECKED = src/hub src/api/accept.rs src/api/apply.rs src/store/accepted.rs src/store/applied.rs
+SQL_CHECKED = src sql
 lint: ## formatting, SQL, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
 	cd sql && sha256sum --check --quiet released.sha256
 	cargo fmt --check

@@ -23,14 +23,22 @@ CONSTRUCTS = set("""all any array as and asc by cast check coalesce collate conf
     current_user session_user user localtimestamp current_timestamp constraint nothing delete raise loop while case distinct
     inner cross full natural return notify columns xmlelement""".split()) | TYPES
 # After these words (or a closing bracket) a name with a bracket is no call: a table with columns, an alias.
-NO_CALL_AFTER = {"into", "as", "table", "references", "index", "on", "with", "recursive", "constraint", "procedure", "function",
+NO_CALL_AFTER = {"into", "as", "table", "references", "index", "with", "recursive", "constraint", "procedure", "function",
                  "exists", "type", "cast", "update", "copy", "only", "policy", "trigger", "extension"}
+# After these words a string is no literal of a type.
+SAYING = {"is", "notice", "warning", "exception", "info", "log", "debug", "comment", "language", "end", "echo", "default", "values", "escape",
+          "null", "and", "or", "zone", "version", "schema", "execute", "label", "add", "before", "after", "both", "leading", "trailing"}
+# What RAISE .. USING can give a value.
+RAISED = {"message", "detail", "hint", "errcode", "column", "constraint", "datatype", "table", "schema"}
+# After these (or an operator) a minus belongs to the number that follows, and a star stands for all columns.
+SIGN_AFTER = set(", ( [ := => select when then else and or not return limit offset by default minvalue maxvalue increment with".split()) | {""}
+ALL_AFTER = set(". ( , select distinct all returning".split()) | {""}
 # Words that resolve an operator by its name.
 OPERATOR_WORDS = {"like", "ilike", "between", "nullif"}
 
 TOKEN = re.compile(r"""
     (?P<space>\s+|--[^\n]*|/\*.*?\*/)
-  | (?P<string>[EeBbXxNn]?'(?:[^'\\]|\\.|'')*')
+  | (?P<string>[Ee]'(?:[^'\\]|\\.|'')*'|[BbXxNn]?'(?:[^']|'')*')
   | (?P<dollar>\$(?:[A-Za-z_]\w*)?\$)
   | (?P<parameter>\$\d+)
   | (?P<name>"(?:[^"]|"")*"|[A-Za-z_\x80-\U0010ffff][\w$]*|@extschema(?::\w+)?@|@(?=\.)|\{[^{}]*\})
@@ -40,7 +48,7 @@ TOKEN = re.compile(r"""
   | (?P<other>.)""", re.X | re.S)
 
 # A literal of Rust that is SQL or a part of it. Keywords are written large in ours.
-SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WHERE|FROM|JOIN|ORDER BY|VALUES|ON CONFLICT|CREATE|ALTER|TRUNCATE|LOCK TABLE"
+SQL = re.compile(r"\$\d|@\.\w|\b(?:interval|timestamp|timestamptz) '|\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WHERE|FROM|JOIN|ORDER BY|VALUES|ON CONFLICT|CREATE|ALTER|TRUNCATE|LOCK TABLE"
                  r"|IS NULL|IS NOT|EXISTS|FOR SHARE|LIMIT|OVER|CASE|DISTINCT|AND|OR|SET)\b|\b[a-z)]\w*::[a-z]|\b[a-z]\w*\.\w+ (=|<>|<|>|<=|>=) ")
 
 
@@ -65,7 +73,10 @@ def check(sql):
     all_tokens = list(tokens(sql))
     words = [text.lower() if kind == "name" and not text.startswith('"') else text for kind, text, _ in all_tokens]
     options = [False]  # whether each open bracket holds options, as in WITH (fillfactor = 100)
+    brackets = []  # where they were opened
+    opened = 0  # where the one that was closed last had been opened
     in_set = []  # depths at which a SET list is open
+    raising = ""  # RAISE, or its USING list
 
     def word(i):
         return words[i] if 0 <= i < len(words) else ""
@@ -76,31 +87,44 @@ def check(sql):
     for i, (what, text, position) in enumerate(all_tokens):
         this = words[i]
         if text in ("(", "["):
+            brackets.append(i)
             options.append(text == "(" and word(i - 1) in ("with", "set", "reset"))
         elif text in (")", "]"):
             if len(options) > 1:
                 options.pop()
+                opened = brackets.pop()
             while in_set and in_set[-1] > len(options):
                 in_set.pop()
         elif what == "name" and this == "set":
             in_set.append(len(options))
-        elif what == "name" and this in ("where", "from", "returning") and in_set and in_set[-1] == len(options):
+        elif text == ";":
+            in_set.clear()
+        elif what == "name" and in_set and in_set[-1] == len(options) and this in (
+                "where", "from", "returning", "select", "begin", "as", "language"):
             in_set.pop()
 
+        if text == ";" or what == "name" and this == "raise":
+            raising = this
+        elif raising and what == "name" and this == "using":
+            raising = this
+
         if what == "operator":
-            operand_before = kind(i - 1) in ("name", "number", "string", "parameter") and word(i - 1) not in CONSTRUCTS - {"end", "excluded", "key"} \
-                or word(i - 1) in (")", "]")
             if text == "=>":
                 continue
-            if text == "*" and (word(i - 1) == "." or not operand_before):
+            if text == "*" and word(i - 1) in ALL_AFTER:
                 continue
-            if text in ("-", "+") and not operand_before and kind(i + 1) == "number":
+            # A plus, and a minus before a cast, is an operator after all.
+            if text == "-" and kind(i + 1) == "number" and word(i + 2) != "::" and (
+                    word(i - 1) in SIGN_AFTER or kind(i - 1) in ("qualified", "operator")):
                 continue
             if text == "=" and options[-1]:
                 continue
+            # RAISE .. USING HINT = ..
+            if text == "=" and raising == "using" and word(i - 1) in RAISED and word(i - 2) in ("using", ","):
+                continue
             # SET a = 1, b = 2, and SET (a, b) = (..)
-            if text == "=" and in_set and in_set[-1] == len(options) and (
-                    word(i - 2) in ("set", ",", ".") or word(i - 1) == ")" or word(i - 2) == ""):
+            target = opened if word(i - 1) == ")" else i - 3 if word(i - 2) == "." else i - 1
+            if text == "=" and in_set and in_set[-1] == len(options) and word(target - 1) in ("set", ",", "local", "session"):
                 continue
             yield position, f"operator {text}"
         elif what == "name" and this in OPERATOR_WORDS:
@@ -109,7 +133,7 @@ def check(sql):
             yield position, text
         elif what == "name" and this == "similar" and word(i + 1) == "to":
             yield position, "SIMILAR TO"
-        elif what == "name" and this == "in" and word(i + 1) == "(":
+        elif what == "name" and this == "in" and (word(i + 1) == "(" or word(i + 1).startswith("{")):
             yield position, "IN (..)"
         elif what == "name" and this == "distinct" and word(i + 1) == "from":
             yield position, "IS DISTINCT FROM"
@@ -122,11 +146,19 @@ def check(sql):
         elif what == "name" and this in ("any", "all", "some") and word(i + 1) == "(" and kind(i - 1) not in ("qualified", "operator"):
             yield position, f"{text} with a bare operator"
         elif what == "name" and word(i + 1) == "(" and this not in CONSTRUCTS and not text.startswith("{"):
-            if this.startswith("sync_outbox_"):
-                continue  # what a HINT has people type
+            if word(i - 1) == "on" and "index" in (word(i - 2), word(i - 3)):
+                continue  # CREATE INDEX i ON t (a)
             if word(i - 1) == "." or word(i - 1) in NO_CALL_AFTER or word(i - 1) in (")", "]") or word(i - 2) == ".":
                 continue
             yield position, f"function {text}"
+        # timestamptz '2000-01-01', but not AS 'body' and what RAISE and COMMENT .. IS say
+        elif what == "name" and kind(i + 1) == "string" and this not in CONSTRUCTS | SAYING and word(i - 1) != "." \
+                and not text.startswith("{"):
+            yield position, f"type {text}"
+        elif what == "name" and this == "collate" and word(i + 2) != ".":
+            yield position, "COLLATE"
+        elif what == "name" and this == "cast" and word(i + 1) == "(":
+            yield position, "CAST (..)"
         elif text == "::" and kind(i + 1) == "name" and word(i + 1) not in TYPES and word(i + 2) != "." and not word(i + 1).startswith("{"):
             yield position, f"type {all_tokens[i + 1][1]}"
 
@@ -135,13 +167,17 @@ RUST = re.compile(r"""
     (?P<comment>//[^\n]*|/\*.*?\*/)
   | (?P<raw>b?r(?P<hashes>\#*)".*?"(?P=hashes))
   | (?P<string>[bc]?"(?:[^"\\]|\\.)*")
-  | (?P<char>'(?:[^'\\\n]|\\[^\n]{1,9})')""", re.X | re.S)
+  | (?P<char>b?'(?:[^'\\\n]|\\(?:x[0-9A-Fa-f]{2}|u\{[0-9A-Fa-f_]+\}|[^\n]))')""", re.X | re.S)
+# What is said to people is typed by them, with the search_path that they have.
+SAID = re.compile(r"(\.(hint|detail)\(\s*(format!\(\s*)?|\bconst HINT: &str = )$")
 
 
 def literals(source):
     """The string literals of a Rust file outside its unit tests, each with its position; escapes are taken out in place."""
     end = source.find("#[cfg(test)]\nmod tests")
     for match in RUST.finditer(source, 0, end if end >= 0 else len(source)):
+        if SAID.search(source, max(0, match.start() - 200), match.start()):
+            continue
         if match["raw"]:
             start = match[0].index('"') + 1
             yield match.start() + start, match[0][start:len(match[0]) - 1 - len(match["hashes"])]

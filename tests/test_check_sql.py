@@ -30,7 +30,15 @@ def found(path):
     ("DO $a$ BEGIN IF x = 1 THEN NULL; END IF; END $a$", ["operator ="]),
     ("CREATE TABLE t (a int CHECK (a > 0)) WITH (fillfactor = 10)", ["operator >"]),
     ("CREATE INDEX i ON t (a) WHERE b <> 'x'", ["operator <>"]),
+    ("SELECT a::bigint*2, b::int -1, +1, -1::bigint", ["operator *", "operator -", "operator +", "operator -"]),
+    ("UPDATE t SET a = (b) = c, d = u.e = f; SELECT g, h = i", ["operator ="] * 3),
+    ("SELECT FROM a JOIN b ON starts_with(c, d)", ["function starts_with"]), ("SELECT sync_outbox_flush()", ["function sync_outbox_flush"]),
+    ("SELECT timestamptz '2000-01-01', interval '1 day'", ["type timestamptz"]), ("SELECT CAST(a AS int8)", ["CAST (..)"]),
+    ('SELECT FROM t ORDER BY a COLLATE "C"', ["COLLATE"]), ("SELECT FROM t WHERE a = '\\' AND b", ["operator ="]),
+    ("SELECT FROM t TABLESAMPLE SYSTEM (1)", ["function SYSTEM"]),
     # Nothing to find
+    ("SELECT -1, f.g(-1) OPERATOR(pg_catalog.-) -1, pg_catalog.timestamptz '2000-01-01', a COLLATE pg_catalog.\"C\"", []),
+    ("DO $a$ BEGIN RAISE NOTICE 'x' USING HINT = 'a = b', ERRCODE = '55000'; SET LOCAL a.b = 'c'; END $a$", []),
     ("SELECT *, t.*, pg_catalog.count(*) FROM t WHERE a OPERATOR(pg_catalog.=) ANY (b) AND c OPERATOR(pg_catalog.->>) 'x = y' IS NULL", []),
     ("UPDATE t AS u SET a = 1, b = excluded.b, (c, d) = ROW(1, 2) WHERE NOT e", []), ("SELECT f.g(x => -1, y => $1), -1", []),
     ("INSERT INTO t (a, b) VALUES ($1::pg_catalog.text, '<>') ON CONFLICT (a) DO UPDATE SET b = excluded.b RETURNING a", []),
@@ -49,8 +57,8 @@ def test_a_statement(tmp_path, sql, what):
 
 def test_rust_that_is_no_sql(tmp_path):
     source = tmp_path / "some.rs"
-    source.write_text("""fn f() { let x = a < b && c != "x = y"; run(r#"SELECT 1 WHERE "a" <= b"#); say("SELECT sync_outbox_attach('t');"); }
+    source.write_text("""fn f() { let x = a < b && c != "x = y"; run(r#"SELECT 1 WHERE "a" <= b"#); error.hint("SELECT f() WHERE a = b;"); let c = '\\''; run("SELECT 1 > 0"); }
 #[cfg(test)]
 mod tests { const X: &str = "SELECT a = b FROM t"; }
 """)
-    assert found(source) == ["operator <="]
+    assert found(source) == ["operator <=", "operator >"]

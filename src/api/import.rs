@@ -122,8 +122,10 @@ type Name = (Vec<u8>, Vec<u8>);
 /// The tables that the old changes are of, and how many changes there are.
 fn tables(old: &Relation) -> (Vec<Name>, i64) {
     let (mut tables, mut rows) = (Vec::new(), 0);
-    let count =
-        format!("SELECT schema_name::text, table_name::text, pg_catalog.count(*) FROM {} GROUP BY 1, 2", old.sql_name);
+    let count = format!(
+        "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, pg_catalog.count(*) FROM {} GROUP BY 1, 2",
+        old.sql_name
+    );
     spi::once(&count, &[], |row| {
         tables.push((row.bytes(1).unwrap_or_default().to_vec(), row.bytes(2).unwrap_or_default().to_vec()));
         rows += row.int(3);
@@ -185,8 +187,9 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> 
 fn select(old: &Relation) -> String {
     let optional = |column: &str| if has(old, column) { column.to_owned() } else { "NULL".to_owned() };
     format!(
-        "SELECT id::bigint, schema_name::text, table_name::text, op::text, pk::text, data::text, {}::text,
-                {}::timestamptz FROM {} ORDER BY id",
+        "SELECT id::bigint, schema_name::pg_catalog.text, table_name::pg_catalog.text, op::pg_catalog.text,
+                pk::pg_catalog.text, data::pg_catalog.text, {}::pg_catalog.text, {}::pg_catalog.timestamptz
+           FROM {} ORDER BY id",
         optional("dedup_key"),
         optional("created_at"),
         old.sql_name

@@ -10,10 +10,11 @@ use crate::pg::{Oid, text};
 pub fn root_of(trigger: Oid) -> Option<Oid> {
     spi::first(
         "WITH RECURSIVE up AS (
-            SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid = $1
+            SELECT tgrelid, tgparentid FROM pg_catalog.pg_trigger WHERE oid OPERATOR(pg_catalog.=) $1
             UNION ALL
-            SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t JOIN up ON t.oid = up.tgparentid)
-         SELECT tgrelid FROM up WHERE tgparentid = 0",
+            SELECT t.tgrelid, t.tgparentid FROM pg_catalog.pg_trigger t
+              JOIN up ON t.oid OPERATOR(pg_catalog.=) up.tgparentid)
+         SELECT tgrelid FROM up WHERE tgparentid OPERATOR(pg_catalog.=) 0",
         &[trigger.into()],
         |row| row.get::<Oid>(1),
     )
@@ -23,8 +24,9 @@ pub fn root_of(trigger: Oid) -> Option<Oid> {
 /// Schema and name of a relation, in the server encoding.
 pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     spi::first(
-        "SELECT n.nspname::text, c.relname::text
-           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+        "SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE c.oid OPERATOR(pg_catalog.=) $1",
         &[relation.into()],
         |row| (row.bytes(1).unwrap_or_default().to_vec(), row.bytes(2).unwrap_or_default().to_vec()),
     )
@@ -38,8 +40,8 @@ pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<i16> {
         return found;
     }
     spi::query(
-        "SELECT attname::text, attnum FROM pg_catalog.pg_attribute
-          WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped",
+        "SELECT attname::pg_catalog.text, attnum FROM pg_catalog.pg_attribute
+          WHERE attrelid OPERATOR(pg_catalog.=) $1 AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped",
         &[relation.into()],
         |row| {
             let name = row.utf8(1);
@@ -103,20 +105,24 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
                      WHEN NOT k.same_image THEN 'has a type or collation whose equal values can look different' END
            FROM pg_catalog.pg_index i
           CROSS JOIN LATERAL (
-                SELECT pg_catalog.array_agg(a.attname::text ORDER BY c.n) AS names,
+                SELECT pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY c.n) AS names,
                        pg_catalog.bool_and(a.attnotnull) AS not_null,
                        pg_catalog.bool_and(
-                           oc.opcintype IN (700, 701, 1700) -- real, double precision, numeric
+                           -- real, double precision, numeric
+                           oc.opcintype OPERATOR(pg_catalog.=) ANY ('{700,701,1700}'::pg_catalog.oid[])
                            OR (EXISTS (SELECT FROM pg_catalog.pg_amproc p
-                                        WHERE p.amprocfamily = oc.opcfamily AND p.amproclefttype = oc.opcintype
-                                          AND p.amprocnum = 4)
+                                        WHERE p.amprocfamily OPERATOR(pg_catalog.=) oc.opcfamily
+                                          AND p.amproclefttype OPERATOR(pg_catalog.=) oc.opcintype
+                                          AND p.amprocnum OPERATOR(pg_catalog.=) 4)
                                AND coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
-                                              WHERE l.oid = i.indcollation[c.n - 1]), true))) AS same_image
-                  FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS c (attnum, n)
-                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = c.attnum
-                  JOIN pg_catalog.pg_opclass oc ON oc.oid = i.indclass[c.n - 1]
-                 WHERE c.n <= i.indnkeyatts) k
-          WHERE i.indrelid = $1 AND i.indisunique AND k.names IS NOT NULL",
+                                              WHERE l.oid OPERATOR(pg_catalog.=) i.indcollation[c.n OPERATOR(pg_catalog.-) 1]),
+                                            true))) AS same_image
+                  FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS c (attnum, n)
+                  JOIN pg_catalog.pg_attribute a
+                    ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) c.attnum
+                  JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[c.n OPERATOR(pg_catalog.-) 1]
+                 WHERE c.n OPERATOR(pg_catalog.<=) i.indnkeyatts) k
+          WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND k.names IS NOT NULL",
         &[relation.into()],
         |row| {
             found.push(Candidate {
@@ -144,8 +150,9 @@ pub struct Trigger {
 pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
     let mut found = Vec::new();
     spi::query(
-        "SELECT tgname::text, tgargs, tgenabled::text FROM pg_catalog.pg_trigger
-          WHERE tgrelid = $1 AND tgfoid = $2 AND tgparentid = 0 ORDER BY tgtype & 1 DESC, 1",
+        "SELECT tgname::pg_catalog.text, tgargs, tgenabled::pg_catalog.text FROM pg_catalog.pg_trigger
+          WHERE tgrelid OPERATOR(pg_catalog.=) $1 AND tgfoid OPERATOR(pg_catalog.=) $2 AND tgparentid OPERATOR(pg_catalog.=) 0
+          ORDER BY tgtype OPERATOR(pg_catalog.&) 1 DESC, 1",
         &[relation.into(), capture.into()],
         |row| {
             let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
@@ -167,8 +174,9 @@ pub fn options(capture: Oid, relation: Oid) -> Option<Options> {
 /// The options of the attached relation of that schema and name.
 pub fn options_by_name(capture: Oid, schema_name: &[u8], table_name: &[u8]) -> Option<Options> {
     let relation = spi::first(
-        "SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-          WHERE n.nspname = $1 AND c.relname = $2",
+        "SELECT c.oid FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2",
         &[Arg::text_bytes(schema_name), Arg::text_bytes(table_name)],
         |row| row.get::<Oid>(1),
     );
@@ -180,9 +188,9 @@ pub fn all(capture: Oid) -> Vec<(Oid, String)> {
     let mut found = Vec::new();
     spi::query(
         "SELECT DISTINCT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname)
-           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-          WHERE t.tgfoid = $1 AND t.tgparentid = 0 ORDER BY 2",
+           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE t.tgfoid OPERATOR(pg_catalog.=) $1 AND t.tgparentid OPERATOR(pg_catalog.=) 0 ORDER BY 2",
         &[capture.into()],
         |row| found.push((row.get(1).unwrap_or(Oid::INVALID), row.utf8(2).unwrap_or_default())),
     );
@@ -212,10 +220,12 @@ fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
     spi::first(
         &format!(
             "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
-               FROM {relatives} p (relid) JOIN pg_catalog.pg_class c ON c.oid = p.relid
-               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-              WHERE p.relid <> $1 AND EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                                               WHERE t.tgrelid = p.relid AND t.tgfoid = $2 AND t.tgparentid = 0)
+               FROM {relatives} AS p (relid) JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) p.relid
+               JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+              WHERE p.relid OPERATOR(pg_catalog.<>) $1 AND EXISTS (
+                    SELECT FROM pg_catalog.pg_trigger t
+                     WHERE t.tgrelid OPERATOR(pg_catalog.=) p.relid AND t.tgfoid OPERATOR(pg_catalog.=) $2
+                       AND t.tgparentid OPERATOR(pg_catalog.=) 0)
               ORDER BY 1"
         ),
         &[relation.into(), capture.into()],
@@ -226,12 +236,16 @@ fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
 /// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key, so
 /// that the lane itself, which may be long, is not read.
 pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
-    let of_table = "SELECT true FROM @.sync_outbox WHERE schema_name = $1 AND table_name = $2 AND";
+    let of_table = "SELECT true FROM @.sync_outbox
+                     WHERE schema_name OPERATOR(pg_catalog.=) $1 AND table_name OPERATOR(pg_catalog.=) $2 AND";
     spi::first(
         &schema.sql(&format!(
-            "{of_table} target_id < $3 UNION ALL {of_table} target_id > $3
-             UNION ALL {of_table} target_id = $3 AND priority < $4::@.sync_outbox_priority
-             UNION ALL {of_table} target_id = $3 AND priority > $4::@.sync_outbox_priority LIMIT 1"
+            "{of_table} target_id OPERATOR(pg_catalog.<) $3
+             UNION ALL {of_table} target_id OPERATOR(pg_catalog.>) $3
+             UNION ALL {of_table} target_id OPERATOR(pg_catalog.=) $3
+                    AND priority OPERATOR(pg_catalog.<) $4::@.sync_outbox_priority
+             UNION ALL {of_table} target_id OPERATOR(pg_catalog.=) $3
+                    AND priority OPERATOR(pg_catalog.>) $4::@.sync_outbox_priority LIMIT 1"
         )),
         &[Arg::text_bytes(&table.0), Arg::text_bytes(&table.1), target_id.into(), priority.into()],
         |_| (),

@@ -70,7 +70,7 @@ pub fn watch(schema: &Schema) -> Option<Duration> {
                 warn(measured);
             }
         } else if measured.is_over() && is_known {
-            note(schema, "DELETE FROM @.sync_outbox_threshold WHERE name = $1", measured);
+            note(schema, "DELETE FROM @.sync_outbox_threshold WHERE name OPERATOR(pg_catalog.=) $1", measured);
         }
     }
     let [_, _, age] = measured;
@@ -127,10 +127,12 @@ fn age(schema: &Schema) -> Duration {
     let _plans = super::index_order();
     let seconds = spi::first(
         &schema.sql(&format!(
-            "{LANES} SELECT extract(epoch FROM pg_catalog.clock_timestamp() - min(first.created_at))::bigint
+            "{LANES} SELECT extract(epoch FROM
+                        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.min(first.created_at))::bigint
                FROM lane CROSS JOIN LATERAL (
                     SELECT o.created_at FROM @.sync_outbox o
-                     WHERE o.target_id = lane.target_id AND o.priority = lane.priority
+                     WHERE o.target_id OPERATOR(pg_catalog.=) lane.target_id
+                       AND o.priority OPERATOR(pg_catalog.=) lane.priority
                      ORDER BY o.target_id, o.priority, o.id LIMIT 1) first"
         )),
         &[],

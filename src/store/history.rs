@@ -151,7 +151,7 @@ pub fn update(schema: &Schema, id: i64, entry: &Entry) {
             "UPDATE @.sync_outbox_history SET action = $1, mode = $2, status = $3, target = $4, branch = $5, who = $6,
                     reason = $7, started = $8, finished = $9, pending = $10, sent = $11, acked = $12, failed = $13,
                     error = $14
-              WHERE id = $15",
+              WHERE id OPERATOR(pg_catalog.=) $15",
         ),
         &values,
     );
@@ -162,7 +162,8 @@ pub fn prune(schema: &Schema, retention: Duration) {
     spi::run(
         &schema.sql(
             "DELETE FROM @.sync_outbox_history
-              WHERE started < pg_catalog.clock_timestamp() - $1 * interval '1 second'",
+              WHERE started OPERATOR(pg_catalog.<)
+                    (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) ($1 OPERATOR(pg_catalog.*) interval '1 second'))",
         ),
         &[(retention.as_secs() as f64).into()],
     );

@@ -73,7 +73,8 @@ pub fn standing(schema: &Schema) -> Standing {
     let mut rows = Vec::new();
     spi::query(
         &schema.sql(
-            "SELECT (system_identifier, database_oid) = ($1, $2), (host, data_directory) = ($3, $4), timeline
+            "SELECT system_identifier OPERATOR(pg_catalog.=) $1 AND database_oid OPERATOR(pg_catalog.=) $2,
+                    host OPERATOR(pg_catalog.=) $3 AND data_directory OPERATOR(pg_catalog.=) $4, timeline
                FROM @.sync_outbox_identity",
         ),
         &here()[..4],
@@ -101,7 +102,8 @@ pub fn admit(schema: &Schema) -> Result<(), Copied> {
             spi::run(
                 &schema.sql(
                     "UPDATE @.sync_outbox_identity SET host = $3, data_directory = $4, timeline = $5,
-                            recorded_at = pg_catalog.now() WHERE (system_identifier, database_oid) = ($1, $2)",
+                            recorded_at = pg_catalog.now()
+                      WHERE system_identifier OPERATOR(pg_catalog.=) $1 AND database_oid OPERATOR(pg_catalog.=) $2",
                 ),
                 &here(),
             );
@@ -109,7 +111,10 @@ pub fn admit(schema: &Schema) -> Result<(), Copied> {
         Standing::Unnamed => {
             // Of an empty template, if it has rows at all.
             spi::run(
-                &schema.sql("DELETE FROM @.sync_outbox_identity WHERE (system_identifier, database_oid) <> ($1, $2)"),
+                &schema.sql(
+                    "DELETE FROM @.sync_outbox_identity
+                      WHERE system_identifier OPERATOR(pg_catalog.<>) $1 OR database_oid OPERATOR(pg_catalog.<>) $2",
+                ),
                 &here()[..2],
             );
             write(schema, None, None);
@@ -123,7 +128,8 @@ pub fn adopt(schema: &Schema, same: bool, who: &str) {
     let source = spi::first(
         &schema.sql(
             "SELECT source FROM @.sync_outbox_identity
-              ORDER BY (system_identifier, database_oid) = ($1, $2) DESC, recorded_at DESC LIMIT 1",
+              ORDER BY (system_identifier OPERATOR(pg_catalog.=) $1 AND database_oid OPERATOR(pg_catalog.=) $2) DESC,
+                       recorded_at DESC LIMIT 1",
         ),
         &here()[..2],
         |row| row.uuid(1),
@@ -141,7 +147,8 @@ fn write(schema: &Schema, source: Option<uuid::Uuid>, adopted_by: Option<&str>) 
         &schema.sql(
             "INSERT INTO @.sync_outbox_identity
                     (system_identifier, database_oid, host, data_directory, timeline, source, adopted_by)
-             VALUES ($1, $2, $3, $4, $5, coalesce($6, pg_catalog.gen_random_uuid()), $7::text::name)
+             VALUES ($1, $2, $3, $4, $5, coalesce($6, pg_catalog.gen_random_uuid()),
+                     $7::pg_catalog.text::pg_catalog.name)
              ON CONFLICT DO NOTHING",
         ),
         &arguments,
@@ -168,7 +175,7 @@ fn is_used(schema: &Schema) -> bool {
     spi::first(
         &schema.sql(
             "SELECT EXISTS (SELECT FROM @.sync_outbox)
-                 OR EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgfoid = $1)",
+                 OR EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgfoid OPERATOR(pg_catalog.=) $1)",
         ),
         &[schema.capture().into()],
         |row| row.get(1),
@@ -180,7 +187,10 @@ fn is_used(schema: &Schema) -> bool {
 /// Whether somebody has said where to send. The default target alone says nothing: any call makes it.
 fn is_aimed(schema: &Schema) -> bool {
     spi::first(
-        &schema.sql("SELECT true FROM @.sync_outbox_target WHERE base_url IS NOT NULL OR name <> 'default' LIMIT 1"),
+        &schema.sql(
+            "SELECT true FROM @.sync_outbox_target
+              WHERE base_url IS NOT NULL OR name OPERATOR(pg_catalog.<>) 'default' LIMIT 1",
+        ),
         &[],
         |_| (),
     )

@@ -12,18 +12,24 @@ const FIRST_CAPTURED_ID: i64 = 1;
 
 /// The id that the last of the imported rows gets: the one before everything that is there.
 pub fn last_id(schema: &Schema) -> i64 {
-    spi::first(&schema.sql("SELECT least(min(id), $1) - 1 FROM @.sync_outbox"), &[FIRST_CAPTURED_ID.into()], |row| {
-        row.int(1)
-    })
+    spi::first(
+        &schema.sql("SELECT least(pg_catalog.min(id), $1) OPERATOR(pg_catalog.-) 1 FROM @.sync_outbox"),
+        &[FIRST_CAPTURED_ID.into()],
+        |row| row.int(1),
+    )
     .unwrap_or_default()
 }
 
 /// The keys of imported changes that are still there.
 pub fn keys(schema: &Schema) -> HashSet<Uuid> {
     let mut keys = HashSet::new();
-    spi::query(&schema.sql("SELECT dedup_key FROM @.sync_outbox WHERE id < $1"), &[FIRST_CAPTURED_ID.into()], |row| {
-        keys.insert(row.uuid(1));
-    });
+    spi::query(
+        &schema.sql("SELECT dedup_key FROM @.sync_outbox WHERE id OPERATOR(pg_catalog.<) $1"),
+        &[FIRST_CAPTURED_ID.into()],
+        |row| {
+            keys.insert(row.uuid(1));
+        },
+    );
     keys
 }
 
@@ -53,8 +59,9 @@ impl Imported<'_> {
                 "INSERT INTO @.sync_outbox (id, txid, dedup_key, created_at, target_id, priority, schema_name, table_name,
                     op, pk, data, branch)
                  VALUES ($1, pg_catalog.pg_current_xact_id(), $2, coalesce($3, pg_catalog.now()), $4,
-                    $5::@.sync_outbox_priority, $6, $7, $8, $9::json, $10::json,
-                    coalesce($10::json ->> $11, $9::json ->> $11))",
+                    $5::@.sync_outbox_priority, $6, $7, $8, $9::pg_catalog.json, $10::pg_catalog.json,
+                    coalesce($10::pg_catalog.json OPERATOR(pg_catalog.->>) $11,
+                             $9::pg_catalog.json OPERATOR(pg_catalog.->>) $11))",
             ),
             &[
                 self.id.into(),

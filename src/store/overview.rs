@@ -47,20 +47,27 @@ pub struct Status {
 pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
     spi::first(
         &schema.sql(
-            "SELECT s.auth, coalesce(s.consecutive_failures, 0), s.next_try_at, s.next_try_at > t.now,
+            "SELECT s.auth, coalesce(s.consecutive_failures, 0), s.next_try_at,
+                    s.next_try_at OPERATOR(pg_catalog.>) t.now,
                     s.last_success_at, s.last_error, s.last_error_at, coalesce(s.drain_acked, 0),
-                    (w.acked / (extract(epoch FROM t.now - t.since) / 60))::float8,
-                    CASE WHEN w.sent > 0 THEN w.acked::float8 / w.sent END,
-                    CASE WHEN $2 > 0 AND least(w.acked, s.drain_acked) > 0 THEN
-                        t.now + interval '1 second' * least(extract(epoch FROM interval '100 years'), $2
-                            * extract(epoch FROM t.now - greatest(t.since, s.drain_started_at))
-                            / least(w.acked, s.drain_acked)) END
-               FROM (SELECT c.now, pg_catalog.date_trunc('minute', c.now) - interval '14 minutes' AS since
+                    (w.acked OPERATOR(pg_catalog./)
+                        (extract(epoch FROM t.now OPERATOR(pg_catalog.-) t.since) OPERATOR(pg_catalog./) 60))::pg_catalog.float8,
+                    CASE WHEN w.sent OPERATOR(pg_catalog.>) 0
+                         THEN w.acked::pg_catalog.float8 OPERATOR(pg_catalog./) w.sent END,
+                    CASE WHEN $2 OPERATOR(pg_catalog.>) 0 AND least(w.acked, s.drain_acked) OPERATOR(pg_catalog.>) 0 THEN
+                        t.now OPERATOR(pg_catalog.+) (interval '1 second' OPERATOR(pg_catalog.*) least(
+                            extract(epoch FROM interval '100 years'),
+                            $2 OPERATOR(pg_catalog.*)
+                            extract(epoch FROM t.now OPERATOR(pg_catalog.-) greatest(t.since, s.drain_started_at))
+                            OPERATOR(pg_catalog./) least(w.acked, s.drain_acked))) END
+               FROM (SELECT c.now,
+                            pg_catalog.date_trunc('minute', c.now) OPERATOR(pg_catalog.-) interval '14 minutes' AS since
                        FROM pg_catalog.clock_timestamp() AS c (now)) t
-               LEFT JOIN @.sync_outbox_target_state s ON s.target_id = $1
+               LEFT JOIN @.sync_outbox_target_state s ON s.target_id OPERATOR(pg_catalog.=) $1
                CROSS JOIN LATERAL (
-                   SELECT coalesce(sum(sent), 0) AS sent, coalesce(sum(acked), 0) AS acked
-                     FROM @.sync_outbox_throughput WHERE target_id = $1 AND minute >= t.since) w",
+                   SELECT coalesce(pg_catalog.sum(sent), 0) AS sent, coalesce(pg_catalog.sum(acked), 0) AS acked
+                     FROM @.sync_outbox_throughput
+                    WHERE target_id OPERATOR(pg_catalog.=) $1 AND minute OPERATOR(pg_catalog.>=) t.since) w",
         ),
         &[target_id.into(), left.into()],
         |row| Status {

@@ -32,8 +32,15 @@ pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
 /// What may go out at a time: everything that is PENDING, and FAILED changes whose time has come (those of a request that
 /// did not get through have none).
 fn deliverable_at(time: &str) -> String {
-    format!("(status = 'PENDING' OR (status = 'FAILED' AND (next_attempt_at IS NULL OR next_attempt_at <= {time})))")
+    format!(
+        "(status OPERATOR(pg_catalog.=) 'PENDING' OR (status OPERATOR(pg_catalog.=) 'FAILED'
+            AND (next_attempt_at IS NULL OR next_attempt_at OPERATOR(pg_catalog.<=) {time})))"
+    )
 }
+
+/// A time that is given as $2 (microseconds, as `heap::now_micros()`).
+const AT_MICROS: &str = "('2000-01-01 00:00:00+00'::pg_catalog.timestamptz
+    OPERATOR(pg_catalog.+) ($2 OPERATOR(pg_catalog.*) interval '1 microsecond'))";
 
 /// What may go out now.
 pub(super) fn deliverable() -> String {
@@ -46,7 +53,7 @@ pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
     UNION ALL
     SELECT next.target_id, next.priority FROM lane CROSS JOIN LATERAL (
         SELECT o.target_id, o.priority FROM @.sync_outbox o
-         WHERE (o.target_id, o.priority) > (lane.target_id, lane.priority)
+         WHERE ROW(o.target_id, o.priority) OPERATOR(pg_catalog.>) ROW(lane.target_id, lane.priority)
          ORDER BY o.target_id, o.priority LIMIT 1) next)";
 
 /// The keys that a change has, as read for parking: schema, table, pk and data (UTF-8).
@@ -76,10 +83,12 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
 pub fn parked(schema: &Schema, target_id: i16, now: i64, mut each: impl FnMut(KeyRow)) {
     spi::scan(
         &schema.sql(&format!(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END,
-                    status IN ('CONFLICT', 'DEAD') FROM @.sync_outbox
-              WHERE target_id = $1 AND status <> 'PENDING' AND NOT {} ORDER BY status, id",
-            deliverable_at("timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond'")
+            "SELECT id, schema_name, table_name, pk, CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END,
+                    status OPERATOR(pg_catalog.=) ANY ('{{CONFLICT,DEAD}}'::@.sync_outbox_status[])
+               FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING' AND NOT {}
+              ORDER BY status, id",
+            deliverable_at(AT_MICROS)
         )),
         &[target_id.into(), now.into()],
         |row| {
@@ -95,7 +104,7 @@ pub fn claim(schema: &Schema) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET txid = pg_catalog.pg_current_xact_id()
-              WHERE txid >= pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
+              WHERE txid OPERATOR(pg_catalog.>=) pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
         ),
         &[],
     );
@@ -103,8 +112,10 @@ pub fn claim(schema: &Schema) {
 
 /// Has capture draw ids above all that are there. Writers are waited for, and kept out, only if it does not already.
 pub fn draw_ids_above(schema: &Schema) {
-    let behind = schema
-        .sql("SELECT max(o.id) FROM @.sync_outbox o HAVING max(o.id) > (SELECT last_value FROM @.sync_outbox_id_seq)");
+    let behind = schema.sql(
+        "SELECT pg_catalog.max(o.id) FROM @.sync_outbox o
+         HAVING pg_catalog.max(o.id) OPERATOR(pg_catalog.>) (SELECT last_value FROM @.sync_outbox_id_seq)",
+    );
     if spi::first(&behind, &[], |_| ()).is_none() {
         return;
     }
@@ -120,8 +131,8 @@ pub fn draw_ids_above(schema: &Schema) {
 pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
     let counted = spi::first(
         &schema.sql(
-            "SELECT count(*) FROM (SELECT 1 FROM @.sync_outbox
-              WHERE target_id = $1 AND ($2 IS NULL OR branch = $2) LIMIT $3) AS waiting",
+            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2) LIMIT $3) AS waiting",
         ),
         &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
         |row| row.int(1),
@@ -134,12 +145,13 @@ pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) 
 pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
     let lanes = Priority::ALL.map(|priority| {
         format!(
-            "(SELECT id FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' ORDER BY priority DESC, id DESC LIMIT 1)",
+            "(SELECT id FROM @.sync_outbox WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) '{}'
+               ORDER BY priority DESC, id DESC LIMIT 1)",
             priority.name()
         )
     });
     spi::first(
-        &schema.sql(&format!("SELECT max(id) FROM ({}) o", lanes.join(" UNION ALL "))),
+        &schema.sql(&format!("SELECT pg_catalog.max(id) FROM ({}) o", lanes.join(" UNION ALL "))),
         &[target_id.into()],
         |row| row.get::<i64>(1),
     )
@@ -151,8 +163,10 @@ pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
 pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: i64) -> bool {
     let lanes = Priority::ALL.map(|priority| {
         format!(
-            "EXISTS (SELECT FROM @.sync_outbox WHERE target_id = $1 AND priority = '{}' AND id <= $2
-                AND ($3 IS NULL OR branch = $3))",
+            "EXISTS (SELECT FROM @.sync_outbox
+                      WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) '{}'
+                        AND id OPERATOR(pg_catalog.<=) $2
+                        AND ($3 IS NULL OR branch OPERATOR(pg_catalog.=) $3))",
             priority.name()
         )
     });
@@ -167,11 +181,14 @@ pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: 
 /// Milliseconds from `now` (microseconds, as `heap::now_micros()`) until the next FAILED change is due of those that were not
 /// due then.
 pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
-    const NOW: &str = "(timestamptz '2000-01-01 00:00:00+00' + $2 * interval '1 microsecond')";
     spi::first(
         &schema.sql(&format!(
-            "SELECT pg_catalog.ceil(extract(epoch FROM min(next_attempt_at) - {NOW}) * 1000)::bigint
-               FROM @.sync_outbox WHERE target_id = $1 AND status = 'FAILED' AND next_attempt_at > {NOW}",
+            "SELECT pg_catalog.ceil(
+                        extract(epoch FROM pg_catalog.min(next_attempt_at) OPERATOR(pg_catalog.-) {AT_MICROS})
+                        OPERATOR(pg_catalog.*) 1000)::bigint
+               FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'FAILED'
+                AND next_attempt_at OPERATOR(pg_catalog.>) {AT_MICROS}",
         )),
         &[target_id.into(), now.into()],
         |row| row.get::<i64>(1),
@@ -195,10 +212,13 @@ pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox
-                SET status = $5::@.sync_outbox_status, attempt_count = attempt_count + 1, refusals = refusals + $6,
+                SET status = $5::@.sync_outbox_status, attempt_count = attempt_count OPERATOR(pg_catalog.+) 1,
+                    refusals = refusals OPERATOR(pg_catalog.+) $6,
                     last_attempt_at = pg_catalog.clock_timestamp(), error_message = $7,
-                    next_attempt_at = pg_catalog.clock_timestamp() + $8 * interval '1 millisecond'
-              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3 AND dedup_key = ANY ($4)",
+                    next_attempt_at = pg_catalog.clock_timestamp()
+                        OPERATOR(pg_catalog.+) ($8 OPERATOR(pg_catalog.*) interval '1 millisecond')
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                AND id OPERATOR(pg_catalog.=) $3 AND dedup_key OPERATOR(pg_catalog.=) ANY ($4)",
         ),
         &[
             target_id.into(),
@@ -218,7 +238,8 @@ pub fn give_up_on_next(schema: &Schema, target_id: i16, priority: Priority, afte
     let id = spi::first(
         &schema.sql(&format!(
             "SELECT id FROM @.sync_outbox
-              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 AND {} ORDER BY id LIMIT 1",
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                AND id OPERATOR(pg_catalog.>) $3 AND {} ORDER BY id LIMIT 1",
             deliverable()
         )),
         &[target_id.into(), priority.name().into(), after.into()],
@@ -227,7 +248,8 @@ pub fn give_up_on_next(schema: &Schema, target_id: i16, priority: Priority, afte
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET status = 'DEAD', last_attempt_at = pg_catalog.clock_timestamp(), error_message = $4
-              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3",
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                AND id OPERATOR(pg_catalog.=) $3",
         ),
         &[target_id.into(), priority.name().into(), id.into(), Arg::text_utf8(why)],
     );
@@ -241,10 +263,10 @@ pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
         &schema.sql(
             // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
             "UPDATE @.sync_outbox o
-                SET status = 'FAILED', attempt_count = attempt_count + 1, next_attempt_at = NULL,
+                SET status = 'FAILED', attempt_count = attempt_count OPERATOR(pg_catalog.+) 1, next_attempt_at = NULL,
                     last_attempt_at = pg_catalog.clock_timestamp(), error_message = $3
-               FROM unnest($1, $2) AS unsent (place, dedup_key)
-              WHERE o.ctid = unsent.place AND o.dedup_key = unsent.dedup_key",
+               FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS unsent (place, dedup_key)
+              WHERE o.ctid OPERATOR(pg_catalog.=) unsent.place AND o.dedup_key OPERATOR(pg_catalog.=) unsent.dedup_key",
         ),
         &[Arg::places(&places), Arg::uuids(changes.iter().map(|c| &c.dedup_key)), Arg::text_utf8(error)],
     );
@@ -255,7 +277,8 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET status = 'PENDING', attempt_count = 0
-              WHERE target_id = $1 AND status = 'FAILED' AND next_attempt_at IS NULL",
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.=) 'FAILED'
+                AND next_attempt_at IS NULL",
         ),
         &[target_id.into()],
     )
@@ -265,17 +288,20 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
 /// Ranges that are drained are forgotten.
 pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
-    let list =
-        schema.sql("SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane WHERE target_id = $1");
+    let list = schema.sql(
+        "SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane
+          WHERE target_id OPERATOR(pg_catalog.=) $1",
+    );
     let any = spi::query(&list, &[target_id.into()], |_| ());
     if any == 0 {
         return tables;
     }
     spi::run(
         &schema.sql(
-            "DELETE FROM @.sync_outbox_lane l WHERE target_id = $1 AND NOT EXISTS (
-                SELECT FROM @.sync_outbox o WHERE o.target_id = l.target_id AND o.priority = l.priority
-                    AND o.id BETWEEN l.first_id AND l.last_id)",
+            "DELETE FROM @.sync_outbox_lane l WHERE target_id OPERATOR(pg_catalog.=) $1 AND NOT EXISTS (
+                SELECT FROM @.sync_outbox o
+                 WHERE o.target_id OPERATOR(pg_catalog.=) l.target_id AND o.priority OPERATOR(pg_catalog.=) l.priority
+                   AND o.id OPERATOR(pg_catalog.>=) l.first_id AND o.id OPERATOR(pg_catalog.<=) l.last_id)",
         ),
         &[target_id.into()],
     );
@@ -295,8 +321,10 @@ pub fn lane_keys(
 ) {
     spi::scan(
         &schema.sql(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op = 'UPDATE' THEN data END, false FROM @.sync_outbox
-              WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND schema_name = $3 AND table_name = $4
+            "SELECT id, schema_name, table_name, pk, CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END, false
+               FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                AND schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4
               ORDER BY id",
         ),
         &[target_id.into(), priority.name().into(), Arg::text_utf8(&table.0), Arg::text_utf8(&table.1)],

@@ -55,16 +55,22 @@ impl Kind {
 /// Looks a relation up: 42P01 if it is gone.
 pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
     spi::first(
-        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), n.nspname::text, c.relname::text, c.relowner,
-                c.relkind::text, c.relpersistence::text, c.oid::bigint < 16384,
-                EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
-                         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
-                           AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass AND d.deptype = 'e'
-                           AND e.extname = 'sync_outbox' AND e.extnamespace = $2),
-                ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
-                       WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v'
+        "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), n.nspname::pg_catalog.text,
+                c.relname::pg_catalog.text, c.relowner, c.relkind::pg_catalog.text, c.relpersistence::pg_catalog.text,
+                c.oid::bigint OPERATOR(pg_catalog.<) 16384,
+                EXISTS (SELECT FROM pg_catalog.pg_depend d
+                          JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid
+                         WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+                           AND d.objid OPERATOR(pg_catalog.=) c.oid
+                           AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+                           AND d.deptype OPERATOR(pg_catalog.=) 'e'
+                           AND e.extname OPERATOR(pg_catalog.=) 'sync_outbox' AND e.extnamespace OPERATOR(pg_catalog.=) $2),
+                ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.pg_attribute a
+                       WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.>) 0
+                         AND NOT a.attisdropped AND a.attgenerated OPERATOR(pg_catalog.<>) 'v'
                        ORDER BY a.attnum)
-           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+           FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE c.oid OPERATOR(pg_catalog.=) $1",
         &[oid.into(), schema.oid.into()],
         |row| Relation {
             oid,
@@ -130,9 +136,9 @@ impl Relation {
 pub fn inheritance_children(relation: Oid) -> Vec<String> {
     names(
         "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
-           FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-          WHERE i.inhparent = $1 AND NOT c.relispartition ORDER BY 1",
+           FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) i.inhrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE i.inhparent OPERATOR(pg_catalog.=) $1 AND NOT c.relispartition ORDER BY 1",
         &[relation.into()],
     )
 }
@@ -142,12 +148,14 @@ pub fn inheritance_children(relation: Oid) -> Vec<String> {
 pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
     names(
         "SELECT pg_catalog.format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname)
-           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-          WHERE (t.tgrelid = $1 OR t.tgrelid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree($1) p))
-            AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgfoid <> $2
-            AND (t.tgname IN ('sync_outbox_ins', 'sync_outbox_upd', 'sync_outbox_del')
-                 OR pg_catalog.starts_with(t.tgname::text, 'sync_outbox_aiud_'))
+           FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid
+           JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+          WHERE (t.tgrelid OPERATOR(pg_catalog.=) $1
+                 OR t.tgrelid OPERATOR(pg_catalog.=) ANY (SELECT p.relid FROM pg_catalog.pg_partition_tree($1) p))
+            AND t.tgparentid OPERATOR(pg_catalog.=) 0 AND NOT t.tgisinternal AND t.tgfoid OPERATOR(pg_catalog.<>) $2
+            AND (t.tgname OPERATOR(pg_catalog.=)
+                     ANY ('{sync_outbox_ins,sync_outbox_upd,sync_outbox_del}'::pg_catalog.name[])
+                 OR pg_catalog.starts_with(t.tgname::pg_catalog.text, 'sync_outbox_aiud_'))
           ORDER BY 1",
         &[relation.into(), capture.into()],
     )

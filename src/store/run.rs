@@ -110,7 +110,8 @@ impl Run<'_> {
         spi::scan_by(
             &schema.sql(&format!(
                 "SELECT {columns}, ctid FROM @.sync_outbox
-                  WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id > $3 ORDER BY id"
+                  WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                    AND id OPERATOR(pg_catalog.>) $3 ORDER BY id"
             )),
             &[self.target_id.into(), self.priority.name().into(), self.after.into()],
             take,
@@ -213,8 +214,9 @@ pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
         // One at a time: any statement for all of them leaves the way to the planner, which knows nothing of a queue.
         spi::run(
             &schema.sql(
-                "DELETE FROM @.sync_outbox WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = $3
-                    AND dedup_key = ANY ($4)",
+                "DELETE FROM @.sync_outbox
+                  WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                    AND id OPERATOR(pg_catalog.=) $3 AND dedup_key OPERATOR(pg_catalog.=) ANY ($4)",
             ),
             &[target_id.into(), change.priority.name().into(), change.id.into(), Arg::uuids([&change.dedup_key])],
         );

@@ -14,7 +14,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Of now.
     pub fn take() -> Self {
-        spi::first("SELECT pg_catalog.pg_current_snapshot()::text", &[], |row| Self::parse(&row.text(1)))
+        spi::first("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text", &[], |row| Self::parse(&row.text(1)))
             .unwrap_or_default()
     }
 

@@ -74,9 +74,9 @@ pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
     };
     let sample = sample(share);
     if left_behind_bytes(schema) <= COUNTED_ONE_BY_ONE {
-        read(schema, &format!("{sample} WHERE status = 'PENDING'"), branch, share, &mut figures);
+        read(schema, &format!("{sample} WHERE status OPERATOR(pg_catalog.=) 'PENDING'"), branch, share, &mut figures);
         let _plans = super::index_order();
-        read(schema, "@.sync_outbox WHERE status <> 'PENDING'", branch, 1.0, &mut figures);
+        read(schema, "@.sync_outbox WHERE status OPERATOR(pg_catalog.<>) 'PENDING'", branch, 1.0, &mut figures);
     } else {
         read(schema, &sample, branch, share, &mut figures);
     }
@@ -87,12 +87,15 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
     let scaled = |n: i64| (n as f64 / share).round() as i64;
     spi::once(
         &schema.sql(&format!(
-            "SELECT target_id, schema_name, table_name, priority::text,
-                    count(*) FILTER (WHERE status = 'PENDING'), count(*) FILTER (WHERE status = 'FAILED'),
-                    count(*) FILTER (WHERE status = 'CONFLICT'), count(*) FILTER (WHERE status = 'DEAD'),
-                    min(created_at) FILTER (WHERE status = 'PENDING'), max(greatest(created_at, last_attempt_at)),
-                    max(last_attempt_at) FILTER (WHERE status = 'CONFLICT')
-               FROM (SELECT * FROM {from}) o WHERE $1 IS NULL OR branch = $1
+            "SELECT target_id, schema_name, table_name, priority::pg_catalog.text,
+                    pg_catalog.count(*) FILTER (WHERE status OPERATOR(pg_catalog.=) 'PENDING'),
+                    pg_catalog.count(*) FILTER (WHERE status OPERATOR(pg_catalog.=) 'FAILED'),
+                    pg_catalog.count(*) FILTER (WHERE status OPERATOR(pg_catalog.=) 'CONFLICT'),
+                    pg_catalog.count(*) FILTER (WHERE status OPERATOR(pg_catalog.=) 'DEAD'),
+                    pg_catalog.min(created_at) FILTER (WHERE status OPERATOR(pg_catalog.=) 'PENDING'),
+                    pg_catalog.max(greatest(created_at, last_attempt_at)),
+                    pg_catalog.max(last_attempt_at) FILTER (WHERE status OPERATOR(pg_catalog.=) 'CONFLICT')
+               FROM (SELECT * FROM {from}) o WHERE $1 IS NULL OR branch OPERATOR(pg_catalog.=) $1
               GROUP BY target_id, schema_name, table_name, priority"
         )),
         &[Arg::opt_utf8(branch)],
@@ -125,7 +128,8 @@ pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
     let mut sampled = 0;
     spi::once(
         &schema.sql(&format!(
-            "SELECT count(*) FROM {} WHERE target_id = $1 AND ($2 IS NULL OR branch = $2)",
+            "SELECT pg_catalog.count(*) FROM {}
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2)",
             sample(share)
         )),
         &[target_id.into(), Arg::opt_utf8(branch)],
@@ -148,13 +152,16 @@ pub fn rows_above(schema: &Schema, limit: i64) -> i64 {
 /// How many changes a sample of that share stands for.
 fn sampled_rows(schema: &Schema, share: f64) -> f64 {
     let mut sampled = 0;
-    spi::once(&schema.sql(&format!("SELECT count(*) FROM {}", sample(share))), &[], |row| sampled = row.int(1));
+    spi::once(&schema.sql(&format!("SELECT pg_catalog.count(*) FROM {}", sample(share))), &[], |row| {
+        sampled = row.int(1)
+    });
     sampled as f64 / share
 }
 
 fn pages(schema: &Schema) -> f64 {
     let pages = spi::first(
-        "SELECT pg_catalog.pg_relation_size($1::regclass) / pg_catalog.current_setting('block_size')::bigint",
+        "SELECT pg_catalog.pg_relation_size($1::pg_catalog.regclass)
+                OPERATOR(pg_catalog./) pg_catalog.current_setting('block_size')::bigint",
         &[schema.outbox().into()],
         |row| row.int(1),
     );
@@ -174,7 +181,7 @@ fn share_to_sample(schema: &Schema) -> Option<f64> {
 
 /// Always the same pages, so that figures do not jitter between two looks at the same outbox.
 fn sample(share: f64) -> String {
-    format!("@.sync_outbox TABLESAMPLE SYSTEM ({}) REPEATABLE (0)", 100.0 * share)
+    format!("@.sync_outbox TABLESAMPLE pg_catalog.system ({}) REPEATABLE (0)", 100.0 * share)
 }
 
 fn left_behind_bytes(schema: &Schema) -> i64 {
@@ -194,7 +201,8 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     let _plans = super::index_order();
     spi::query(
         &schema.sql(&format!(
-            "SELECT target_id, min(id) FROM @.sync_outbox WHERE status <> 'PENDING' AND NOT {}
+            "SELECT target_id, pg_catalog.min(id) FROM @.sync_outbox
+              WHERE status OPERATOR(pg_catalog.<>) 'PENDING' AND NOT {}
               GROUP BY target_id",
             deliverable()
         )),
@@ -224,12 +232,15 @@ impl ParkedChanges {
         let deliverable = deliverable();
         let lanes = Priority::ALL.map(|priority| {
             format!(
-                "(SELECT id, schema_name, table_name, '{0}' AS priority, pk, CASE WHEN op = 'UPDATE' THEN data::text END,
-                         NOT {deliverable}, $3 IS NULL OR branch = $3
+                "(SELECT id, schema_name, table_name, '{0}' AS priority, pk,
+                         CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data::pg_catalog.text END,
+                         NOT {deliverable}, $3 IS NULL OR branch OPERATOR(pg_catalog.=) $3
                     FROM @.sync_outbox
-                   WHERE target_id = $1 AND priority = '{0}' AND id >= $2 AND table_name = ANY (ARRAY(
+                   WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) '{0}'
+                     AND id OPERATOR(pg_catalog.>=) $2 AND table_name OPERATOR(pg_catalog.=) ANY (ARRAY(
                          SELECT table_name FROM @.sync_outbox
-                          WHERE target_id = $1 AND status <> 'PENDING' AND NOT {deliverable} GROUP BY table_name))
+                          WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING'
+                            AND NOT {deliverable} GROUP BY table_name))
                    ORDER BY id)",
                 priority.name()
             )
@@ -259,7 +270,9 @@ impl ParkedChanges {
 pub fn attached(schema: &Schema) -> Vec<(String, String, Priority)> {
     let mut tables = Vec::new();
     spi::query(
-        &schema.sql("SELECT schema_name::text, table_name::text, priority FROM @.sync_outbox_attached"),
+        &schema.sql(
+            "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, priority FROM @.sync_outbox_attached",
+        ),
         &[],
         |row| tables.push((row.utf8(1).unwrap_or_default(), row.utf8(2).unwrap_or_default(), priority(row, 3))),
     );

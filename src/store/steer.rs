@@ -21,8 +21,9 @@ pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET status = 'PENDING', attempt_count = 0, refusals = 0, next_attempt_at = NULL
-              WHERE target_id = $1 AND status <> 'PENDING' AND ($2 IS NULL OR id = ANY ($2))
-                AND ($3 IS NULL OR (schema_name, table_name) = ($3, $4))",
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING'
+                AND ($2 IS NULL OR id OPERATOR(pg_catalog.=) ANY ($2))
+                AND ($3 IS NULL OR (schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4))",
         ),
         &[
             scope.target_id.into(),
@@ -44,7 +45,7 @@ pub struct Lane {
 pub fn lanes(schema: &Schema) -> Vec<Lane> {
     let mut lanes = Vec::new();
     let _plans = super::index_order();
-    spi::query(&schema.sql(&format!("{LANES} SELECT target_id, priority::text FROM lane")), &[], |row| {
+    spi::query(&schema.sql(&format!("{LANES} SELECT target_id, priority::pg_catalog.text FROM lane")), &[], |row| {
         lanes.extend(
             row.get(1).zip(Priority::parse(&row.text(2))).map(|(target_id, priority)| Lane { target_id, priority }),
         )
@@ -58,8 +59,10 @@ impl Lane {
         let _plans = super::index_order();
         spi::first(
             &schema.sql(
-                "SELECT true FROM @.sync_outbox WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority
-                    AND id = ANY ($3) AND status IN ('PENDING', 'FAILED') LIMIT 1",
+                "SELECT true FROM @.sync_outbox
+                  WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                    AND id OPERATOR(pg_catalog.=) ANY ($3)
+                    AND status OPERATOR(pg_catalog.=) ANY ('{PENDING,FAILED}'::@.sync_outbox_status[]) LIMIT 1",
             ),
             &[self.target_id.into(), self.priority.name().into(), ids.to_vec().into()],
             |_| (),
@@ -79,8 +82,10 @@ impl Lane {
             &schema.sql(&format!(
                 "WITH gone AS (
                      DELETE FROM @.sync_outbox
-                      WHERE target_id = $1 AND priority = $2::@.sync_outbox_priority AND id = ANY ($3)
-                        AND ($4 OR status IN ('CONFLICT', 'DEAD')) RETURNING {COLUMNS})
+                      WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
+                        AND id OPERATOR(pg_catalog.=) ANY ($3)
+                        AND ($4 OR status OPERATOR(pg_catalog.=) ANY ('{{CONFLICT,DEAD}}'::@.sync_outbox_status[]))
+                     RETURNING {COLUMNS})
                  INSERT INTO @.sync_outbox_discarded ({COLUMNS}, discarded_by, discard_reason)
                  SELECT {COLUMNS}, $5, $6 FROM gone
                      ON CONFLICT (dedup_key) DO UPDATE SET discarded_at = excluded.discarded_at,

@@ -76,7 +76,9 @@ fn make(schema: &Schema, name: &str) {
 
 fn locked(schema: &Schema, name: &str, strength: &str) -> Option<Target> {
     spi::first(
-        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name = $1 FOR {strength}")),
+        &schema.sql(&format!(
+            "SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name OPERATOR(pg_catalog.=) $1 FOR {strength}"
+        )),
         &[Arg::text_utf8(name)],
         target,
     )
@@ -91,7 +93,7 @@ fn unknown(name: &str) -> Error {
 /// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
 pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
     spi::first(
-        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name = $1")),
+        &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name OPERATOR(pg_catalog.=) $1")),
         &[Arg::text_utf8(name)],
         target,
     )
@@ -139,8 +141,8 @@ fn keep_ids_apart(schema: &Schema) {
     spi::run(
         &schema.sql(
             "SELECT pg_catalog.setval('@.sync_outbox_target_id_seq', t.last)
-               FROM (SELECT max(id)::bigint AS last FROM @.sync_outbox_target) t, @.sync_outbox_target_id_seq s
-              WHERE t.last >= s.last_value",
+               FROM (SELECT pg_catalog.max(id)::bigint AS last FROM @.sync_outbox_target) t, @.sync_outbox_target_id_seq s
+              WHERE t.last OPERATOR(pg_catalog.>=) s.last_value",
         ),
         &[],
     );
@@ -152,7 +154,8 @@ pub fn set(schema: &Schema, id: i16, columns: &[&'static str], members: &str) {
     spi::run(
         &schema.sql(&format!(
             "UPDATE @.sync_outbox_target t SET {}
-               FROM pg_catalog.json_populate_record(NULL::@.sync_outbox_target, $2) r WHERE t.id = $1",
+               FROM pg_catalog.json_populate_record(NULL::@.sync_outbox_target, $2) r
+              WHERE t.id OPERATOR(pg_catalog.=) $1",
             columns.join(", ")
         )),
         &[id.into(), Arg::json_utf8(members)],
@@ -163,7 +166,10 @@ pub fn set(schema: &Schema, id: i16, columns: &[&'static str], members: &str) {
 pub fn has_changes(schema: &Schema, id: i16) -> bool {
     let _plans = super::index_order();
     spi::first(
-        &schema.sql("SELECT true FROM @.sync_outbox WHERE target_id = $1 ORDER BY target_id, priority, id LIMIT 1"),
+        &schema.sql(
+            "SELECT true FROM @.sync_outbox WHERE target_id OPERATOR(pg_catalog.=) $1
+              ORDER BY target_id, priority, id LIMIT 1",
+        ),
         &[id.into()],
         |_| (),
     )
@@ -173,14 +179,18 @@ pub fn has_changes(schema: &Schema, id: i16) -> bool {
 /// Drops a target and what was noted of it.
 pub fn drop(schema: &Schema, id: i16) {
     forget(schema, id);
-    spi::run(&schema.sql("DELETE FROM @.sync_outbox_lane WHERE target_id = $1"), &[id.into()]);
-    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target WHERE id = $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_lane WHERE target_id OPERATOR(pg_catalog.=) $1"), &[id.into()]);
+    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target WHERE id OPERATOR(pg_catalog.=) $1"), &[id.into()]);
 }
 
 /// Keeps a URL with the target; `None` clears it, so that the setting counts.
 pub fn set_base_url(schema: &Schema, id: i16, base_url: Option<&str>) {
     spi::run(
-        &schema.sql("UPDATE @.sync_outbox_target SET base_url = $2 WHERE id = $1 AND base_url IS DISTINCT FROM $2"),
+        &schema.sql(
+            "UPDATE @.sync_outbox_target SET base_url = $2
+              WHERE id OPERATOR(pg_catalog.=) $1
+                AND coalesce(base_url OPERATOR(pg_catalog.<>) $2, base_url IS NOT NULL OR $2 IS NOT NULL)",
+        ),
         &[id.into(), Arg::opt_utf8(base_url)],
     );
 }
@@ -189,7 +199,8 @@ pub fn set_paused(schema: &Schema, id: i16, paused: bool, reason: Option<&str>) 
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox_target
-                SET paused = $2, paused_reason = $3, paused_at = CASE WHEN $2 THEN pg_catalog.now() END WHERE id = $1",
+                SET paused = $2, paused_reason = $3, paused_at = CASE WHEN $2 THEN pg_catalog.now() END
+              WHERE id OPERATOR(pg_catalog.=) $1",
         ),
         &[id.into(), paused.into(), Arg::opt_utf8(reason)],
     );
@@ -208,8 +219,9 @@ pub fn state(schema: &Schema, id: i16) -> State {
     spi::first(
         &schema.sql(
             "SELECT consecutive_failures,
-                    (extract(epoch FROM next_try_at - pg_catalog.clock_timestamp()) * 1000)::bigint, auth
-               FROM @.sync_outbox_target_state WHERE target_id = $1",
+                    (extract(epoch FROM next_try_at OPERATOR(pg_catalog.-) pg_catalog.clock_timestamp())
+                     OPERATOR(pg_catalog.*) 1000)::bigint, auth
+               FROM @.sync_outbox_target_state WHERE target_id OPERATOR(pg_catalog.=) $1",
         ),
         &[id.into()],
         |row| State {
@@ -229,7 +241,7 @@ pub fn note_success(schema: &Schema, id: i16) {
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state (target_id, last_success_at)
              SELECT t.id, pg_catalog.clock_timestamp()
-               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = 0, next_try_at = NULL, auth = NULL,
                  last_success_at = pg_catalog.clock_timestamp()",
         ),
@@ -243,9 +255,9 @@ pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth:
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state
                     (target_id, consecutive_failures, next_try_at, auth, last_error, last_error_at)
-             SELECT t.id, $2, pg_catalog.clock_timestamp() + $3 * interval '1 millisecond', $4, $5,
-                    pg_catalog.clock_timestamp()
-               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
+             SELECT t.id, $2, pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) ($3 OPERATOR(pg_catalog.*) interval '1 millisecond'),
+                    $4, $5, pg_catalog.clock_timestamp()
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE) t
              ON CONFLICT (target_id) DO UPDATE SET consecutive_failures = excluded.consecutive_failures,
                  next_try_at = excluded.next_try_at, auth = excluded.auth, last_error = excluded.last_error,
                  last_error_at = excluded.last_error_at",
@@ -265,7 +277,8 @@ pub fn close_breaker(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox_target_state SET consecutive_failures = 0, next_try_at = NULL, auth = NULL
-              WHERE target_id = $1 AND (consecutive_failures <> 0 OR next_try_at IS NOT NULL OR auth IS NOT NULL)",
+              WHERE target_id OPERATOR(pg_catalog.=) $1
+                AND (consecutive_failures OPERATOR(pg_catalog.<>) 0 OR next_try_at IS NOT NULL OR auth IS NOT NULL)",
         ),
         &[id.into()],
     );
@@ -273,8 +286,14 @@ pub fn close_breaker(schema: &Schema, id: i16) {
 
 /// Forgets what was noted of a target: breaker, rates, drain.
 pub fn forget(schema: &Schema, id: i16) {
-    spi::run(&schema.sql("DELETE FROM @.sync_outbox_target_state WHERE target_id = $1"), &[id.into()]);
-    spi::run(&schema.sql("DELETE FROM @.sync_outbox_throughput WHERE target_id = $1"), &[id.into()]);
+    spi::run(
+        &schema.sql("DELETE FROM @.sync_outbox_target_state WHERE target_id OPERATOR(pg_catalog.=) $1"),
+        &[id.into()],
+    );
+    spi::run(
+        &schema.sql("DELETE FROM @.sync_outbox_throughput WHERE target_id OPERATOR(pg_catalog.=) $1"),
+        &[id.into()],
+    );
 }
 
 /// Adds to the rates of the overview, and drops what is older than an hour.
@@ -283,13 +302,15 @@ pub fn count(schema: &Schema, id: i16, sent: i64, acked: i64) {
         &schema.sql(
             "INSERT INTO @.sync_outbox_throughput AS t (target_id, minute, sent, acked)
              VALUES ($1, pg_catalog.date_trunc('minute', pg_catalog.clock_timestamp()), $2, $3)
-             ON CONFLICT (target_id, minute) DO UPDATE SET sent = t.sent + excluded.sent, acked = t.acked + excluded.acked",
+             ON CONFLICT (target_id, minute) DO UPDATE SET sent = t.sent OPERATOR(pg_catalog.+) excluded.sent,
+                 acked = t.acked OPERATOR(pg_catalog.+) excluded.acked",
         ),
         &[id.into(), sent.into(), acked.into()],
     );
     spi::run(
         &schema.sql(
-            "DELETE FROM @.sync_outbox_throughput WHERE minute < pg_catalog.clock_timestamp() - interval '1 hour'",
+            "DELETE FROM @.sync_outbox_throughput
+              WHERE minute OPERATOR(pg_catalog.<) (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '1 hour')",
         ),
         &[],
     );
@@ -301,8 +322,8 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
         &schema.sql(
             "INSERT INTO @.sync_outbox_target_state AS s (target_id, drain_started_at, drain_acked)
              SELECT t.id, pg_catalog.clock_timestamp(), $2
-               FROM (SELECT id FROM @.sync_outbox_target WHERE id = $1 FOR KEY SHARE) t
-             ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked + $2,
+               FROM (SELECT id FROM @.sync_outbox_target WHERE id OPERATOR(pg_catalog.=) $1 FOR KEY SHARE) t
+             ON CONFLICT (target_id) DO UPDATE SET drain_acked = s.drain_acked OPERATOR(pg_catalog.+) $2,
                  drain_started_at = coalesce(s.drain_started_at, pg_catalog.clock_timestamp())",
         ),
         &[id.into(), acked.into()],
@@ -314,7 +335,7 @@ pub fn end_drain(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox_target_state SET drain_started_at = NULL, drain_acked = 0
-              WHERE target_id = $1 AND drain_started_at IS NOT NULL",
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND drain_started_at IS NOT NULL",
         ),
         &[id.into()],
     );
@@ -324,7 +345,7 @@ pub fn end_drain(schema: &Schema, id: i16) {
 pub fn iso_after(wait: std::time::Duration) -> String {
     let mut text = Vec::new();
     spi::first(
-        "SELECT pg_catalog.clock_timestamp() + $1 * interval '1 millisecond'",
+        "SELECT pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) ($1 OPERATOR(pg_catalog.*) interval '1 millisecond')",
         &[(wait.as_millis() as i64).into()],
         |row| row.iso_time(1, &mut text),
     );
