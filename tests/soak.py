@@ -9,7 +9,7 @@ import sys
 from support import run as runs
 from support.server import Server
 from support.soak.soak import Soak
-from support.stand import SETTINGS
+from support.stand import HUB_SETTINGS, SETTINGS
 
 
 def main():
@@ -25,9 +25,10 @@ def main():
     soak, failures = None, ["did not end"]
     try:
         server = Server(run, "soak", preload=True, settings=SETTINGS).start()
+        hub = Server(run, "soak_hub", settings=HUB_SETTINGS).start()
         books = pathlib.Path(run.where, "books")
         books.mkdir()
-        soak = Soak(server, books, options.seed, options.minutes * 60, pause=options.pause)
+        soak = Soak(server, hub, books, options.seed, options.minutes * 60, pause=options.pause)
         soak.run()
         failures = soak.failures
         print(soak.report())
