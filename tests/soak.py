@@ -8,7 +8,7 @@ import sys
 
 from support import run as runs
 from support.server import Server
-from support.soak.soak import Soak
+from support.soak.soak import PAUSE, Soak
 from support.stand import HUB_SETTINGS, SETTINGS
 
 
@@ -16,7 +16,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--minutes", type=float, default=60)
     arguments.add_argument("--seed", type=int, default=random.randrange(2 ** 32))
-    arguments.add_argument("--pause", type=float, default=0.1, help="seconds between two statements of the writer of many rows")
+    arguments.add_argument("--pause", type=float, default=PAUSE, help="seconds between two statements of the writer of many rows")
     arguments.add_argument("--keep", action="store_true", help="leave books, log and data behind")
     options = arguments.parse_args()
     print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)

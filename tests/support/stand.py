@@ -46,7 +46,9 @@ class Pusher:
                     connection = self.stand.load.connect(f"pusher {self.statement}")
                     self.pid = connection.info.backend_pid
                 if not self.stand.calm.is_set():
-                    connection.execute(self.statement)
+                    answer = connection.execute(self.statement)
+                    if answer.description and "error" in str(answer.fetchone()[0]):
+                        self.stand.disturbed(time.time())  # flush_timeout may have ended it, and the request that was out
             except psycopg.Error as error:
                 if error.sqlstate is not None and not isinstance(error, EXPECTED):
                     self.stand.findings.append(f"{self.statement}: {error.sqlstate} {error}")

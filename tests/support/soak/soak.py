@@ -34,6 +34,8 @@ PACE = {"server": (4.0, 9.0), "sessions": (0.8, 2.6), "hub": (1.3, 2.6)}
 
 # Seconds: how long there are faults, and how long there are none, in which what people do is timed.
 STORM, PEACE = 40, 20
+# Between two statements of many rows: what a database behind a hub can take on a busy machine of two cores.
+PAUSE = 0.5
 
 # These end no session and lose no answer: a change that comes again during one of them would need another reason.
 HARMLESS = {fault.__doc__ for fault in (
@@ -53,7 +55,7 @@ class Soak:
                        if part * storm <= event.at < (part + 1) * storm] for part in range(parts)]
         self.more = More(hub_server)
         hub = HubProcess(directory, database=self.more.dsn)
-        self.stand = Stand(server, directory, seed, hub=hub, more=self.more, **{"writers": WRITERS, **load})
+        self.stand = Stand(server, directory, seed, hub=hub, more=self.more, **{"writers": WRITERS, "pause": PAUSE, **load})
         self.timed = Timed(self.stand, seed)
         self.times, self.missed = Counter(), Counter()
         # (from, to, fault) of those that may bring a change again, in the order of each lane.
