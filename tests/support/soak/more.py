@@ -94,7 +94,8 @@ class More:
         self.position = server.log.position()
         self.db = server.create_database()
         self.db.run("SET client_min_messages = warning; SET synchronous_commit = on; CREATE EXTENSION sync_outbox;"
-                    + "".join(f"CREATE TABLE {table} (id bigint PRIMARY KEY, note text, qty int);" for table in ("stock", "price", "ticket", "receipt", *OWN))
+                    + "".join(f"CREATE TABLE {table} (id bigint PRIMARY KEY, note text, qty int);"
+                              for table in ("stock", "price", "ticket", "receipt", *OWN))
                     + "CREATE TABLE t (id int PRIMARY KEY, v int, w text)")
         self._evil(self.server, self.db.name, "SELECT sync_outbox_accept('evil.bait')")
         for table in TABLES:

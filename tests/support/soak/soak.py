@@ -115,8 +115,9 @@ class Soak:
         lines = self.stand.server.log.alarming(self.stand.position, expected=["was terminated by signal (9|3)"])
         log = Counter(line.partition("] ")[2] for line in lines)
         lines += self.more.server.log.alarming(self.more.position)
+        troubles = Counter(self.verdict.hub.troubles).most_common(20)
         return [*(f"{count} {what}" for what, count in self.verdict.failures.items()), *self.timed.failures, *self.findings,
-                *self.verdict.differing[:20], *(f"{count} x {what}" for what, count in Counter(self.verdict.hub.troubles).most_common(20)),
+                *self.verdict.differing[:20], *(f"{count} x {what}" for what, count in troubles),
                 *(f"{count} x in the server's log: {line}" for line, count in log.items())]
 
     @property
@@ -131,7 +132,9 @@ class Soak:
                 for lane, faults in FAULTS.items() for fault in sorted(faults) if self.times[fault]]
         return "\n".join([
             f"seed {self.seed}, {self.seconds:.0f} s of faults, {sum(self.times.values())} faults, then empty after {self.stand.drained:.1f} s",
-            str(self.verdict), f"{self.more.rows} rows of store and hub compared, {len(self.verdict.differing)} differ", "", str(self.timed), "",
+            str(self.verdict),
+            f"{self.more.rows} rows of store and hub compared, {len(self.verdict.differing)} differ",
+            "", str(self.timed), "",
             "| fault | lane | times | of these missed their target | duplicated |", "|---|---|---|---|---|", *rows])
 
     def reason(self, repeat):

@@ -207,7 +207,8 @@ class Timed:
         """the owner of a table wants to be superuser"""
         with self.stand.server.connect(self.stand.db.name, ROLE) as session:
             key = self.stand.load.block(1)
-            for statement in (f"INSERT INTO evil.bait VALUES ({key}, 'born', 'happy')", f"UPDATE evil.bait SET note = 'grown' WHERE id = {key}"):
+            for statement in (f"INSERT INTO evil.bait VALUES ({key}, 'born', 'happy')",
+                              f"UPDATE evil.bait SET note = 'grown' WHERE id = {key}"):
                 session.execute(statement)
                 session.execute("RESET statement_timeout; RESET search_path")
 
