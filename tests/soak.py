@@ -8,15 +8,15 @@ import sys
 
 from support import run as runs
 from support.server import Server
-from support.soak.soak import Soak
-from support.stand import SETTINGS
+from support.soak.soak import PAUSE, Soak
+from support.stand import HUB_SETTINGS, SETTINGS
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--minutes", type=float, default=60)
     arguments.add_argument("--seed", type=int, default=random.randrange(2 ** 32))
-    arguments.add_argument("--pause", type=float, default=0.1, help="seconds between two statements of the writer of many rows")
+    arguments.add_argument("--pause", type=float, default=PAUSE, help="seconds between two statements of the writer of many rows")
     arguments.add_argument("--keep", action="store_true", help="leave books, log and data behind")
     options = arguments.parse_args()
     print(f"seed {options.seed}, {options.minutes:g} minutes", flush=True)
@@ -25,9 +25,10 @@ def main():
     soak, failures = None, ["did not end"]
     try:
         server = Server(run, "soak", preload=True, settings=SETTINGS).start()
+        hub = Server(run, "soak_hub", settings=HUB_SETTINGS).start()
         books = pathlib.Path(run.where, "books")
         books.mkdir()
-        soak = Soak(server, books, options.seed, options.minutes * 60, pause=options.pause)
+        soak = Soak(server, hub, books, options.seed, options.minutes * 60, pause=options.pause)
         soak.run()
         failures = soak.failures
         print(soak.report())

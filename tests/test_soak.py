@@ -6,7 +6,7 @@ import pytest
 
 from support.soak.schedule import schedule
 from support.soak.soak import FAULTS, PACE, Soak
-from support.stand import SETTINGS
+from support.stand import HUB_SETTINGS, SETTINGS
 
 MINUTES = float(os.environ.get("SYNC_OUTBOX_SOAK_MINUTES", 3))
 SEED = int(os.environ.get("SYNC_OUTBOX_SOAK_SEED", 15))
@@ -15,7 +15,7 @@ SEED = int(os.environ.get("SYNC_OUTBOX_SOAK_SEED", 15))
 @pytest.mark.timeout(MINUTES * 60 + 240)
 @pytest.mark.expects_log("was terminated by signal 9|received immediate shutdown request")
 def test_nothing_is_lost_or_made_up_under_random_faults(new_server, tmp_path):
-    soak = Soak(new_server(preload=True, settings=SETTINGS), tmp_path, SEED, MINUTES * 60)
+    soak = Soak(new_server(preload=True, settings=SETTINGS), new_server(settings=HUB_SETTINGS), tmp_path, SEED, MINUTES * 60)
     soak.run()
     print(soak.report())
 

@@ -82,14 +82,22 @@ class Writers:
                      if sorted(place for place, _ in history) != list(range(1, len(history) + 1))]
 
 
+# After so many seconds a sender gives a request up, see stand.SETTINGS.
+TIMEOUT = 1.0
+
+
 class Hub:
     """The hub's book: requests as they arrived, and which of them were answered to the end.
+
+    `began` has (time, port, tables) of every request; `first`, of the dedup_keys and keys that are watched, when the requests began
+    that they came in; `troubles` what the hub's database would not take, or kept of foreign code.
 
     An entry of a request: `request`, `t`, `batch`, `changes` = [[dedup_key, content, taken, [key, ..], word], ..]; a second
     one, `answered`, when the last byte of the answer had been handed to the network."""
 
-    def __init__(self, path):
+    def __init__(self, path, watched=()):
         self.requests = 0
+        self.began, self.troubles, self.first = [], [], {}
         self.arrivals = 0
         self.arrived = defaultdict(Counter)
         self.taken = defaultdict(list)
@@ -100,9 +108,17 @@ class Hub:
             if "answered" in entry:
                 answered[entry["answered"]] = entry["t"]
                 continue
+            if "trouble" in entry:
+                self.troubles.append(entry["trouble"])
+                continue
             self.requests += 1
+            began = entry.get("began", entry["t"])
+            self.began.append((began, entry.get("port"), entry.get("tables", [])))
             for dedup_key, its_content, taken, keys, its_word in entry["changes"]:
                 self.arrivals += 1
+                for each in (dedup_key, *keys):
+                    if each in watched:
+                        self.first.setdefault(each, []).append(began)
                 if contents.setdefault(dedup_key, its_content) != its_content:
                     self.altered.add(dedup_key)
                 if dedup_key not in seen:
@@ -113,11 +129,14 @@ class Hub:
                     continue
                 if dedup_key in taken_in:
                     before = taken_in[dedup_key]
-                    self.repeats.append(Repeat(dedup_key, answered.get(before[0]), before[1], entry["t"]))
+                    # One that was given up by its sender, and read late by the hub, is not behind an answer.
+                    late = entry["t"] - began > TIMEOUT and answered.get(before[0], 0) > began
+                    self.repeats.append(Repeat(dedup_key, None if late else answered.get(before[0]), before[1], entry["t"]))
                 else:
                     for key in keys:
                         self.taken[key].append(its_word)
                 taken_in[dedup_key] = entry["request"], entry["t"]
+        self.began.sort(key=lambda entry: entry[0])
         self.changes = len(taken_in)
 
 
@@ -145,9 +164,10 @@ def _overlap(intervals):
 class Verdict:
     """The two books compared. `disturbances` are (from, to) of the faults that may undo a settlement or lose an answer."""
 
-    def __init__(self, writers, hub, disturbances=()):
+    def __init__(self, writers, hub, disturbances=(), differing=()):
         self.writers = writers
         self.hub = hub
+        self.differing = list(differing)
         self.lost, self.phantom, self.disordered = Counter(), Counter(), []
         for key in {*writers.histories, *hub.arrived}:
             wanted = writers.histories.get(key, [])
@@ -170,6 +190,7 @@ class Verdict:
             "repeated with another content": len(self.hub.altered), "repeated without a reason": len(self.unexplained),
             "committed, but not in the database": len(self.writers.broken_promises),
             "rolled back, but in the database": len(self.writers.undone),
+            "rows that differ between store and hub": len(self.differing), "troubles of the hub's database": len(self.hub.troubles),
             "histories with a gap (the books are wrong)": len(self.writers.gaps),
         }
         return {what: count for what, count in found.items() if count}

@@ -3,6 +3,7 @@
 It listens on two ports, so that a target can move, and misbehaves as `behave` tells it, also while requests are out. Run as a
 program it is the process, else the handle to it."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -16,6 +17,8 @@ import threading
 import time
 import uuid
 
+import psycopg
+
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -25,16 +28,22 @@ from support.receiver import Receiver, Wire
 from support.wait import wait_for
 
 PORTS = 2
+# Of these tables nobody knows beforehand what will arrive: only what comes of it is compared.
+UNFORESEEN = {"t", "bait"}
 # Nothing is taken by a hub that behaves so.
 TAKES_NOTHING = {"status", "html", "broken json", "nothing mentioned", "vanish", "silent", "reset after reading", "drip",
                  "half close", "gzip bomb", "long error"}
 
 
 class HubProcess:
-    """The handle: starts and kills the process, and tells it what to do. It listens at an address, and goes by a name."""
+    """The handle: starts and kills the process, and tells it what to do. It listens at an address, and goes by a name.
 
-    def __init__(self, directory, listen="127.0.0.1", name=None):
+    With `database`, a DSN, it takes what sync_outbox_apply_text() has acknowledged there, and nothing else."""
+
+    def __init__(self, directory, listen="127.0.0.1", name=None, database=None):
         self.directory = directory
+        if database:
+            replace(directory / "database", database)
         self.listen = listen
         self.name = name or listen
         self.book = directory / "hub.book"
@@ -134,6 +143,8 @@ class Hub:
         self.directory = directory
         self.book = Book(directory / "hub.book")
         self.lock = threading.Lock()
+        its = directory / "database"
+        self.database = Applier(json.loads(its.read_text()), self.book) if its.exists() else None
         known = directory / "ports"
         ports = json.loads(known.read_text()) if known.exists() else [0] * PORTS
         self.listeners = [Listener(self, self.mode, host, port) for port in ports]
@@ -162,6 +173,7 @@ class Hub:
             die()
         changes = request.changes
         request.raw = None
+        request.port = wire.connection.getsockname()[1]
         if mode["token"] and request.headers.get("authorization") != f"Bearer {mode['token']}":
             self.enter(request, changes, [])
             return wire.answer(401, {"error": "unauthorized"})
@@ -174,7 +186,15 @@ class Hub:
         if how == "poison" and any(poisonous(change) for change in changes):
             self.enter(request, changes, [])
             return wire.answer(422, {"error": "there is something in it"})
-        name = self.enter(request, changes, taken)
+        # One after the other: the book has the order in which the database took them.
+        with self.lock:
+            if self.database and taken:
+                applied = self.database.apply(changes, taken)
+                if applied is None:
+                    self.enter(request, changes, [], locked=True)
+                    return wire.answer(503, "no database")
+                taken = [dedup_key for dedup_key in taken if dedup_key in applied]
+            name = self.enter(request, changes, taken, locked=True)
         answer = {"acked": taken, "errors": errors, "conflicts": conflicts}
         if how in ("ack", "half", "refuse", "conflict", "poison", "ack in time"):
             time.sleep(mode.get("delay", 0))
@@ -249,14 +269,57 @@ class Hub:
             stopped.update(its_keys)
         return taken, errors, conflicts
 
-    def enter(self, request, changes, taken):
+    def enter(self, request, changes, taken, locked=False):
         """Writes the request down; only after this is anything answered."""
         name, taken = uuid.uuid4().hex, set(taken)
-        lines = [[change["dedup_key"], content(change), change["dedup_key"] in taken, keys(change),
+        lines = [[change["dedup_key"], content(change), change["dedup_key"] in taken,
+                  [] if change["table"] in UNFORESEEN else keys(change),
                   word(change["op"], change["pk"], change["data"])] for change in changes]
-        with self.lock:
-            self.book.write(request=name, t=time.time(), batch=request.headers.get("idempotency-key"), changes=lines)
+        with contextlib.nullcontext() if locked else self.lock:
+            self.book.write(request=name, t=time.time(), began=request.began, port=request.port,
+                            tables=sorted({change["table"] for change in changes}),
+                            batch=request.headers.get("idempotency-key"), changes=lines)
         return name
+
+
+class Applier:
+    """The database behind a hub, which may be stopped and started at any time."""
+
+    def __init__(self, dsn, book):
+        self.dsn = dsn
+        self.book = book
+        self.connection = None
+
+    def apply(self, changes, wanted):
+        """The keys of `wanted` that are in the database for good; None if it does not answer."""
+        wanted = set(wanted)
+        body = json.dumps({"changes": [change for change in changes if change["dedup_key"] in wanted]})
+        try:
+            if self.connection is None or self.connection.closed:
+                self.connection = psycopg.connect(self.dsn, autocommit=True, connect_timeout=1)
+                self.connection.execute("SET client_min_messages = error")
+                self.before = self.state()
+            answer = self.connection.execute("SELECT sync_outbox_apply_text(%s)", [body]).fetchone()[0]
+            after = self.state()
+        except psycopg.OperationalError:
+            if self.connection is not None:
+                self.connection.close()
+            return None
+        except psycopg.Error as error:
+            self.book.write(trouble=f"apply: {error.sqlstate} {error}")
+            return None
+        if after != self.before:
+            self.book.write(trouble=f"apply left {after}, it was {self.before}")
+        for what in (*answer["errors"], *answer["conflicts"]):
+            self.book.write(trouble=f"apply does not take {what}")
+        return set(answer["acked"])
+
+    def state(self):
+        """What code of a table's owner could leave behind in the session."""
+        return list(self.connection.execute(
+            "SELECT current_user::text, session_user::text, current_setting('search_path'), current_setting('synchronous_commit'),"
+            " current_setting('statement_timeout'), coalesce(current_setting('evil.mine', true), ''),"
+            " (SELECT count(*) FROM pg_class WHERE relpersistence = 't')").fetchone())
 
 
 def poisonous(change):

@@ -86,18 +86,18 @@ class Transaction:
             self.connection.execute("UPDATE revision SET place = %s, live = %s WHERE table_name = %s AND id = %s",
                                     [place, live, table, key])
 
-    def bulk(self, op, low, high, place):
+    def bulk(self, op, low, high, place, table="ticket"):
         """One statement on rows of the writer's own."""
         statement = {
-            "INSERT": "INSERT INTO ticket SELECT id, %s || id, 0 FROM generate_series(%s::bigint, %s) id",
-            "UPDATE": "UPDATE ticket SET note = %s || id WHERE id BETWEEN %s AND %s",
-            "DELETE": "DELETE FROM ticket WHERE %s <> '' AND id BETWEEN %s AND %s"}[op]
+            "INSERT": f"INSERT INTO {table} SELECT id, %s || id, 0 FROM generate_series(%s::bigint, %s) id",
+            "UPDATE": f"UPDATE {table} SET note = %s || id WHERE id BETWEEN %s AND %s",
+            "DELETE": f"DELETE FROM {table} WHERE %s <> '' AND id BETWEEN %s AND %s"}[op]
         prefix = f"{self.name} {place} "
         assert self.connection.execute(statement, [prefix, low, high]).rowcount == high - low + 1
         for key in range(low, high + 1):
             note = f"{prefix}{key}"
             data = {"INSERT": {"id": key, "note": note, "qty": 0}, "UPDATE": {"note": note}, "DELETE": None}[op]
-            self.change([("ticket", key, place)], op, key, data)
+            self.change([(table, key, place)], op, key, data)
 
 
 class Writer:

@@ -15,7 +15,8 @@ from .wait import wait_for
 
 
 class Request:
-    """One request as it came: `raw` is the body on the wire, `body` its JSON, `applied` the keys the receiver took."""
+    """One request as it came: `raw` is the body on the wire, `body` its JSON, `applied` the keys the receiver took,
+    `began` the time of its first line."""
 
     def __init__(self, number, connection, method, path, headers, raw):
         self.number = number
@@ -25,6 +26,7 @@ class Request:
         self.headers = headers
         self.raw = raw
         self.arrived = time.monotonic()
+        self.began = time.time()
         self.applied = []
 
     @property
@@ -194,10 +196,13 @@ class Receiver:
         line = stream.readline()
         if not line:
             return None
+        began = time.time()
         method, path, _ = line.decode().split()
         headers = {}
         while (line := stream.readline().strip()):
             name, _, value = line.decode("latin-1").partition(":")
             headers[name.lower()] = value.strip()
         # No chunked bodies: a plain receiver does not know them.
-        return Request(None, number, method, path, headers, stream.read(int(headers["content-length"])))
+        request = Request(None, number, method, path, headers, stream.read(int(headers["content-length"])))
+        request.began = began
+        return request

@@ -23,6 +23,9 @@ SETTINGS = {
     "max_connections": "60",
 }
 
+# The database behind a hub: what it would acknowledge too early, an immediate stop takes back.
+HUB_SETTINGS = {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"}
+
 
 class Pusher:
     """A session that pushes by hand, now and then, as cron jobs do."""
@@ -42,7 +45,10 @@ class Pusher:
                 if connection is None or connection.closed:
                     connection = self.stand.load.connect(f"pusher {self.statement}")
                     self.pid = connection.info.backend_pid
-                connection.execute(self.statement)
+                if not self.stand.calm.is_set():
+                    answer = connection.execute(self.statement)
+                    if answer.description and "error" in str(answer.fetchone()[0]):
+                        self.stand.disturbed(time.time())  # flush_timeout may have ended it, and the request that was out
             except psycopg.Error as error:
                 if error.sqlstate is not None and not isinstance(error, EXPECTED):
                     self.stand.findings.append(f"{self.statement}: {error.sqlstate} {error}")
@@ -53,19 +59,23 @@ class Pusher:
 
 class Stand:
     """`with Stand(..) as stand:` starts everything; `stand.verdict()` heals, waits for an empty outbox, closes the books;
-    `stand.proven()` fails unless they agree."""
+    `stand.proven()` fails unless they agree. `more` adds tables and a database behind the hub, see soak/more.py."""
 
-    def __init__(self, server, directory, seed=0, pushers=True, hub=None, **load):
+    def __init__(self, server, directory, seed=0, pushers=True, hub=None, more=None, **load):
         self.server = server
         self.position = server.log.position()
         self.db = server.create_database()
         self.db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox")
         self.hub = hub or HubProcess(directory)
         self.ended = threading.Event()
+        self.calm = threading.Event()  # set: nobody pushes by hand
         self.findings = []
         self.disturbances = []
         self.aim(self.hub.url)
         prepare(self.db)
+        self.more = more
+        if more:
+            more.prepare(self)
         self.load = Load(self.db, directory / "writers.book", seed, **load)
         statements = ("SELECT sync_outbox_flush()", "CALL sync_outbox_drain()") if pushers else ()
         self.pushers = [Pusher(self, statement, seed, 1.0) for statement in statements]
@@ -137,6 +147,8 @@ class Stand:
                 self.server.reset_settings()
                 self.run("SELECT sync_outbox_resume()")
                 self.aim(self.hub.url)
+                if self.more:
+                    self.more.restore(self)
                 return True
             except psycopg.OperationalError:
                 return False
@@ -162,14 +174,16 @@ class Stand:
             time.sleep(0.2)
             with self.session() as session:
                 session.execute("SET client_min_messages = error")
-                session.execute("SELECT sync_outbox_requeue()")
+                session.execute("SELECT sync_outbox_requeue(target => name) FROM sync_outbox_target")
                 return session.execute("SELECT NOT EXISTS (SELECT FROM sync_outbox)").fetchone()[0]
         began = time.time()
         wait_for(empty, deadline, "an empty outbox")
         # Requeueing while a request is out makes changes of it travel again.
         self.disturbed(began)
         self.drained = time.time() - began
-        return Verdict(self.load.closed(), Hub(self.hub.book), self.disturbances)
+        if not self.more:
+            return Verdict(self.load.closed(), Hub(self.hub.book), self.disturbances)
+        return Verdict(self.load.closed(), Hub(self.hub.book, self.more.watched), self.disturbances, self.more.differing(self))
 
     def proven(self):
         """The verdict; fails with everything that must not be, in the books or of what writers and pushers met."""

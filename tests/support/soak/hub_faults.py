@@ -34,7 +34,7 @@ def status(code, **headers):
 def any_status(stand, rng):
     """any status from 100 to 599"""
     status(rng.randint(100, 599))(stand, rng)
-    stand.run("SELECT sync_outbox_resume()")  # a 410 has paused the target
+    stand.run("SELECT sync_outbox_resume(name) FROM sync_outbox_target")  # a 410 has paused the target
 
 
 def any_retry_after(stand, rng):

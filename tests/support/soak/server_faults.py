@@ -60,6 +60,11 @@ def immediate_stop_twice(stand, rng):
     stand.server.restart("immediate")
 
 
+def hub_database_stops(stand, rng):
+    """immediate shutdown of the hub's database, and start"""
+    stand.more.server.restart("immediate")
+
+
 def fast_restart(stand, rng):
     """fast shutdown and start"""
     began = time.monotonic()

@@ -10,9 +10,12 @@ from collections import Counter
 import psycopg
 
 from ..load import EXPECTED
+from ..hub import HubProcess
 from ..stand import Stand
 from . import hub_faults, server_faults, session_faults
+from .more import WRITERS, More
 from .schedule import schedule
+from .timed import Timed
 
 
 def _of(module):
@@ -29,6 +32,11 @@ FAULTS = {
 # A crash now and then, so that there is something to crash; the others all the time.
 PACE = {"server": (4.0, 9.0), "sessions": (0.8, 2.6), "hub": (1.3, 2.6)}
 
+# Seconds: how long there are faults, and how long there are none, in which what people do is timed.
+STORM, PEACE = 40, 20
+# Between two statements of many rows: what a database behind a hub can take on a busy machine of two cores.
+PAUSE = 0.5
+
 # These end no session and lose no answer: a change that comes again during one of them would need another reason.
 HARMLESS = {fault.__doc__ for fault in (
     session_faults.other_batches, session_faults.old_snapshot, session_faults.late_commit, session_faults.another_index,
@@ -36,10 +44,19 @@ HARMLESS = {fault.__doc__ for fault in (
 
 
 class Soak:
-    def __init__(self, server, directory, seed, seconds, **load):
+    def __init__(self, server, hub_server, directory, seed, seconds, **load):
         self.seed = seed
-        self.events = schedule(seed, seconds, {lane: (list(faults), *PACE[lane]) for lane, faults in FAULTS.items()})
-        self.stand = Stand(server, directory, seed, **load)
+        # Forty seconds of faults, twenty in peace.
+        parts = max(1, round(seconds / (STORM + PEACE)))
+        self.length = seconds / parts
+        storm = self.length * STORM / (STORM + PEACE)
+        events = schedule(seed, storm * parts, {lane: (list(faults), *PACE[lane]) for lane, faults in FAULTS.items()})
+        self.parts = [[event._replace(at=event.at + part * (self.length - storm)) for event in events
+                       if part * storm <= event.at < (part + 1) * storm] for part in range(parts)]
+        self.more = More(hub_server)
+        hub = HubProcess(directory, database=self.more.dsn)
+        self.stand = Stand(server, directory, seed, hub=hub, more=self.more, **{"writers": WRITERS, "pause": PAUSE, **load})
+        self.timed = Timed(self.stand, seed)
         self.times, self.missed = Counter(), Counter()
         # (from, to, fault) of those that may bring a change again, in the order of each lane.
         self.harmful = {lane: [] for lane in FAULTS}
@@ -49,18 +66,21 @@ class Soak:
         self.began = time.monotonic()
         with self.stand:
             # The server's lane is this thread: a server ends with the thread that started it.
-            lanes = [threading.Thread(target=self.lane, args=[lane]) for lane in ("sessions", "hub")]
-            for lane in lanes:
-                lane.start()
-            self.lane("server")
-            for lane in lanes:
-                lane.join()
+            for number, events in enumerate(self.parts, 1):
+                lanes = [threading.Thread(target=self.lane, args=[lane, events]) for lane in ("sessions", "hub")]
+                for lane in lanes:
+                    lane.start()
+                self.lane("server", events)
+                for lane in lanes:
+                    lane.join()
+                self.timed.run(self.began + number * self.length)
             self.seconds = time.monotonic() - self.began
             self.verdict = self.stand.verdict()
+            self.timed.close(self.verdict.hub)
         return self.verdict
 
-    def lane(self, lane):
-        for event in (event for event in self.events if event.lane == lane):
+    def lane(self, lane, events):
+        for event in (event for event in events if event.lane == lane):
             time.sleep(max(0, self.began + event.at - time.monotonic()))
             began = time.time()
             self.times[event.fault] += 1
@@ -94,7 +114,10 @@ class Soak:
         """Everything that must not be, in words."""
         lines = self.stand.server.log.alarming(self.stand.position, expected=["was terminated by signal (9|3)"])
         log = Counter(line.partition("] ")[2] for line in lines)
-        return [*(f"{count} {what}" for what, count in self.verdict.failures.items()), *self.findings,
+        lines += self.more.server.log.alarming(self.more.position)
+        troubles = Counter(self.verdict.hub.troubles).most_common(20)
+        return [*(f"{count} {what}" for what, count in self.verdict.failures.items()), *self.timed.failures, *self.findings,
+                *self.verdict.differing[:20], *(f"{count} x {what}" for what, count in troubles),
                 *(f"{count} x in the server's log: {line}" for line, count in log.items())]
 
     @property
@@ -109,7 +132,9 @@ class Soak:
                 for lane, faults in FAULTS.items() for fault in sorted(faults) if self.times[fault]]
         return "\n".join([
             f"seed {self.seed}, {self.seconds:.0f} s of faults, {sum(self.times.values())} faults, then empty after {self.stand.drained:.1f} s",
-            str(self.verdict), "",
+            str(self.verdict),
+            f"{self.more.rows} rows of store and hub compared, {len(self.verdict.differing)} differ",
+            "", str(self.timed), "",
             "| fault | lane | times | of these missed their target | duplicated |", "|---|---|---|---|---|", *rows])
 
     def reason(self, repeat):
