@@ -48,6 +48,9 @@ class Timed:
         """One use after the other until then; each of them has its turn before one comes again."""
         stand = self.stand
         stand.calm.set()
+        if self.writer.connection is not None:
+            self.writer.connection.close()  # the faults may have ended it without a word
+            self.writer.connection = None
         try:
             stand.wait_until_open()
             stand.hub.behave()
