@@ -426,10 +426,11 @@ impl Reader {
         (picked, blocked)
     }
 
-    /// Leaves changes of a batch where they are.
-    pub fn leave_all(&mut self, batch: &Batch, positions: &[usize]) {
+    /// Leaves changes of a batch where they are, behind the cursor: what comes later of their keys waits for the next rescan.
+    pub fn leave_all(&mut self, batch: &Batch, positions: impl IntoIterator<Item = usize>) {
         for i in positions {
-            let change = &batch.changes[*i];
+            let change = &batch.changes[i];
+            self.parked.park(&batch.touched(change), change.id);
             self.leave(change.priority, change.id, false);
         }
     }

@@ -214,7 +214,7 @@ impl Session {
 
     /// Another sender may have had the turn: what was read ahead, parked and tried is void.
     pub fn forget_what_was_read(&mut self) {
-        self.ahead = None;
+        self.leave_what_was_read_ahead();
         self.suspicion = None;
         self.reader.ask_for_rescan(Rescan::Head);
     }
@@ -291,7 +291,7 @@ impl Session {
         let first = self.asked.is_none() && self.destination.is_none();
         self.asked = Some(Asked { at, control });
         if said && !first {
-            self.ahead = None;
+            self.leave_what_was_read_ahead();
             self.suspicion = None;
             self.reader.ask_for_rescan(Rescan::Head);
         }
@@ -385,8 +385,15 @@ impl Session {
         }
     }
 
+    /// Leaves what was read ahead where it is: the cursor has passed it.
+    fn leave_what_was_read_ahead(&mut self) {
+        if let Some(batch) = self.ahead.take() {
+            self.reader.leave_all(&batch, 0..batch.len());
+        }
+    }
+
     fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
-        self.ahead = None;
+        self.leave_what_was_read_ahead();
         let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
         transactions.step(|| {
             if *bounded && last_id.is_none() {
@@ -539,8 +546,11 @@ impl Session {
             self.proof.renew();
         }
         self.report.blocked += answered.blocked.len() as i64;
-        self.reader.leave_all(&batch, &answered.blocked);
-        self.reader.leave_all(&batch, &unsent);
+        self.reader.leave_all(&batch, answered.blocked.iter().copied());
+        if !unsent.is_empty() {
+            self.reader.leave_all(&batch, unsent.iter().copied());
+            self.reader.ask_for_rescan(Rescan::Left);
+        }
         let most = self.destination.as_ref().map_or(1, |destination| destination.settings.batch_rows);
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
@@ -551,8 +561,7 @@ impl Session {
             self.batch_rows = (self.batch_rows + step).min(most);
         }
         if !refused_by_status.is_empty() {
-            let refused: Vec<usize> = refused_by_status.iter().map(|said| said.change).collect();
-            self.reader.leave_all(&batch, &refused);
+            self.reader.leave_all(&batch, refused_by_status.iter().map(|said| said.change));
             if !trouble {
                 self.suspicion.get_or_insert_default().hold(batch.clone(), refused_by_status);
             }
