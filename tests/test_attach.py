@@ -100,10 +100,10 @@ def test_a_renamed_table_and_schema_are_followed(sales):
 
 
 def test_hard_fact_02_our_trigger_fires_before_the_users(sales):
-    """A user's AFTER ROW trigger that writes to the row again comes after the row itself."""
+    """A user's AFTER ROW trigger that writes to the row again comes after the row itself, and is told as the row's state."""
     sales.run("""CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         UPDATE sales SET qty = qty + 1 WHERE id = NEW.id; RETURN NULL; END $$""")
     sales.run('CREATE TRIGGER "0_bump" AFTER INSERT ON sales FOR EACH ROW EXECUTE FUNCTION bump()')
     sales.run("INSERT INTO sales VALUES (1, 1)")
 
-    assert [op for op, _, _ in sales.changes()] == ["INSERT", "UPDATE"]
+    assert [(op, data["qty"]) for op, _, data in sales.changes()] == [("INSERT", 1), ("INSERT", 2)]

@@ -116,6 +116,7 @@ mod tests {
             Outcome::Unauthorized { .. } => "unauthorized",
             Outcome::Misconfigured { .. } => "misconfigured",
             Outcome::Gone { .. } => "gone",
+            Outcome::Unusable { .. } => "unusable",
             Outcome::NotThrough { .. } => "not through",
         }
     }
