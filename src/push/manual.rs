@@ -106,7 +106,14 @@ fn push<T: Transactions>(
     let mut report = std::mem::take(&mut session.report);
     report.stop = stop;
     report.warn_of_waiting_tables(&BTreeSet::new());
-    now(transactions, |transactions| transactions.step(|| session.books.write(&schema, target.id)));
+    now(transactions, |transactions| {
+        transactions.step(|| {
+            session.books.write(&schema, target.id);
+            if report.acked > 0 {
+                wake::control_at_commit(); // a worker that waits because the target was down need not wait any more
+            }
+        })
+    });
     drop(lock);
     now(transactions, |transactions| transactions.step(|| backlog::watch(&schema)));
     if report.pending > 0 || report.sent > 0 {

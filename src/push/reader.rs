@@ -22,6 +22,7 @@ use crate::store::snapshot::Snapshot;
 use crate::store::{Schema, queue};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Below every id.
 const HEAD: i64 = i64::MIN;
@@ -221,7 +222,11 @@ impl Reader {
             let committed = Snapshot::take();
             self.lanes.iter_mut().for_each(|lane| lane.committed = committed.clone());
         }
-        self.load_crossing(schema);
+        if self.bounded {
+            self.load_crossing(schema);
+        } else {
+            self.crossing_loaded = None; // together with the next snapshot
+        }
         if from == Rescan::Head {
             self.looked_at_everything = started;
         }
@@ -230,15 +235,15 @@ impl Reader {
     }
 
     /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH. What it
-    /// holds is durable when this returns (`hard-facts` 13). `in_hand` are the ids of what the session has read before and
-    /// not settled.
+    /// holds is durable when this returns (`hard-facts` 13). `in_hand` are the keys of what the session has read before and
+    /// not settled (ids can begin again).
     pub fn read(
         &mut self,
         schema: &Schema,
         (rows, bytes): (usize, usize),
         only_high: bool,
         news: &dyn News,
-        in_hand: impl FnOnce() -> HashSet<i64>,
+        in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
         self.take_snapshot(schema, news);
         let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
@@ -266,7 +271,7 @@ impl Reader {
             let ended = run.read(
                 schema,
                 &mut batch,
-                |id| !tried.contains_key(&id) && !in_hand.contains(&id),
+                |id, dedup_key| !tried.contains_key(&id) && (in_hand.is_empty() || !in_hand.contains(&dedup_key())),
                 |left| {
                     parked.park(&left.touched, left.id);
                     if left.waits_for_a_person {
@@ -342,7 +347,9 @@ impl Reader {
         let mut shares = vec![(High, rows, bytes), (Normal, rows, bytes), (Low, rows, bytes)];
         if self.requests % FAIR_EVERY == FAIR_EVERY - 1 {
             let share = |all: usize, of: usize| (all / of).max(1);
-            shares.splice(0..0, [(Low, share(rows, 4), share(bytes, 4)), (Normal, share(rows, 2), share(bytes, 2))]);
+            // In turns, for requests that have room for one change only.
+            let (first, second) = if self.requests / FAIR_EVERY % 2 == 0 { (Low, Normal) } else { (Normal, Low) };
+            shares.splice(0..0, [(first, share(rows, 4), share(bytes, 4)), (second, share(rows, 2), share(bytes, 2))]);
         }
         shares
     }
@@ -358,11 +365,20 @@ impl Reader {
     }
 
     /// The step that read was done: its news have been read, or will be seen by the next snapshot.
-    pub fn confirm(&mut self, took: Duration) {
-        self.requests = self.requests.wrapping_add(1);
+    pub fn confirm(&mut self, took: Duration, only_high: bool) {
+        self.requests = self.requests.wrapping_add(u32::from(!only_high));
         (self.news_before, self.news) = (self.news, NOTHING);
         if self.bounded {
             self.high_not_before = Instant::now() + took;
+        }
+    }
+
+    /// Has the cursors go back to where a batch was read: nothing of it was picked.
+    pub fn take_back(&mut self, batch: &Batch) {
+        for change in &batch.changes {
+            let lane = &mut self.lanes[change.priority as usize];
+            lane.go_back_to(change.id.saturating_sub(1));
+            lane.at_end = false;
         }
     }
 

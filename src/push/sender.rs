@@ -36,6 +36,7 @@ pub struct Sender {
     idle: bool,
     /// Nothing can be sent until somebody says something, or for a while.
     stopped: bool,
+    stopped_at: Instant,
     /// And nobody waits for that.
     at_rest: bool,
     errors: u32,
@@ -59,6 +60,7 @@ impl Sender {
             not_before: state.wait_ms.map(until),
             idle: false,
             stopped: state.wait_ms.is_some(),
+            stopped_at: Instant::now(),
             at_rest: false,
             errors: 0,
             activity: Activity::default(),
@@ -94,12 +96,20 @@ impl Sender {
     /// Whether it has to hear of what is committed: because nothing deliverable was left when it last looked, or because it
     /// would have to say why nothing is sent.
     pub fn listens(&self) -> bool {
-        self.idle || self.has_to_tell()
+        self.idle || self.news_count_at().is_some_and(|at| at <= Instant::now())
     }
 
-    fn has_to_tell(&self) -> bool {
+    /// From when on something new is a reason to try again before it is time: a target that refuses everything may take
+    /// another change, and where nothing could be sent and nothing waited, somebody has to be told.
+    fn news_count_at(&self) -> Option<Instant> {
         let unusable = matches!(self.session.stop(), Some(Stop::TokenMissing { .. } | Stop::Unusable(_)));
-        self.stopped && unusable && self.told.is_none()
+        if !self.stopped {
+            None
+        } else if self.session.was_rejected() {
+            Some(self.stopped_at + settings::delivery().retry_interval)
+        } else {
+            (unusable && self.told.is_none()).then(|| self.stopped_at + AFTER_ERROR)
+        }
     }
 
     /// Whether a request is out, or something is still to be settled.
@@ -111,8 +121,11 @@ impl Sender {
     pub fn advance(&mut self, schema: &Schema, announcements: &Announcements, closing: bool) -> Next {
         let news = announcements.of(self.id);
         if !self.session.is_out() {
-            let waits = !(self.has_to_tell() && news.is_there());
-            if let Some(at) = self.not_before.filter(|at| waits && *at > Instant::now()) {
+            let now = Instant::now();
+            let news_at = self.news_count_at();
+            let waits = !(news_at.is_some_and(|at| at <= now) && news.is_there());
+            if let Some(at) = self.not_before.filter(|at| waits && *at > now) {
+                let at = news_at.filter(|at| *at > now).map_or(at, |news_at| news_at.min(at));
                 return match self.session.stop() {
                     Some(Stop::Paused | Stop::Cloned) if self.stopped => Next { busy: self.is_busy(), ..Next::idle() },
                     _ => self.next(Some(at)),
@@ -145,7 +158,8 @@ impl Sender {
             self.session.look_at_everything();
         }
         let Sender { session, lock, .. } = self;
-        let turn_wanted = || closing || lock.as_ref().is_some_and(SenderLock::is_wanted);
+        // Without the lock, which an ERROR can have taken away, no request is begun.
+        let turn_wanted = || closing || lock.as_ref().is_none_or(SenderLock::is_wanted);
         let result = session.advance(&mut Own, &news, &turn_wanted);
         if result.is_ok() {
             self.errors = 0;
@@ -223,7 +237,7 @@ impl Sender {
         let Some(stop) = self.session.stop().cloned() else { return self.next(None) };
         self.session.report.stop = Some(stop.clone());
         self.report(schema);
-        self.stopped = true;
+        (self.stopped, self.stopped_at) = (true, Instant::now());
         self.at_rest = !matches!(stop, Stop::Down { .. } | Stop::TokenInvalid);
         let longest = settings::delivery().retry_max_interval;
         let wait = match stop {

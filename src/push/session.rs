@@ -32,6 +32,7 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// Changes in the first request while the target is not known to answer.
 const PROBE_ROWS: usize = 10;
@@ -91,6 +92,8 @@ pub struct Session {
     unsettled: VecDeque<Settlement>,
     suspicion: Option<Suspicion>,
     proof: Proof,
+    /// It was stopped because everything that was tried was refused by the status of the responses.
+    rejected: bool,
     /// Requests that failed in a row, from before this session too.
     failures: u32,
     batch_rows: usize,
@@ -128,6 +131,7 @@ impl Session {
             unsettled: VecDeque::new(),
             suspicion: None,
             proof: Proof::default(),
+            rejected: false,
             failures: 0,
             batch_rows: 0,
             too_large: false,
@@ -195,9 +199,15 @@ impl Session {
         self.stop.as_ref()
     }
 
+    /// Whether it was stopped because everything that was tried was refused: another change may be taken.
+    pub fn was_rejected(&self) -> bool {
+        self.rejected
+    }
+
     /// Tries again after a stop: as after an administrative call, but for what was read.
     pub fn start_again(&mut self) {
         self.stop = None;
+        self.rejected = false;
         self.asked = None;
         self.reader.ask_for_rescan(Rescan::Left);
     }
@@ -360,12 +370,16 @@ impl Session {
             if let Some(ahead) = &self.ahead {
                 // What was read of a priority goes in the order in which it was read.
                 let holds_high = ahead.changes.iter().any(|change| change.priority == Priority::High);
-                let high = if !holds_high && self.reader.may_have_high(news) {
-                    self.read(transactions, news, true)?
-                } else {
-                    Batch::default()
-                };
-                return Ok(if high.is_empty() { self.ahead.take() } else { Some(high) });
+                if holds_high || !self.reader.may_have_high(news) {
+                    return Ok(self.ahead.take());
+                }
+                let high = self.read(transactions, news, true)?;
+                if high.is_empty() {
+                    return Ok(self.ahead.take());
+                }
+                // It goes with the next request, and so does what has room beside it: all is read once more.
+                self.reader.take_back(&high);
+                self.ahead.take().iter().for_each(|ahead| self.reader.take_back(ahead));
             }
             let batch = self.read(transactions, news, false)?;
             if !batch.is_empty() {
@@ -421,14 +435,14 @@ impl Session {
             let read = ahead.iter().flat_map(|batch| &batch.changes);
             let out = exchange.iter().flat_map(|exchange| &exchange.batch.changes);
             let held = suspicion.iter().flat_map(|s| &s.held).flat_map(|(batch, _)| &batch.changes);
-            let ids = read.chain(out).chain(held).map(|change| change.id);
-            ids.chain(unsettled.iter().flat_map(Settlement::ids)).collect::<HashSet<i64>>()
+            let keys = read.chain(out).chain(held).map(|change| change.dedup_key);
+            keys.chain(unsettled.iter().flat_map(Settlement::keys)).collect::<HashSet<Uuid>>()
         };
         let position = reader.position();
         let started = Instant::now();
         match transactions.step(|| reader.read(schema, (rows, bytes), only_high, news, in_hand)) {
             Ok(batch) => {
-                reader.confirm(started.elapsed());
+                reader.confirm(started.elapsed(), only_high);
                 Ok(batch)
             }
             Err(Undone::Failed(error)) if is_too_large(&error) => {
@@ -608,6 +622,7 @@ impl Session {
     /// Nothing at all gets through.
     fn blame_the_target(&mut self, suspicion: Suspicion) {
         self.proof.withdraw();
+        self.rejected = true;
         for (batch, said) in suspicion.held {
             let changes = said.iter().map(|said| said.change).collect();
             let error = said.into_iter().next_back().map(|Said { word, .. }| match word {

@@ -16,6 +16,7 @@ use crate::settings::Delivery;
 use crate::store::{Schema, queue, run, target};
 use std::rc::Rc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often a target that turns the token away, or is not what it should be, is tried by the worker.
 pub const SLOW_PROBE: Duration = Duration::from_secs(300);
@@ -123,9 +124,9 @@ impl Settlement {
         )
     }
 
-    /// The ids of all changes of the batch.
-    pub fn ids(&self) -> impl Iterator<Item = i64> {
-        self.batch.changes.iter().map(|change| change.id)
+    /// The keys of all changes of the batch.
+    pub fn keys(&self) -> impl Iterator<Item = Uuid> {
+        self.batch.changes.iter().map(|change| change.dedup_key)
     }
 
     fn not_through(&self) -> Vec<&Change> {

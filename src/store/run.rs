@@ -18,6 +18,7 @@ use crate::pg::text;
 use crate::pg::xact;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use uuid::Uuid;
 
 /// A run of deliverable changes of one lane.
 pub struct Run<'a> {
@@ -60,7 +61,7 @@ impl Run<'_> {
         &self,
         schema: &Schema,
         batch: &mut Batch,
-        mut wanted: impl FnMut(i64) -> bool,
+        mut wanted: impl FnMut(i64, &dyn Fn() -> Uuid) -> bool,
         mut left: impl FnMut(Left),
     ) -> Ended {
         let shape = self.shape;
@@ -72,7 +73,7 @@ impl Run<'_> {
                 return 0;
             }
             let id = row.int(column::ID);
-            if !self.is_visible(row) || !wanted(id) {
+            if !self.is_visible(row) || !wanted(id, &|| row.uuid(column::DEDUP_KEY)) {
                 ended.at = id;
                 return self.rows_to_come(batch);
             }
