@@ -121,6 +121,9 @@ class Nest:
             lambda: self._merge(),
         ])()
 
+    def _insert(self):
+        return f"INSERT INTO t (id, v, w) VALUES {self._rows()} ON CONFLICT DO NOTHING"
+
     def _merge(self):
         return (f"MERGE INTO t USING (VALUES {self._rows()}) AS s (id, v, w) ON t.id = s.id "
                 f"WHEN MATCHED AND s.id % 3 = 0 THEN DELETE WHEN MATCHED THEN UPDATE SET v = s.v "
@@ -133,7 +136,7 @@ class Nest:
         with_result = [
             lambda: f"WITH x AS ({write}{returning}) SELECT call(id) FROM x",
             lambda: f"{write} RETURNING call(t.id)",
-            lambda: f"WITH x AS ({write}{returning}), y AS ({self.write()}) SELECT call(id) FROM x",
+            lambda: f"WITH x AS ({write}{returning}), y AS ({self._insert()}) SELECT call(id) FROM x",
             lambda: f"WITH x AS ({write}{returning}) INSERT INTO log SELECT call(id) FROM x",
             lambda: f"WITH x AS ({write}{returning}) UPDATE t SET v = v + call(t.id) FROM x WHERE t.id <> x.id",
         ]
@@ -144,7 +147,7 @@ class Nest:
         ]
         kids = [
             lambda: f"INSERT INTO kid (id, parent, v) SELECT id, id, 0 FROM t WHERE {self._some()} ON CONFLICT DO NOTHING",
-            lambda: f"UPDATE kid SET v = v + 1",
+            lambda: "UPDATE kid SET v = v + 1",
         ]
         made = self.random.choice([*simple, *(with_result if returning else []), *calls, *kids])()
         if inner and self.random.random() < 0.1:
