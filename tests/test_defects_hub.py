@@ -1,6 +1,8 @@
 """Defects 17 to 22: what one store, one row or one table costs everybody else at a hub."""
 
 import json
+import pathlib
+import re
 import threading
 import time
 
@@ -160,6 +162,33 @@ def test_defect_18_bad_bodies_as_text(hub, body, sqlstate):
     with pytest.raises(errors.Error) as raised:
         hub.run("SELECT sync_outbox_apply_text(%s)", [body])
     assert raised.value.sqlstate == sqlstate and raised.value.diag.message_hint
+
+
+TINY = {
+    "changes": lambda parts: '{"changes": [' + "1," * parts + "1]}",
+    "columns": lambda parts: json.dumps({"changes": [update(1, qty=1)]}).replace(
+        '"data": {', '"data": {' + "".join(f'"{n:x}":1,' for n in range(parts)), 1),
+    "a key of many parts": lambda parts: json.dumps({"changes": [
+        update(1, nowhere=1), {**update(1, qty=1), "pk": {"id": "PARTS"}}]}).replace('"PARTS"', "[" + "1," * parts + "1]"),
+}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_defect_18_tiny_parts_do_not_take_many_times_their_size(hub, kind):
+    """Memory for which nobody has asked PostgreSQL ends the whole server where there is none."""
+    body = TINY[kind](3_000_000)
+
+    def peak(session):
+        pathlib.Path(f"/proc/{session.info.backend_pid}/clear_refs").write_text("5")
+        try:
+            session.execute("SELECT sync_outbox_apply_text(%s)", [body])
+        except errors.InvalidParameterValue as error:
+            assert len(str(error)) < 1000
+        status = pathlib.Path(f"/proc/{session.info.backend_pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
+    with hub.session() as session:
+        assert peak(session) < 8 * len(body) + (64 << 20)
 
 
 def test_defect_18_a_right_on_one_function_is_none_on_the_other(hub):

@@ -1,5 +1,6 @@
 //! The hub's answer to a body, in the wire's form.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Longest error text in an answer, in characters: the sender stores it with the change.
@@ -11,22 +12,22 @@ const ERROR_BYTES: usize = 3000;
 /// What became of the changes of a body. A change that stands nowhere was not acked.
 #[derive(Default)]
 pub struct Answer<'a> {
-    acked: Vec<&'a str>,
-    errors: Vec<(&'a str, String)>,
-    conflicts: Vec<(&'a str, String)>,
+    acked: Vec<Cow<'a, str>>,
+    errors: Vec<(Cow<'a, str>, String)>,
+    conflicts: Vec<(Cow<'a, str>, String)>,
 }
 
 impl<'a> Answer<'a> {
-    pub fn ack(&mut self, dedup_key: &'a str) {
-        self.acked.push(dedup_key);
+    pub fn ack(&mut self, dedup_key: impl Into<Cow<'a, str>>) {
+        self.acked.push(dedup_key.into());
     }
 
-    pub fn error(&mut self, dedup_key: &'a str, error: &str) {
-        self.errors.push((dedup_key, clean(error)));
+    pub fn error(&mut self, dedup_key: impl Into<Cow<'a, str>>, error: &str) {
+        self.errors.push((dedup_key.into(), clean(error)));
     }
 
-    pub fn conflict(&mut self, dedup_key: &'a str, why: &str) {
-        self.conflicts.push((dedup_key, clean(why)));
+    pub fn conflict(&mut self, dedup_key: impl Into<Cow<'a, str>>, why: &str) {
+        self.conflicts.push((dedup_key.into(), clean(why)));
     }
 
     /// As JSON of ASCII characters only, which is the same in every server encoding.
@@ -46,7 +47,7 @@ impl<'a> Answer<'a> {
 }
 
 /// Keys, each with what is said about it.
-fn with_words(entries: &[(&str, String)], out: &mut String) {
+fn with_words(entries: &[(Cow<'_, str>, String)], out: &mut String) {
     for (i, (key, words)) in entries.iter().enumerate() {
         out.push_str(if i > 0 { ", {\"dedup_key\": " } else { "{\"dedup_key\": " });
         string(key, out);

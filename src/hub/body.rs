@@ -2,11 +2,22 @@
 //!
 //! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads them with the
 //! types of the hub's own columns.
+//!
+//! A body of many tiny parts would take many times its size in memory, and where there is too little of that the whole
+//! server ends: so parts are counted, and of one change at a time more is kept than where its text is.
 
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// Most changes of a body: the greatest `sync_outbox.batch_rows`.
+const MOST_CHANGES: usize = 100_000;
+/// Most members of an object: as many columns as a table can have.
+const MOST_MEMBERS: usize = 1_600;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -41,11 +52,81 @@ pub struct Object<'a> {
     pub members: BTreeMap<Cow<'a, str>, &'a RawValue>,
 }
 
+/// The changes of a body, in order, each of which can be read.
+#[derive(Debug)]
+pub struct Changes<'a>(Vec<&'a RawValue>);
+
+impl<'a> Changes<'a> {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Change<'a>> {
+        self.0.iter().filter_map(|change| parse_change(change.get()).ok()) // all have been read before
+    }
+}
+
 #[derive(Deserialize)]
 struct Body<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "few_changes")]
     changes: Vec<&'a RawValue>,
 }
+
+/// An array of not too many changes, as their text.
+fn few_changes<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a RawValue>, D::Error> {
+    struct Few<'a>(PhantomData<&'a ()>);
+    impl<'de: 'a, 'a> Visitor<'de> for Few<'a> {
+        type Value = Vec<&'a RawValue>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of changes")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Self::Value, A::Error> {
+            let mut changes = Vec::new();
+            while let Some(change) = array.next_element()? {
+                if changes.len() == MOST_CHANGES {
+                    return Err(A::Error::custom(format_args!("more than {MOST_CHANGES} changes")));
+                }
+                changes.push(change);
+            }
+            Ok(changes)
+        }
+    }
+    deserializer.deserialize_seq(Few(PhantomData))
+}
+
+/// An object of not too many members.
+struct Few<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Few<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<'a>(PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
+            type Value = Few<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, value)) = object.next_entry::<Name<'a>, &'a RawValue>()? {
+                    members.insert(name.0, value);
+                    if members.len() > MOST_MEMBERS {
+                        return Err(A::Error::custom(format_args!("more than {MOST_MEMBERS} members")));
+                    }
+                }
+                Ok(Few(members))
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
+}
+
+/// A member's name, borrowed where nothing is escaped in it.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
 struct Members<'a> {
@@ -65,21 +146,21 @@ struct Members<'a> {
 }
 
 /// The changes of a body, in order; or what is wrong with it.
-pub fn parse(body: &str) -> Result<Vec<Change<'_>>, String> {
+pub fn parse(body: &str) -> Result<Changes<'_>, String> {
     must_be_object(body, "the payload")?;
-    let body: Body = serde_json::from_str(body).map_err(|error| error.to_string())?;
-    body.changes
-        .into_iter()
-        .enumerate()
-        .map(|(i, change)| parse_change(change.get()).map_err(|why| format!("change {}: {why}", i + 1)))
-        .collect()
+    let Body { changes } = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    for (i, change) in changes.iter().enumerate() {
+        parse_change(change.get()).map_err(|why| format!("change {}: {why}", i + 1))?;
+    }
+    Ok(Changes(changes))
 }
 
 fn parse_change(text: &str) -> Result<Change<'_>, String> {
     must_be_object(text, "it")?;
     let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let id = uuid::Uuid::try_parse(&members.dedup_key)
-        .map_err(|_| format!("dedup_key is not a UUID: \"{}\"", members.dedup_key))?;
+    let id = uuid::Uuid::try_parse(&members.dedup_key).map_err(|_| {
+        format!("dedup_key is not a UUID: \"{}\"", members.dedup_key.chars().take(50).collect::<String>())
+    })?;
     let pk = match members.op {
         Op::Truncate => Object::default(),
         _ => object(members.pk, "pk")?,
@@ -102,7 +183,7 @@ fn parse_change(text: &str) -> Result<Change<'_>, String> {
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
     let text = value.map(RawValue::get).unwrap_or("null");
     must_be_object(text, member)?;
-    let members = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let Few(members) = serde_json::from_str(text).map_err(|error| format!("{member}: {error}"))?;
     Ok(Object { text, members })
 }
 
@@ -121,11 +202,33 @@ mod tests {
         format!(r#"{{"changes": [{{"schema": "s", "table": "t", "dedup_key": "{KEY}", {members}}}]}}"#)
     }
 
+    fn first<'a>(changes: &Changes<'a>) -> Change<'a> {
+        changes.iter().next().unwrap()
+    }
+
+    #[test]
+    fn parts_are_counted() {
+        let changes = |n: usize| format!(r#"{{"changes": [{}]}}"#, vec!["1"; n].join(","));
+        assert!(parse(&changes(MOST_CHANGES)).unwrap_err().starts_with("change 1: "));
+        assert!(parse(&changes(MOST_CHANGES + 1)).unwrap_err().starts_with("more than 100000 changes"));
+        let columns = |n: usize| (0..n).map(|i| format!("\"c{i}\": 1")).collect::<Vec<_>>().join(", ");
+        for member in ["data", "old"] {
+            let update = |n| {
+                change(&format!(r#""op": "UPDATE", "data": {{}}, "pk": {{"id": 1}}, "{member}": {{{}}}"#, columns(n)))
+            };
+            let update =
+                |n| update(n).replacen(r#""data": {}, "#, if member == "data" { "" } else { r#""data": {}, "# }, 1);
+            assert!(parse(&update(MOST_MEMBERS)).is_ok());
+            assert!(parse(&update(MOST_MEMBERS + 1)).unwrap_err().contains("more than 1600 members"));
+        }
+    }
+
     #[test]
     fn takes_the_six_members_and_ignores_others() {
         let body = change(r#""op": "UPDATE", "pk": {"id": 7}, "data": {"b": [1, {"c": null}], "a": 1.50}, "id": 3"#);
         let changes = parse(&body).unwrap();
-        let [change] = changes.as_slice() else { panic!("one change") };
+        assert_eq!(changes.len(), 1);
+        let change = first(&changes);
         assert_eq!((&*change.schema, &*change.table, change.op), ("s", "t", Op::Update));
         assert_eq!(change.pk.text, r#"{"id": 7}"#);
         let data: Vec<_> = change.data.members.iter().map(|(name, value)| (&**name, value.get())).collect();
@@ -149,14 +252,14 @@ mod tests {
             (r#""op": "INSERT", "pk": {"id": 1}, "data": {"id": 1}, "old": {"a": 1}"#, None),
         ] {
             let body = change(members);
-            assert_eq!(parse(&body).unwrap()[0].old.as_ref().map(|old| old.text), expected, "{members}");
+            assert_eq!(first(&parse(&body).unwrap()).old.as_ref().map(|old| old.text), expected, "{members}");
         }
     }
 
     #[test]
     fn escaped_names_are_read() {
         let body = change(r#""op": "DELETE", "pk": {"\u00e9\"": 1}"#);
-        assert!(parse(&body).unwrap()[0].pk.members.contains_key("é\""));
+        assert!(first(&parse(&body).unwrap()).pk.members.contains_key("é\""));
     }
 
     #[test]

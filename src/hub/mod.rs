@@ -45,7 +45,8 @@ pub fn apply(payload: &str) -> Result<String> {
     // First, so that nothing that happens later can leave it out.
     xact::commit_durably();
     let scratch = Scratch::new();
-    for (position, change) in (0..).zip(&changes) {
+    for (position, change) in (0..).zip(changes.iter()) {
+        let change = &change;
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
             continue; // left unmentioned: it must not overtake
         }
@@ -56,13 +57,13 @@ pub fn apply(payload: &str) -> Result<String> {
                 .hint("Nothing was applied. Send the same body again."));
         }
         match applied {
-            Ok(Applied::Done) => answer.ack(&change.dedup_key),
+            Ok(Applied::Done) => answer.ack(change.dedup_key.clone()),
             Ok(Applied::Before) => {
                 any_known = true;
-                answer.ack(&change.dedup_key);
+                answer.ack(change.dedup_key.clone());
             }
             Ok(Applied::Conflict(why)) => {
-                answer.conflict(&change.dedup_key, &why);
+                answer.conflict(change.dedup_key.clone(), &why);
                 parked.park(&touched(change), position);
             }
             // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
@@ -75,7 +76,7 @@ pub fn apply(payload: &str) -> Result<String> {
                 );
             }
             Err(caught) => {
-                answer.error(&change.dedup_key, &caught.message);
+                answer.error(change.dedup_key.clone(), &caught.message);
                 parked.park(&touched(change), position);
             }
         }

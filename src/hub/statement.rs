@@ -249,7 +249,7 @@ mod tests {
             r#"{{"changes": [{{"schema": "s", "table": "t", "op": "{op}", "pk": {pk}, "data": {data},
                 "dedup_key": "01920000-0000-7000-8000-000000000001"}}]}}"#
         );
-        of(&parse(&body).unwrap()[0], table)
+        of(&parse(&body).unwrap().iter().next().unwrap(), table)
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
     fn what_the_sender_saw_must_still_be_there() {
         let body = r#"{"changes": [{"schema": "s", "table": "t", "op": "UPDATE", "pk": {"id": 1}, "data": {"a": "y"},
             "old": {"a": "x", "sum": 5, "alien": 1}, "dedup_key": "01920000-0000-7000-8000-000000000001"}]}"#;
-        let statement = of(&parse(body).unwrap()[0], &table(false, false)).unwrap();
+        let statement = of(&parse(body).unwrap().iter().next().unwrap(), &table(false, false)).unwrap();
         let differs = differs("a");
         let old = "pg_catalog.json_to_record($3) AS o(\"a\" text)";
         assert!(statement.sql.ends_with(&format!(" AND NOT (SELECT {differs} FROM {old})")), "{}", statement.sql);

@@ -9,7 +9,7 @@ pub fn body(input: &[u8]) {
         Ok(changes) => changes,
         Err(why) => return assert!(!why.is_empty()),
     };
-    for change in changes {
+    for change in changes.iter() {
         let truncate = change.op == Op::Truncate;
         assert_eq!(change.pk.members.is_empty(), truncate, "only TRUNCATE has no key");
         assert!(uuid::Uuid::try_parse(&change.dedup_key) == Ok(change.id));

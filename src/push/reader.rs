@@ -32,8 +32,10 @@ const NOTHING: i64 = i64::MAX;
 const FAIR_EVERY: u32 = 8;
 /// How often keys with changes in several priorities are looked for while there are any: that reads all of theirs.
 const CROSSING_EVERY: Duration = Duration::from_secs(1);
-/// Looking back may take this share of the time, one in so many.
+/// Looking back may take this share of the time, one in so many; a bounded session's looks for HIGH changes too, as long as
+/// that has none of them wait longer than this.
 const LOOK_BACK_SHARE: u32 = 10;
+const LOOK_FOR_HIGH_EVERY: Duration = Duration::from_millis(5);
 
 /// Which changes a session is about.
 #[derive(Clone, Debug, Default)]
@@ -369,7 +371,7 @@ impl Reader {
         self.requests = self.requests.wrapping_add(u32::from(!only_high));
         (self.news_before, self.news) = (self.news, NOTHING);
         if self.bounded {
-            self.high_not_before = Instant::now() + took;
+            self.high_not_before = Instant::now() + (LOOK_BACK_SHARE * took).min(LOOK_FOR_HIGH_EVERY).max(took);
         }
     }
 
