@@ -350,7 +350,8 @@ impl Reader {
         if self.requests % FAIR_EVERY == FAIR_EVERY - 1 {
             let share = |all: usize, of: usize| (all / of).max(1);
             // In turns, for requests that have room for one change only.
-            let (first, second) = if self.requests / FAIR_EVERY % 2 == 0 { (Low, Normal) } else { (Normal, Low) };
+            let (first, second) =
+                if (self.requests / FAIR_EVERY).is_multiple_of(2) { (Low, Normal) } else { (Normal, Low) };
             shares.splice(0..0, [(first, share(rows, 4), share(bytes, 4)), (second, share(rows, 2), share(bytes, 2))]);
         }
         shares
