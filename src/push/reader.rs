@@ -323,6 +323,8 @@ impl Reader {
             return;
         }
         if !self.crossing.is_empty() && !self.crossing_is_old() {
+            // What may have been announced after the last snapshot is read with the next one.
+            self.news = self.news.min(self.news_before);
             return;
         }
         let committed = Snapshot::take();
