@@ -49,7 +49,8 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
     let find = || accepted::find(schema, schema_name, table_name);
     let not_accepted = || format!("table {name} is not accepted here; its owner can call sync_outbox_accept()");
     let found = find().ok_or_else(not_accepted)?;
-    drop(Open::table(found.oid));
+    // Not as it was found, since it may have been given away until it was locked: its new owner's code would run as the old one.
+    let owner = Open::table(found.oid).borrow().owner();
     // Until now it could be renamed, and another one take its name.
     if find().is_none_or(|again| again.oid != found.oid) {
         return Err(not_accepted());
@@ -72,5 +73,5 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
         columns,
         keys: accepted::keys(found.oid),
     };
-    Ok(Table { owner: found.owner, shape })
+    Ok(Table { owner, shape })
 }

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 /// An accepted table.
 pub struct Accepted {
     pub oid: Oid,
-    pub owner: Oid,
     pub partitioned: bool,
     /// By foreign keys of other tables.
     pub referenced: bool,
@@ -20,7 +19,7 @@ pub struct Accepted {
 pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Accepted> {
     spi::first(
         &schema.sql(
-            "SELECT c.oid, c.relowner, c.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\",
+            "SELECT c.oid, c.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\",
                     EXISTS (SELECT FROM pg_catalog.pg_constraint f
                              WHERE f.confrelid OPERATOR(pg_catalog.=) c.oid
                                AND f.contype OPERATOR(pg_catalog.=) 'f'::pg_catalog.\"char\"
@@ -37,10 +36,9 @@ pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Acce
         &[Arg::text_utf8(schema_name), Arg::text_utf8(table_name)],
         |row| Accepted {
             oid: row.get(1).unwrap_or(Oid::INVALID),
-            owner: row.get(2).unwrap_or(Oid::INVALID),
-            partitioned: row.get(3).unwrap_or_default(),
-            referenced: row.get(4).unwrap_or_default(),
-            ignore_unknown: row.get(5).unwrap_or_default(),
+            partitioned: row.get(2).unwrap_or_default(),
+            referenced: row.get(3).unwrap_or_default(),
+            ignore_unknown: row.get(4).unwrap_or_default(),
         },
     )
 }
