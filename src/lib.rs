@@ -14,6 +14,7 @@ mod capture;
 mod delivery;
 mod error;
 mod hub;
+mod json;
 mod pg;
 #[cfg(any(test, fuzzing))]
 pub mod properties;

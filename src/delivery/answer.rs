@@ -1,8 +1,10 @@
 //! The target's word on each change: `{"acked": [..], "errors": [{"dedup_key", "error"}], "conflicts": [..]}`.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use uuid::Uuid;
 
 /// What an answer says. Keys nobody asked about do no harm: only the keys of the request are ever looked up.
@@ -34,14 +36,11 @@ impl Answer {
             return None; // serde would take a list for an object's members in order
         }
         let body: Body = serde_json::from_slice(body).ok()?;
-        let mut acked: Vec<Uuid> = body.acked.unwrap_or_default().into_iter().filter_map(|i| i.key).collect();
+        let mut acked = body.acked.unwrap_or_default().0;
         acked.sort_unstable();
-        let words = |items: Vec<Item>| items.into_iter().filter_map(|i| Some((i.key?, i.error))).collect();
-        Some(Answer {
-            acked,
-            errors: words(body.errors.unwrap_or_default()),
-            conflicts: words(body.conflicts.unwrap_or_default()),
-        })
+        let Said(errors) = body.errors.unwrap_or_default();
+        let Said(conflicts) = body.conflicts.unwrap_or_default();
+        Some(Answer { acked, errors, conflicts })
     }
 
     /// The word on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
@@ -61,11 +60,61 @@ impl Answer {
 #[derive(serde::Deserialize)]
 struct Body {
     #[serde(default)]
-    acked: Option<Vec<Item>>,
+    acked: Option<Keys>,
     #[serde(default)]
-    errors: Option<Vec<Item>>,
+    errors: Option<Said>,
     #[serde(default)]
-    conflicts: Option<Vec<Item>>,
+    conflicts: Option<Said>,
+}
+
+/// The keys of a list. Entries without one are not kept: there can be many in few bytes.
+#[derive(Default)]
+struct Keys(Vec<Uuid>);
+
+/// The keys of a list, each with the target's words.
+#[derive(Default)]
+struct Said(HashMap<Uuid, String>);
+
+impl Extend<(Uuid, String)> for Keys {
+    fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
+        self.0.extend(items.into_iter().map(|(key, _)| key));
+    }
+}
+
+impl Extend<(Uuid, String)> for Said {
+    fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
+        self.0.extend(items);
+    }
+}
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Said {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(List(PhantomData))
+    }
+}
+
+struct List<T>(PhantomData<T>);
+
+impl<'de, T: Default + Extend<(Uuid, String)>> Visitor<'de> for List<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<T, A::Error> {
+        let mut items = T::default();
+        while let Some(Item { key, error }) = list.next_element()? {
+            items.extend(key.map(|key| (key, error)));
+        }
+        Ok(items)
+    }
 }
 
 /// A key, alone or in an object with the target's words; anything else has no key.
@@ -128,15 +177,20 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 }
 
-/// The target's words: a string, or whatever JSON it sent instead.
+/// What is kept of an error that is no string: more than is shown of it.
+const MOST_CHARS_OF_JSON: usize = 2_000;
+
+/// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in memory,
+/// where few bytes can mean many levels.
 struct Words(String);
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Words(match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::String(text) => text,
-            serde_json::Value::Null => String::new(),
-            other => other.to_string(),
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(Words(match json {
+            "null" => String::new(),
+            json if json.starts_with('"') => serde_json::from_str(json).map_err(D::Error::custom)?,
+            json => json.chars().take(MOST_CHARS_OF_JSON).collect(),
         }))
     }
 }

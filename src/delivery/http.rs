@@ -9,6 +9,7 @@ use super::resolve::{Filtered, NotAllowed};
 use super::tls;
 use crate::settings::Delivery;
 use std::io::{ErrorKind, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ pub struct Http {
     replies: Receiver<Reply>,
     /// Made by the thread.
     agent: Arc<OnceLock<ureq::Agent>>,
+    /// Nobody waits any more: what has not begun must not begin.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Http {
@@ -75,12 +78,16 @@ impl Http {
         let (jobs, inbox) = channel::<Request>();
         let (outbox, replies) = channel::<Reply>();
         let agent = Arc::new(OnceLock::new());
-        let (shared, settings) = (agent.clone(), settings.clone());
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (shared, settings, no_more) = (agent.clone(), settings.clone(), given_up.clone());
         std::thread::Builder::new()
             .name("sync_outbox http".into())
             .spawn(move || {
                 let mut client = Client::new(&settings, &shared);
                 while let Ok(request) = inbox.recv() {
+                    if no_more.load(Ordering::SeqCst) {
+                        return;
+                    }
                     let reply = match &mut client {
                         Ok(client) => client.perform(&request),
                         Err(why) => Err(NoResponse::Unusable(why.clone())),
@@ -93,7 +100,7 @@ impl Http {
                 }
             })
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        Ok(Http { jobs, replies, agent })
+        Ok(Http { jobs, replies, agent, given_up })
     }
 
     /// Hands a request to the thread.
@@ -116,6 +123,8 @@ impl Http {
 
 impl Drop for Http {
     fn drop(&mut self) {
+        // Before the agent is looked for: the thread makes it before it looks here.
+        self.given_up.store(true, Ordering::SeqCst);
         if let Some(agent) = self.agent.get() {
             agent.clone().shutdown();
         }
@@ -202,8 +211,9 @@ impl Client {
         let html = header("content-type").is_some_and(|t| t.trim_start().to_ascii_lowercase().starts_with("text/html"));
         let status = response.status();
         let most = ANSWER_BYTES + ANSWER_BYTES_PER_CHANGE * request.changes as u64;
-        let mut answer = Vec::new();
-        response.into_body().into_reader().take(most + 1).read_to_end(&mut answer)?;
+        let mut answer = Bounded(Vec::new());
+        std::io::copy(&mut response.into_body().into_reader().take(most + 1), &mut answer)?;
+        let Bounded(answer) = answer;
         if answer.len() as u64 > most && status.is_success() {
             return Err(Failure::new(format!("the answer is longer than {most} bytes")));
         }

@@ -58,7 +58,7 @@ fn with_words(entries: &[(Cow<'_, str>, String)], out: &mut String) {
 }
 
 /// One line of bounded length, also when it is escaped.
-fn clean(error: &str) -> String {
+pub fn clean(error: &str) -> String {
     let (mut clean, mut bytes) = (String::new(), 0);
     for (position, c) in error.chars().map(|c| if c.is_control() { ' ' } else { c }).enumerate() {
         bytes += escaped_bytes(c);

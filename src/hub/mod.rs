@@ -28,7 +28,7 @@ use table::{Table, Tables};
 /// Applies a body and returns the answer as JSON text.
 pub fn apply(payload: &str) -> Result<String> {
     let changes = body::parse(payload).map_err(|why| {
-        Error::argument("the payload is not a body of changes").detail(why).hint(
+        Error::argument("the payload is not a body of changes").detail(answer::clean(&why)).hint(
             r#"Pass {"changes": [{"schema": .., "table": .., "op": "UPDATE", "pk": {..}, "data": {..}, "dedup_key": ".."}]}."#,
         )
     })?;
@@ -50,8 +50,14 @@ pub fn apply(payload: &str) -> Result<String> {
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
             continue; // left unmentioned: it must not overtake
         }
-        let applied =
-            waits.count(|| scratch.run(|| tables.get(change).and_then(|table| apply_one(&schema, table, change))));
+        let mut table_is_known = false;
+        let applied = waits.count(|| {
+            scratch.run(|| {
+                let table = tables.get(change)?;
+                table_is_known = true;
+                apply_one(&schema, table, change)
+            })
+        });
         if time.is_over() {
             return Err(Error::new(SqlState::ERRCODE_QUERY_CANCELED, "canceling statement due to statement timeout")
                 .hint("Nothing was applied. Send the same body again."));
@@ -68,7 +74,8 @@ pub fn apply(payload: &str) -> Result<String> {
             }
             // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
             Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE && !caught.raised_by_code => {
-                parked.park(&touched(change), position);
+                let whole_table = || Touched::new(&change.schema, &change.table, None, None);
+                parked.park(&if table_is_known { touched(change) } else { whole_table() }, position);
             }
             Err(caught) if ends_the_request(&caught) => {
                 return Err(
@@ -149,6 +156,7 @@ fn apply_one(
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));
         let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
+        table.must_be_as_it_was();
         let _restricted = ActAs::restricted(table.owner);
         let old = change.old.as_ref().map_or("{}", |old| old.text);
         let arguments = [Arg::json_utf8(change.pk.text), Arg::json_utf8(change.data.text), Arg::json_utf8(old)];
@@ -206,7 +214,6 @@ fn ends_the_request(caught: &Caught) -> bool {
         SqlState::ERRCODE_OPERATOR_INTERVENTION,
         SqlState::ERRCODE_TRANSACTION_ROLLBACK,
         SqlState::ERRCODE_INSUFFICIENT_RESOURCES,
-        SqlState::ERRCODE_INVALID_TRANSACTION_STATE,
     ]
     .into_iter()
     .any(|of| class(of) == class(sqlstate))

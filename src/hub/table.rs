@@ -4,17 +4,40 @@
 
 use super::body::Change;
 use super::shape::{Column, Shape};
+use crate::error::{Error, SqlState};
 use crate::pg::Oid;
 use crate::pg::guc::Nest;
 use crate::pg::relation::Open;
+use crate::pg::text;
 use crate::pg::xact::{self, Caught};
 use crate::store::{Schema, accepted, quote_ident};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 pub struct Table {
+    oid: Oid,
+    /// In the server's encoding.
+    schema_name: Vec<u8>,
+    table_name: Vec<u8>,
     pub owner: Oid,
     pub shape: Shape,
+}
+
+impl Table {
+    /// Raises if its name has another owner's table by now: no lock of ours keeps code that an earlier change of the same call
+    /// has run from dropping, renaming or giving away what it may.
+    pub fn must_be_as_it_was(&self) {
+        let open = Open::table(self.oid);
+        let now = open.borrow();
+        if now.owner() != self.owner || !now.is_named(&self.schema_name, &self.table_name) {
+            Error::new(
+                SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("table {} is another one now", self.shape.name),
+            )
+            .hint("Code of an earlier change has replaced it or changed its owner.")
+            .raise();
+        }
+    }
 }
 
 /// Tables by schema and name; `Err` says why changes of a table are refused.
@@ -48,6 +71,11 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
     let name = format!("{}.{}", quote_ident(schema_name), quote_ident(table_name));
     let find = || accepted::find(schema, schema_name, table_name);
     let not_accepted = || format!("table {name} is not accepted here; its owner can call sync_outbox_accept()");
+    let (schema_bytes, table_bytes) = (text::from_utf8(schema_name), text::from_utf8(table_name));
+    // The cast to a name would cut it, and find another table.
+    if [&schema_bytes, &table_bytes].iter().any(|name| name.len() >= text::NAME_BYTES || name.contains(&0)) {
+        return Err("the table's name is too long, or contains a NUL".into());
+    }
     let found = find().ok_or_else(not_accepted)?;
     // Not as it was found, since it may have been given away until it was locked: its new owner's code would run as the old one.
     let owner = Open::table(found.oid).borrow().owner();
@@ -73,5 +101,5 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
         columns,
         keys: accepted::keys(found.oid),
     };
-    Ok(Table { owner, shape })
+    Ok(Table { oid: found.oid, schema_name: schema_bytes, table_name: table_bytes, owner, shape })
 }

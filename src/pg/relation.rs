@@ -39,6 +39,16 @@ impl Borrowed<'_> {
         unsafe { (*(*self.0).rd_rel).relowner }
     }
 
+    /// Whether this is its schema and name.
+    pub fn is_named(&self, schema: &[u8], name: &[u8]) -> bool {
+        // SAFETY: an open relation's pg_class row; its name is NUL-terminated.
+        let (namespace, own) = unsafe {
+            let class = &*(*self.0).rd_rel;
+            (class.relnamespace, std::ffi::CStr::from_ptr(class.relname.data.as_ptr()).to_bytes())
+        };
+        own == name && schema_name(namespace) == schema
+    }
+
     pub fn natts(&self) -> usize {
         // SAFETY: as above.
         unsafe { (*(*self.0).rd_att).natts as usize }

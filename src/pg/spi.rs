@@ -253,10 +253,14 @@ thread_local! {
 /// Plans of statements whose text follows from input that a session keeps. A plan of apply takes about 30 kB, and
 /// each one costs a little whenever the plan cache is told that it is stale, which apply does twice in a call.
 const VARIED_MOST: usize = 500;
+/// And bytes of their text: the plan of a statement takes about a hundred times its text.
+const VARIED_MOST_BYTES: usize = 256 * 1024;
 
 #[derive(Default)]
 struct Varied {
     plans: HashMap<String, Rc<VariedPlan>>,
+    /// Of the texts of all statements.
+    bytes: usize,
     /// Counts uses.
     clock: u64,
 }
@@ -286,12 +290,15 @@ impl Varied {
 
     /// Keeps a plan, in place of the one that has not been used for longest. Looking for that one costs much less than
     /// making the plan did.
-    fn keep(&mut self, sql: &str, plan: pg_sys::SPIPlanPtr) -> (Rc<VariedPlan>, Option<Rc<VariedPlan>>) {
-        let mut out = None;
-        if self.plans.len() >= VARIED_MOST {
+    fn keep(&mut self, sql: &str, plan: pg_sys::SPIPlanPtr) -> (Rc<VariedPlan>, Vec<Rc<VariedPlan>>) {
+        let mut out = Vec::new();
+        while self.plans.len() >= VARIED_MOST || !self.plans.is_empty() && self.bytes + sql.len() > VARIED_MOST_BYTES {
             let oldest = self.plans.iter().min_by_key(|(_, plan)| plan.used.get()).map(|(sql, _)| sql.clone());
-            out = oldest.and_then(|sql| self.plans.remove(&sql));
+            let Some(oldest) = oldest else { break };
+            self.bytes -= oldest.len();
+            out.extend(self.plans.remove(&oldest));
         }
+        self.bytes += sql.len();
         let plan = Rc::new(VariedPlan { plan, used: Cell::new(self.clock) });
         self.plans.insert(sql.to_owned(), plan.clone());
         (plan, out)
@@ -319,7 +326,9 @@ fn prepare_and_keep(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
 fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     let mut types: Vec<pg_sys::Oid> = args.iter().map(|a| a.oid).collect();
     // Names in it come from the catalogs, so the server encoding has their characters.
-    let text = CString::new(super::text::from_utf8(sql)).unwrap_or_default();
+    let Ok(text) = CString::new(super::text::from_utf8(sql)) else {
+        pgrx::error!("a statement contains a NUL"); // cut there, it would be another one
+    };
     // SAFETY: NUL-terminated text and as many types as arguments; errors are raised by the parser.
     let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };
     if plan.is_null() {

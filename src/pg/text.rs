@@ -80,6 +80,9 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
+/// Bytes of a name with the NUL at its end.
+pub const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;
+
 /// `text` in the server encoding; characters that it does not have become question marks.
 pub fn from_utf8(text: &str) -> Vec<u8> {
     if server_is_utf8() || text.is_ascii() {

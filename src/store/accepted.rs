@@ -53,25 +53,34 @@ pub struct Flaw {
 
 /// What is wrong with a table or one of its partitions, if anything is.
 pub fn flaw(relation: Oid) -> Option<Flaw> {
-    let (unlogged, deferrable) = spi::first(
+    let (unlogged, deferrable, foreign) = spi::first(
         "SELECT pg_catalog.min(CASE WHEN l.relpersistence OPERATOR(pg_catalog.<>) 'p'::pg_catalog.\"char\"
                                     THEN r.oid::pg_catalog.regclass::pg_catalog.text END),
                 pg_catalog.min(CASE WHEN NOT i.indimmediate
-                                    THEN i.indexrelid::pg_catalog.regclass::pg_catalog.text END)
+                                    THEN i.indexrelid::pg_catalog.regclass::pg_catalog.text END),
+                pg_catalog.min(CASE WHEN l.relowner OPERATOR(pg_catalog.<>) o.relowner
+                                    THEN r.oid::pg_catalog.regclass::pg_catalog.text END)
            FROM (SELECT $1 UNION ALL
                  SELECT p.relid::pg_catalog.oid FROM pg_catalog.pg_class c
                   CROSS JOIN LATERAL pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p
                   WHERE c.oid OPERATOR(pg_catalog.=) $1
                     AND c.relkind OPERATOR(pg_catalog.=) 'p'::pg_catalog.\"char\") r (oid)
            JOIN pg_catalog.pg_class l ON l.oid OPERATOR(pg_catalog.=) r.oid
+           JOIN pg_catalog.pg_class o ON o.oid OPERATOR(pg_catalog.=) $1
            LEFT JOIN pg_catalog.pg_index i ON i.indrelid OPERATOR(pg_catalog.=) r.oid",
         &[relation.into()],
-        |row| (row.utf8(1), row.utf8(2)),
+        |row| (row.utf8(1), row.utf8(2), row.utf8(3)),
     )?;
     if let Some(unlogged) = unlogged {
         return Some(Flaw {
             why: format!("is not permanent: a crash empties {unlogged}"),
             hint: "ALTER TABLE .. SET LOGGED, or accept another table: what is acknowledged must survive a crash.",
+        });
+    }
+    if let Some(partition) = foreign {
+        return Some(Flaw {
+            why: format!("has the partition {partition} of another owner, whose code would run as the table's owner"),
+            hint: "ALTER TABLE .. OWNER TO: one owner for the table and all its partitions.",
         });
     }
     deferrable.map(|index| Flaw {
