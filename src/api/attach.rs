@@ -41,6 +41,8 @@ fn sync_outbox_attach(
             columns: argument::list(argument::texts(columns), "columns")?,
             exclude: argument::list(argument::texts(exclude), "exclude")?,
             exclude_attnums: defaults.exclude_attnums,
+            columns_attnums: defaults.columns_attnums,
+            attnums_of: defaults.attnums_of,
             branch_column: branch_column.map(text::name),
             key_columns: argument::list(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),

@@ -94,12 +94,15 @@ impl Given {
     /// The options of a table that has been attached with `before`, if at all.
     pub fn over(&self, before: Option<Options>) -> Options {
         let before = before.unwrap_or_default();
+        // Named again, they are the columns that are called so now.
+        let named_again = self.exclude.is_some() || self.columns.is_some();
         Options {
             target: self.target.clone().unwrap_or(before.target),
             priority: self.priority.unwrap_or(before.priority),
             columns: self.columns.clone().or(before.columns),
-            // Named again, they are the columns that are called so now.
-            exclude_attnums: if self.exclude.is_some() { Vec::new() } else { before.exclude_attnums },
+            exclude_attnums: if named_again { Vec::new() } else { before.exclude_attnums },
+            columns_attnums: if named_again { Vec::new() } else { before.columns_attnums },
+            attnums_of: before.attnums_of.filter(|_| !named_again),
             exclude: self.exclude.clone().or(before.exclude),
             branch_column: self.branch_column.clone().or(before.branch_column),
             key_columns: self.key_columns.clone().or(before.key_columns),

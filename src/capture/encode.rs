@@ -4,7 +4,7 @@
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
 
 use crate::pg::buffer::Buffer;
-use crate::pg::datum::{self, Function, Value};
+use crate::pg::datum::{self, Function, UsersFunction, Value};
 use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
 use pgrx::pg_sys;
@@ -30,7 +30,7 @@ pub enum Encoder {
     /// A function of PostgreSQL that gives json: arrays of its own types.
     ToJson(Function),
     /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
-    UsersJson(Function),
+    UsersJson(UsersFunction),
     /// An output function that gives json as it is.
     RawOutput(Function),
     /// Anything else: its text, quoted.
@@ -56,11 +56,14 @@ impl Encoder {
             pg_sys::JSONOID => Encoder::Json,
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
             _ => {
-                let to_json = if relation::is_users_type(base) { Encoder::UsersJson } else { Encoder::ToJson };
+                let to_json = |function| match relation::is_users_type(base) {
+                    true => Encoder::UsersJson(UsersFunction::new(function)),
+                    false => Encoder::ToJson(Function::new(function)),
+                };
                 match relation::json_kind(base) {
-                    JsonKind::Array => to_json(Function::new(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY))),
-                    JsonKind::Composite => to_json(Function::new(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD))),
-                    JsonKind::Cast(function) => to_json(Function::new(function)),
+                    JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY)),
+                    JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD)),
+                    JsonKind::Cast(function) => to_json(function),
                     JsonKind::Other => Encoder::Output(Function::output(base)),
                 }
             }

@@ -87,8 +87,13 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
 impl Options {
     /// With what has to be kept of the columns beside their names.
     fn of_relation(mut self, oid: Oid) -> Self {
-        if self.exclude_attnums.is_empty() {
-            self.exclude_attnums = attached::attribute_numbers(oid, self.exclude.as_deref().unwrap_or_default());
+        let numbers =
+            |columns: &Option<Vec<String>>| attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default());
+        if self.exclude_attnums.is_empty() && self.columns_attnums.is_empty() {
+            self.exclude_attnums = numbers(&self.exclude);
+            self.columns_attnums = numbers(&self.columns);
+            let any = !self.exclude_attnums.is_empty() || !self.columns_attnums.is_empty();
+            self.attnums_of = any.then(|| oid.to_u32());
         }
         self
     }

@@ -49,6 +49,12 @@ pub struct Options {
     /// restore can only make them smaller. Absent where 0.1.0 attached the table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_attnums: Vec<i16>,
+    /// Those of `columns`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns_attnums: Vec<i16>,
+    /// The table whose numbers these are. Another one is there after a restore, where they can have become smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attnums_of: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_column: Option<String>,
     /// Columns of another unique index than the primary key. Absent: the primary key, whatever it is called today.
@@ -71,6 +77,8 @@ impl Default for Options {
             columns: None,
             exclude: None,
             exclude_attnums: Vec::new(),
+            columns_attnums: Vec::new(),
+            attnums_of: None,
             branch_column: None,
             key_columns: None,
             operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),

@@ -160,7 +160,7 @@ impl Plan {
         options.named_columns().for_each(|(column, argument)| {
             find(column, argument);
         });
-        require_the_same_excluded(root, options, &name);
+        require_the_same_columns(root, options, &name);
         let key_names = attached::key_of(root, options.key_columns.as_deref())
             .unwrap_or_else(|error| error.hint(again(&name, "with a key that the table has")).raise());
 
@@ -315,26 +315,38 @@ fn label(name: &[u8]) -> Vec<u8> {
     label.to_vec()
 }
 
-/// Refuses the write if a column is called as one that was excluded, but is another: what was excluded has been renamed
-/// or dropped then, and may be captured under its new name.
-fn require_the_same_excluded(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
-    let excluded = options.exclude.as_deref().unwrap_or_default();
-    if options.exclude_attnums.is_empty() {
-        return;
-    }
-    let now = attached::attribute_numbers(root, excluded);
-    let replaced = excluded.iter().zip(now).zip(&options.exclude_attnums).find(|((_, now), then)| now > *then);
-    if let Some(((column, _), _)) = replaced {
-        Error::new(
-            SqlState::ERRCODE_UNDEFINED_COLUMN,
-            format!(
-                "column \"{column}\" of \"{}\" is not the one that sync_outbox_attach() was told to exclude",
-                text::to_utf8(&name.1)
-            ),
-        )
-        .detail("It was made later. The one that was meant has been renamed or dropped.")
-        .hint(again(name, "and exclude what must not be captured"))
-        .raise()
+/// Refuses the write if a column is called as one that was named, but is another: what was excluded has been renamed or
+/// dropped then, and may be captured under its new name, or what must not be captured has got the name of what may.
+fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
+    let same_table = options.attnums_of == Some(root.to_u32());
+    let lists = [
+        (&options.exclude, &options.exclude_attnums, "exclude"),
+        (&options.columns, &options.columns_attnums, "capture"),
+    ];
+    for (columns, then, what_for) in lists {
+        let Some(columns) = columns.as_deref().filter(|_| !then.is_empty()) else { continue };
+        let now = attached::attribute_numbers(root, columns);
+        let is_another = |now: i16, then: i16| if same_table { now != then } else { now > then };
+        let replaced = columns.iter().zip(now).zip(then).find(|((_, now), then)| is_another(*now, **then));
+        if let Some(((column, _), _)) = replaced {
+            Error::new(
+                SqlState::ERRCODE_UNDEFINED_COLUMN,
+                format!(
+                    "column \"{column}\" of \"{}\" is not the one that sync_outbox_attach() was told to {what_for}",
+                    text::to_utf8(&name.1)
+                ),
+            )
+            .detail("The one that was meant has been renamed or dropped.")
+            .hint(again(
+                name,
+                if what_for == "exclude" {
+                    "and exclude what must not be captured"
+                } else {
+                    "and name what is to be captured"
+                },
+            ))
+            .raise()
+        }
     }
 }
 

@@ -126,6 +126,24 @@ pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&
     }
 }
 
+/// A function of users, of one argument: looked up for every call, whose state ends with the current memory context. A
+/// function in SQL keeps in its state where it is: after an error in a savepoint, or where it comes back to itself, that is not
+/// one to go on from; and it can get another owner, body or language meanwhile.
+pub struct UsersFunction(pg_sys::Oid);
+
+impl UsersFunction {
+    pub fn new(oid: pg_sys::Oid) -> Self {
+        UsersFunction(oid)
+    }
+
+    /// As [`Function::write_varlena`].
+    pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
+        // SAFETY: the function takes the value's type and returns a varlena.
+        let result = unsafe { pg_sys::OidFunctionCall1Coll(self.0, pg_sys::InvalidOid, value.0) };
+        out.extend_from_slice(Value(result).varlena());
+    }
+}
+
 /// A function of one argument that is called for every row: looked up once.
 pub struct Function(Box<pg_sys::FmgrInfo>);
 

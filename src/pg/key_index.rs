@@ -31,12 +31,20 @@ impl KeyIndex {
                 .collect::<Result<_, _>>()
                 .ok()?;
             let same = keys.len() == columns.len() && columns.iter().all(|column| keys.contains(column));
-            (same && shape.unique && shape.btree && shape.valid && shape.predicate == Predicate::All).then(|| {
-                KeyIndex {
+            (same && shape.unique && shape.btree && shape.valid && shape.predicate == Predicate::All)
+                .then(|| KeyIndex {
                     oid,
                     columns: keys.into_iter().enumerate().map(|(n, key)| KeyColumn::of(&index, n, key)).collect(),
-                }
-            })
+                })
+                .filter(KeyIndex::tells_apart_what_looks_different)
+        })
+    }
+
+    /// Not so where a collation takes other texts for equal: then it would find another row.
+    fn tells_apart_what_looks_different(&self) -> bool {
+        self.columns.iter().all(|KeyColumn { collation, .. }| {
+            // SAFETY: catalog look-up inside a transaction; a collation of an index exists.
+            *collation == pg_sys::InvalidOid || unsafe { pg_sys::get_collation_isdeterministic(*collation) }
         })
     }
 

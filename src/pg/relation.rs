@@ -188,9 +188,12 @@ impl Open {
             let columns = usize::min(form.indnkeyatts as usize, keys.len());
             let descriptor = self.borrow();
             let in_usual_order = (0..columns).all(|i| {
-                let of_type = descriptor.column(i).map(|column| {
-                    pg_sys::get_opclass_family(pg_sys::GetDefaultOpClass(column.type_oid, pg_sys::BTREE_AM_OID))
-                });
+                // What an index stores (of a name: a cstring) need not have a default operator class.
+                let of_type = descriptor
+                    .column(i)
+                    .map(|column| pg_sys::GetDefaultOpClass(column.type_oid, pg_sys::BTREE_AM_OID))
+                    .filter(|class| *class != pg_sys::InvalidOid)
+                    .map(|class| pg_sys::get_opclass_family(class));
                 *(*self.relation).rd_indoption.add(i) == 0 && of_type == Some(*(*self.relation).rd_opfamily.add(i))
             });
             IndexShape {

@@ -26,6 +26,14 @@ impl ActAs {
         ActAs { nest: switch(user, flags), held: Some(Held::new()) }
     }
 
+    /// As `user`, otherwise as [`ActAs::confined`]: for a statement of ours, with names as the caller writes them, in which that
+    /// user's code can run while it is planned or read.
+    pub fn confined_as(user: pg_sys::Oid) -> Self {
+        let nest = Nest::new();
+        enter(user, pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION);
+        ActAs { nest, held: Some(Held::new()) }
+    }
+
     /// As who we are now, and otherwise as [`ActAs::restricted`]: for code of others that PostgreSQL has us run as
     /// ourselves, as a table's triggers are run by whoever writes to it. `search_path` stays.
     pub fn confined() -> Self {

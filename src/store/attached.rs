@@ -102,11 +102,15 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
                      WHEN i.indexprs IS NOT NULL THEN 'is over expressions'
                      WHEN NOT i.indimmediate THEN 'is deferrable: two rows may hold one key for a while'
                      WHEN NOT k.not_null THEN 'allows NULL'
+                     WHEN k.blank THEN 'is of type bpchar without a length, whose equal values can look different'
                      WHEN NOT k.same_image THEN 'has a type or collation whose equal values can look different' END
            FROM pg_catalog.pg_index i
           CROSS JOIN LATERAL (
                 SELECT pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY c.n) AS names,
                        pg_catalog.bool_and(a.attnotnull) AS not_null,
+                       pg_catalog.bool_or(oc.opcintype OPERATOR(pg_catalog.=) 1042::pg_catalog.oid
+                           AND a.atttypmod OPERATOR(pg_catalog.=) -1
+                           AND t.typtypmod OPERATOR(pg_catalog.=) -1) AS blank,
                        pg_catalog.bool_and(
                            -- real, double precision, numeric
                            oc.opcintype OPERATOR(pg_catalog.=) ANY ('{700,701,1700}'::pg_catalog.oid[])
@@ -120,6 +124,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
                   FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS c (attnum, n)
                   JOIN pg_catalog.pg_attribute a
                     ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid AND a.attnum OPERATOR(pg_catalog.=) c.attnum
+                  JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
                   JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[c.n OPERATOR(pg_catalog.-) 1]
                  WHERE c.n OPERATOR(pg_catalog.<=) i.indnkeyatts) k
           WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND k.names IS NOT NULL",
