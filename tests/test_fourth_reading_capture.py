@@ -187,7 +187,8 @@ def test_who_imports_a_table_of_his_own_does_not_stop_other_writers(db):
         ALTER TABLE evil.old ENABLE ROW LEVEL SECURITY;
         ALTER TABLE evil.old FORCE ROW LEVEL SECURITY;
         CREATE POLICY p ON evil.old USING (id = 100 OR nextval('evil.looks') > 99);""")
-    his.execute("SELECT sync_outbox_import('evil.old')")
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="showed more rows"):
+        his.execute("SELECT sync_outbox_import('evil.old')")
     db.run("INSERT INTO sales SELECT generate_series(1, 5)")
 
 
@@ -527,18 +528,3 @@ def test_an_index_of_a_hostile_owner_does_not_run_as_the_superuser_who_administe
     assert not is_super()
     db.run(call)
     assert not is_super()
-
-
-def test_equal_keys_that_look_different_wait_for_each_other(db, receiver):
-    db.aim(receiver)
-    db.run("CREATE TABLE t (id bpchar PRIMARY KEY, v int)")
-    db.attach("t")
-    db.run("INSERT INTO t VALUES ('a ', 1)")
-    db.flush()
-    db.run("DELETE FROM t")
-    db.run("UPDATE sync_outbox SET status = 'CONFLICT'")  # the hub's word on it
-    with pytest.raises(errors.UniqueViolation):
-        db.run("INSERT INTO t VALUES ('a', 2), ('a ', 2)")  # they are one key
-    db.run("INSERT INTO t VALUES ('a', 2)")
-    db.flush()
-    assert [change["op"] for change in receiver.changes] == ["INSERT"]

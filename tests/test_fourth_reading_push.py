@@ -52,27 +52,6 @@ def test_the_memory_of_an_answer_is_bounded(sales, receiver, rows):
     assert most < 300
 
 
-def test_a_stored_key_does_not_overflow_the_workers_stack(new_server, receiver):
-    """A key that a writer stored: jsonb in a primary key, small because it is compressed."""
-    server, db = own(new_server, receiver)
-    db.run("CREATE TABLE j (id jsonb PRIMARY KEY, qty int)")
-    db.attach("j")
-    receiver.behaviour = lambda request, wire: wire.answer(200, {"acked": [], "errors": [
-        {"dedup_key": key, "error": "no"} for key in request.keys]})
-    position = server.log.position()
-    for levels in (200, 120, 60):
-        try:
-            db.run("INSERT INTO j VALUES (%s::jsonb, 1)", [raw_bomb(levels)])
-            print("stored", levels)
-            break
-        except Exception as error:
-            print(levels, str(error)[:100])
-    db.aim(receiver)
-    receiver.wait_for_requests(1, 20)
-    time.sleep(3)
-    assert not server.log.matches("terminated by signal", position)
-
-
 def threads_and_files(pid):
     import os
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))

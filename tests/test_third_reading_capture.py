@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from psycopg import errors
 from support.replay import replay, rows
 
 
@@ -161,10 +162,10 @@ def test_backfills_leave_no_memory(db):
 def test_bpchar_without_length_is_one_key(db):
     """'a' and 'a ' are one key to the index."""
     db.run("CREATE TABLE t (k bpchar PRIMARY KEY, v int)")
-    db.attach("t")
-    db.run("INSERT INTO t VALUES ('a', 1); DELETE FROM t; INSERT INTO t VALUES ('a  ', 2)")
-    keys = {json.dumps(change.pk) for change in db.outbox()}
-    assert len(keys) == 1
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="bpchar without a length"):
+        db.attach("t")
+    db.run("CREATE DOMAIN code AS bpchar(3); CREATE TABLE u (k code PRIMARY KEY)")
+    db.attach("u")
 
 
 def test_swap_of_outbox_sequence(db):

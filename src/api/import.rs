@@ -44,13 +44,14 @@ fn import(oid: Oid) -> Result<i64> {
         let _restricted = ActAs::restricted(old.owner);
         tables(&old)
     };
-    let (lanes, mut next_id, before) = {
+    let (lanes, mut next_id, last_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
         lane::keep_all(&schema)?;
         let lanes = lanes(&schema, tables)?;
         keep_senders_out(&schema, &lanes)?;
-        (lanes, import::last_id(&schema) - rows + 1, import::keys(&schema))
+        let last_id = import::last_id(&schema);
+        (lanes, last_id - rows + 1, last_id, import::keys(&schema))
     };
     let mut keys = Keys { before, now: HashSet::new() };
     let (mut imported, mut skipped) = (0, 0);
@@ -59,6 +60,10 @@ fn import(oid: Oid) -> Result<i64> {
     let restricted = ActAs::restricted(old.owner);
     spi::scan_once(&select(&old), &[], |row| {
         interrupt::check();
+        if next_id > last_id {
+            outcome = Err(other_rows(&old)); // ids after these belong to captured changes
+            return ControlFlow::Break(());
+        }
         match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
             Ok(true) => {
                 imported += 1;
@@ -182,6 +187,15 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// Policies and views can show other rows when they are asked again.
+fn other_rows(old: &Relation) -> Error {
+    Error::new(
+        SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("table {} showed more rows when it was read than when it was counted", old.sql_name),
+    )
+    .hint("Copy its rows into a plain table, and import that.")
 }
 
 fn select(old: &Relation) -> String {

@@ -128,7 +128,8 @@ fn age(schema: &Schema) -> Duration {
     let seconds = spi::first(
         &schema.sql(&format!(
             "{LANES} SELECT extract(epoch FROM
-                        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.min(first.created_at))::bigint
+                        pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) pg_catalog.min(first.created_at)
+                            FILTER (WHERE pg_catalog.isfinite(first.created_at)))::bigint
                FROM lane CROSS JOIN LATERAL (
                     SELECT o.created_at FROM @.sync_outbox o
                      WHERE o.target_id OPERATOR(pg_catalog.=) lane.target_id
