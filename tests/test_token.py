@@ -96,7 +96,8 @@ def test_the_workers_log_says_in_words_that_a_token_is_missing(live, receiver, n
     position = live.server.log.position()
     live.run("INSERT INTO sales VALUES (1)")
 
-    said = wait_for(lambda: live.server.log.matches("sync_outbox sends nothing", position))
+    # At the latest at the worker's next look (interval): it may have found out before there was anything to complain of.
+    said = wait_for(lambda: live.server.log.matches("sync_outbox sends nothing", position), 25)
     assert len(said) == 1
     assert f"LOG:  sync_outbox sends nothing: auth missing: the token was set for {receiver.url}" in said[0]
 
