@@ -14,7 +14,6 @@ mod capture;
 mod delivery;
 mod error;
 mod hub;
-mod json;
 mod pg;
 #[cfg(any(test, fuzzing))]
 pub mod properties;

@@ -142,6 +142,18 @@ def test_the_update_with_a_view_on_the_overview(quiet_server, watched):
         server.drop_database(database.name)
 
 
+def leaves_no_memory(db, work, times):
+    """After the first rounds the session is as large as before, however often it does the work."""
+    total = "SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts"
+    for _ in range(20):
+        work()
+    before = db.value(total)
+    for _ in range(times):
+        work()
+    after = db.value(total)
+    assert after - before < 300_000, (before, after)
+
+
 def test_backfills_leave_no_memory(db):
     db.run("""CREATE TYPE mood AS ENUM ('sad', 'ok');
               CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE sql AS $$ SELECT '{"m":1}'::json $$;
@@ -149,14 +161,7 @@ def test_backfills_leave_no_memory(db):
               CREATE TABLE m (id int PRIMARY KEY, v mood, r int4range, n numrange[])""")
     db.attach("m")
     db.run("INSERT INTO m VALUES (1, 'ok', '[1,2)', '{}')")
-    total = "SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts"
-    for _ in range(20):
-        db.run("SELECT sync_outbox_backfill('m')")
-    before = db.value(total)
-    for _ in range(300):
-        db.run("SELECT sync_outbox_backfill('m')")
-    after = db.value(total)
-    assert after - before < 300_000, (before, after)
+    leaves_no_memory(db, lambda: db.run("SELECT sync_outbox_backfill('m')"), 300)
 
 
 def test_bpchar_without_length_is_one_key(db):
@@ -213,18 +218,8 @@ def test_plain_plans_leave_no_memory(db):
     """As the backfill above, by writes whose plan is made anew, without code of users."""
     db.run("CREATE TABLE m (id int PRIMARY KEY, r int4range, n numrange[], c text)")
     db.attach("m")
-    total = "SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts"
-
-    def round():
-        db.run("SELECT sync_outbox_backfill('m')")
     db.run("INSERT INTO m VALUES (1, '[1,2)', '{\"[1,2)\"}')")
-    for _ in range(20):
-        round()
-    before = db.value(total)
-    for _ in range(500):
-        round()
-    after = db.value(total)
-    assert after - before < 300_000, (before, after)
+    leaves_no_memory(db, lambda: db.run("SELECT sync_outbox_backfill('m')"), 500)
 
 
 def test_ddl_in_one_session_leaves_no_memory(db):
@@ -234,18 +229,11 @@ def test_ddl_in_one_session_leaves_no_memory(db):
               CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood);
               CREATE TABLE m (id serial PRIMARY KEY, v mood)""")
     db.attach("m")
-    total = "SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts"
 
     def round():
         db.run("ALTER TABLE m SET (fillfactor = 90)")
         db.run("INSERT INTO m (v) VALUES ('ok')")
-    for _ in range(20):
-        round()
-    before = db.value(total)
-    for _ in range(300):
-        round()
-    after = db.value(total)
-    assert after - before < 300_000, (before, after)
+    leaves_no_memory(db, round, 300)
 
 
 def test_a_cast_that_writes_to_the_row_it_encodes(db):

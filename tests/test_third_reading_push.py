@@ -93,6 +93,22 @@ def drained_in(shop, receiver, rows=3000):
     return time.monotonic() - began
 
 
+def drains_beside(shop, receiver, stop, others, done):
+    """The worker is not much slower while others do what they do, so many times."""
+    alone = drained_in(shop, receiver)
+    shop.run("DELETE FROM sales WHERE id > 1000")
+    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox") == 0, 20)
+    with running(*others):
+        try:
+            before, began = done(), time.monotonic()
+            beside = drained_in(shop, receiver)
+            rate = (done() - before) / (time.monotonic() - began)
+        finally:
+            stop.set()
+    print(f"alone {alone:.1f} s, beside {rate:.0f} a second {beside:.1f} s, left {shop.value('SELECT count(*) FROM sync_outbox')}")
+    assert beside < 3 * alone + 1
+
+
 def test_prepared_transactions_of_others_do_not_starve_the_worker(shop, receiver):
     """Every COMMIT PREPARED in the database, of whatever tables, voids what was read and has every session ask and begin anew."""
     stop, done = threading.Event(), []
@@ -108,18 +124,7 @@ def test_prepared_transactions_of_others_do_not_starve_the_worker(shop, receiver
                     session.execute(f"COMMIT PREPARED 't{n}_{i}'")
                     done.append(1)
         return work
-    alone = drained_in(shop, receiver)
-    shop.run("DELETE FROM sales WHERE id > 1000")
-    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox") == 0, 20)
-    with running(*[prepare(n) for n in range(4)]):
-        try:
-            before, began = len(done), time.monotonic()
-            beside = drained_in(shop, receiver)
-            rate = (len(done) - before) / (time.monotonic() - began)
-        finally:
-            stop.set()
-    print(f"alone {alone:.1f} s, beside {rate:.0f} prepared transactions/s {beside:.1f} s, left {shop.value('SELECT count(*) FROM sync_outbox')}")
-    assert beside < 3 * alone + 1
+    drains_beside(shop, receiver, stop, [prepare(n) for n in range(4)], lambda: len(done))
 
 
 def test_flushes_of_another_target_do_not_starve_the_worker(shop, receiver, new_receiver):
@@ -135,18 +140,7 @@ def test_flushes_of_another_target_do_not_starve_the_worker(shop, receiver, new_
             while not stop.is_set():
                 session.execute("DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM sync_outbox_flush(target => 'other'); COMMIT; END LOOP; END $$")
                 flushes.append(20)
-    alone = drained_in(shop, receiver)
-    shop.run("DELETE FROM sales WHERE id > 1000")
-    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox") == 0, 20)
-    with running(flush, flush):
-        try:
-            before, began = sum(flushes), time.monotonic()
-            beside = drained_in(shop, receiver)
-            rate = (sum(flushes) - before) / (time.monotonic() - began)
-        finally:
-            stop.set()
-    print(f"alone {alone:.1f} s, beside {rate:.0f} flushes/s {beside:.1f} s, left {shop.value('SELECT count(*) FROM sync_outbox')}")
-    assert beside < 3 * alone + 1
+    drains_beside(shop, receiver, stop, [flush, flush], lambda: sum(flushes))
 
 
 @pytest.mark.parametrize("rows", [1000, 5000])

@@ -41,7 +41,7 @@ pub struct Given {
 
 impl Config {
     pub fn parse(json: &str) -> Result<Self> {
-        let Some(Value::Object(mut members)) = crate::json::value(json) else {
+        let Some(Value::Object(mut members)) = super::json::value(json) else {
             return Err(wrong("config is not a JSON object"));
         };
         let url = string(&mut members, URL, "")?;

@@ -10,6 +10,7 @@ pub mod config;
 mod configure;
 mod discard;
 mod import;
+mod json;
 mod overview;
 mod pause;
 mod push;

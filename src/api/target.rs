@@ -52,7 +52,7 @@ struct Config {
 
 impl Config {
     fn parse(json: &str) -> Result<Self> {
-        let Some(Value::Object(object)) = crate::json::value(json) else {
+        let Some(Value::Object(object)) = super::json::value(json) else {
             return Err(wrong("config is not a JSON object"));
         };
         let mut members = Vec::with_capacity(object.len());

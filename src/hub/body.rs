@@ -158,9 +158,8 @@ pub fn parse(body: &str) -> Result<Changes<'_>, String> {
 fn parse_change(text: &str) -> Result<Change<'_>, String> {
     must_be_object(text, "it")?;
     let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let id = uuid::Uuid::try_parse(&members.dedup_key).map_err(|_| {
-        format!("dedup_key is not a UUID: \"{}\"", members.dedup_key.chars().take(50).collect::<String>())
-    })?;
+    let id = uuid::Uuid::try_parse(&members.dedup_key)
+        .map_err(|_| format!("dedup_key is not a UUID: \"{}\"", members.dedup_key))?;
     let pk = match members.op {
         Op::Truncate => Object::default(),
         _ => object(members.pk, "pk")?,
