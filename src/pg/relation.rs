@@ -188,12 +188,14 @@ impl Open {
             let columns = usize::min(form.indnkeyatts as usize, keys.len());
             let descriptor = self.borrow();
             let in_usual_order = (0..columns).all(|i| {
-                // What an index stores (of a name: a cstring) need not have a default operator class.
+                // What an index stores (of a name: a cstring) need not have a default operator class. The type cache keeps the
+                // answer, and is told when an operator class comes or goes: this is asked at every read of the outbox.
                 let of_type = descriptor
                     .column(i)
-                    .map(|column| pg_sys::GetDefaultOpClass(column.type_oid, pg_sys::BTREE_AM_OID))
-                    .filter(|class| *class != pg_sys::InvalidOid)
-                    .map(|class| pg_sys::get_opclass_family(class));
+                    .map(|column| {
+                        (*pg_sys::lookup_type_cache(column.type_oid, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32)).btree_opf
+                    })
+                    .filter(|family| *family != pg_sys::InvalidOid);
                 *(*self.relation).rd_indoption.add(i) == 0 && of_type == Some(*(*self.relation).rd_opfamily.add(i))
             });
             IndexShape {
@@ -220,11 +222,11 @@ pub struct IndexShape {
     pub keys: Vec<i16>,
     /// A valid btree without other columns than its keys, each ascending in the usual order of its type.
     pub plain: bool,
-    /// And immediately so.
     /// How many of them it orders; the rest it only holds (INCLUDE).
     pub key_columns: usize,
     pub btree: bool,
     pub valid: bool,
+    /// And immediately so.
     pub unique: bool,
     pub predicate: Predicate,
 }
