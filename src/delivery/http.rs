@@ -11,7 +11,7 @@ use crate::settings::Delivery;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
 use ureq::unversioned::transport::DefaultConnector;
@@ -61,6 +61,17 @@ pub enum NoResponse {
 }
 
 pub type Reply = Result<Response, NoResponse>;
+
+/// Threads that were given up, as long as they run: nobody can have one leave a connection that is just being made, or a name
+/// that is being looked up.
+static GIVEN_UP: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
+
+/// How many threads of this process run although they were given up; each ends within `connect_timeout`.
+pub fn given_up() -> usize {
+    let mut threads = GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    threads.retain(|thread| thread.strong_count() > 0);
+    threads.len()
+}
 
 /// A running HTTP thread.
 pub struct Http {
@@ -128,6 +139,7 @@ impl Drop for Http {
         if let Some(agent) = self.agent.get() {
             agent.clone().shutdown();
         }
+        GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&self.given_up));
     }
 }
 

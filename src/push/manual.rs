@@ -5,6 +5,7 @@ use super::reader::{News, Scope};
 use super::report::{Report, Stop};
 use super::session::{Bounds, Session, Wait};
 use super::transactions::{Callers, Procedures, Transactions, Undone};
+use crate::delivery::http;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::latch::{self, Bell};
 use crate::pg::lock::{Scope as LockScope, SenderLock};
@@ -20,6 +21,10 @@ use std::time::{Duration, Instant};
 
 /// How soon to try a step again that somebody's lock was in the way of.
 const LOCKED: Duration = Duration::from_millis(50);
+/// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them: each
+/// has memory and files of its own.
+const MOST_GIVEN_UP: usize = 4;
+const GIVEN_UP: Duration = Duration::from_millis(10);
 /// How long to sleep where nothing is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often a drain says how far it is.
@@ -82,6 +87,9 @@ fn push<T: Transactions>(
     progress: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
     let _once = Once::enter()?;
+    while http::given_up() >= MOST_GIVEN_UP {
+        latch::wait(None, GIVEN_UP);
+    }
     let who = role::name(role::current_user());
     let branch = bounds.scope.branch.clone();
     let mut history = Entry::begin(Action::Push, Mode::Manual, who);
@@ -164,6 +172,7 @@ impl<T: Transactions> Running<'_, T> {
                         return Some(Stop::Busy);
                     }
                 }
+                Ok(Wait::Others) => {}
                 Ok(Wait::Idle) => return None,
                 Ok(Wait::Stopped) => {
                     now(self.transactions, |transactions| session.count_what_is_left(transactions));

@@ -16,11 +16,13 @@ use crate::delivery::keys::{Parked, Touched};
 use crate::pg::heap;
 use crate::pg::relation::LockMode;
 use crate::pg::wal;
+use crate::store::queue::ParkedUpTo;
 use crate::store::run::Run;
 use crate::store::shape::Shape;
 use crate::store::snapshot::Snapshot;
 use crate::store::{Schema, queue};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -36,6 +38,10 @@ const CROSSING_EVERY: Duration = Duration::from_secs(1);
 /// that has none of them wait longer than this.
 const LOOK_BACK_SHARE: u32 = 10;
 const LOOK_FOR_HIGH_EVERY: Duration = Duration::from_millis(5);
+/// How long looking back, or passing over what cannot go, may take at a time: the other targets of a worker wait so long.
+const STEP: Duration = Duration::from_millis(20);
+/// How often looking back in steps may be disturbed before it is done in one.
+const MOST_AGAIN: u32 = 3;
 
 /// Which changes a session is about.
 #[derive(Clone, Debug, Default)]
@@ -112,11 +118,85 @@ pub struct Reader {
     pub waiting_tables: BTreeSet<String>,
     requests: u32,
     rescan: Option<Rescan>,
+    looking_back: Option<LookingBack>,
+    /// The last read passed over so much that it ended before its time.
+    cut_short: bool,
     /// No rescan before this, unless somebody asks for one: the last one was expensive.
     not_before: Instant,
     /// When a HIGH change was last looked for, and may be again.
     high_not_before: Instant,
     looked_at_everything: Instant,
+}
+
+/// A look at every change that parks its keys, over as many steps as it takes.
+struct LookingBack {
+    from: Rescan,
+    started: Instant,
+    /// What was due by then may go (microseconds, as `heap::now_micros()`).
+    now: i64,
+    up_to: ParkedUpTo,
+    parked: Parked,
+    waiting: BTreeSet<i64>,
+    waiting_tables: BTreeSet<String>,
+    /// How many it has seen, and the sum of their ids, as `queue::count_parked()` counts.
+    seen: (i64, i64),
+    steps: u32,
+    /// How often it had to begin anew.
+    again: u32,
+    took: Duration,
+}
+
+impl LookingBack {
+    fn new(from: Rescan) -> Self {
+        LookingBack {
+            from,
+            started: Instant::now(),
+            now: heap::now_micros(),
+            up_to: ParkedUpTo::default(),
+            parked: Parked::default(),
+            waiting: BTreeSet::new(),
+            waiting_tables: BTreeSet::new(),
+            seen: (0, 0),
+            steps: 0,
+            again: 0,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// Goes on for one step that began then; whether it is at the end.
+    fn advance(&mut self, schema: &Schema, target_id: i16, began: Instant) -> bool {
+        let LookingBack { now, up_to, parked, waiting, waiting_tables, .. } = self;
+        let (mut rows, mut sum) = (0, 0);
+        let whole = self.again >= MOST_AGAIN;
+        let stopped_at = queue::parked(schema, target_id, *now, up_to, |row| {
+            let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
+            if row.waits_for_a_person() {
+                waiting.insert(row.id);
+            }
+            if parked.park(&touched, row.id) {
+                waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
+            }
+            (rows, sum) = (rows + 1, sum + row.id % queue::PARKED_MODULUS);
+            // The clock is not looked at for every row.
+            let long = !whole && rows % 64 == 0 && began.elapsed() >= STEP;
+            if long { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        // Only here: a step that is undone is done again.
+        self.seen = (self.seen.0 + rows, self.seen.1 + sum);
+        self.steps += 1;
+        if let Some(up_to) = stopped_at {
+            self.up_to = up_to;
+            self.took += began.elapsed();
+            return false;
+        }
+        // Each step has seen the table as it was then: what somebody moved meanwhile by hand can have been passed over.
+        if self.steps > 1 && self.seen != queue::count_parked(schema, target_id, self.now) {
+            let took = self.took + began.elapsed();
+            *self = LookingBack { again: self.again + 1, took, ..LookingBack::new(self.from) };
+            return false;
+        }
+        true
+    }
 }
 
 impl Reader {
@@ -141,6 +221,8 @@ impl Reader {
             waiting_tables: BTreeSet::new(),
             requests: 0,
             rescan: Some(Rescan::Head),
+            looking_back: None,
+            cut_short: false,
             not_before: now,
             high_not_before: now,
             looked_at_everything: now,
@@ -154,13 +236,22 @@ impl Reader {
     /// Has the next read begin further back.
     pub fn ask_for_rescan(&mut self, from: Rescan) {
         self.rescan = self.rescan.max(Some(from));
+        self.looking_back = None; // what it has seen is of before
     }
 
     /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
     pub fn has_to_rescan(&self) -> bool {
         let now = Instant::now();
         let is_due = || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now;
-        self.rescan.is_some() || !self.bounded && is_due() || !self.crossing.is_empty() && self.crossing_is_old()
+        self.rescan.is_some()
+            || self.looking_back.is_some()
+            || !self.bounded && is_due()
+            || !self.crossing.is_empty() && self.crossing_is_old()
+    }
+
+    /// Whether it has gone only some of the way, back or forward.
+    pub fn is_under_way(&self) -> bool {
+        self.looking_back.is_some() || self.cut_short
     }
 
     fn crossing_is_old(&self) -> bool {
@@ -187,28 +278,26 @@ impl Reader {
         self.is_through() && self.waiting.is_empty()
     }
 
-    /// Goes back, inside a step. What the session has had answered is settled.
-    pub fn look_back(&mut self, schema: &Schema) {
-        let started = Instant::now();
-        let mut from = self.rescan.unwrap_or(Rescan::Left);
-        let now = heap::now_micros();
-        let (mut parked, mut waiting) = (Parked::default(), BTreeSet::new());
-        self.waiting_tables.clear();
-        queue::parked(schema, self.target_id, now, |row| {
-            let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
-            if row.waits_for_a_person {
-                waiting.insert(row.id);
-            }
-            if parked.park(&touched, row.id) {
-                self.waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
-            }
-        });
+    /// Goes back, inside a step, or some of the way: whether it has come to the end. What the session has had answered is
+    /// settled, and nothing is sent before it is at the end.
+    pub fn look_back(&mut self, schema: &Schema) -> bool {
+        let began = Instant::now();
+        let Reader { target_id, rescan, looking_back, .. } = self;
+        let going = looking_back.get_or_insert_with(|| LookingBack::new(rescan.unwrap_or(Rescan::Left)));
+        if !going.advance(schema, *target_id, began) {
+            return false;
+        }
+        let Some(LookingBack { mut from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
+            self.looking_back.take()
+        else {
+            return false;
+        };
         // Somebody has freed a change that was passed over, and has not been able to say so yet.
         if self.waiting.iter().any(|id| !waiting.contains(id)) {
             from = Rescan::Head;
         }
         self.tried.iter().for_each(|(id, touched)| _ = parked.park(touched, *id));
-        (self.parked, self.waiting) = (parked, waiting);
+        (self.parked, self.waiting, self.waiting_tables) = (parked, waiting, waiting_tables);
         for lane in &mut self.lanes {
             match (from, lane.first_left) {
                 (Rescan::Head, _) => lane.go_back_to(HEAD),
@@ -233,7 +322,8 @@ impl Reader {
             self.looked_at_everything = started;
         }
         self.rescan = None;
-        self.not_before = Instant::now() + LOOK_BACK_SHARE * started.elapsed();
+        self.not_before = Instant::now() + LOOK_BACK_SHARE * (took + began.elapsed());
+        true
     }
 
     /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH. What it
@@ -247,13 +337,16 @@ impl Reader {
         news: &dyn News,
         in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
+        let began = Instant::now();
+        let mut passed_over = 0;
+        self.cut_short = false;
         self.take_snapshot(schema, news);
         let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
         let in_hand = if gone_back { in_hand() } else { HashSet::new() };
         let mut batch = Batch::default();
         let shape = Shape::of(schema.oid, LockMode::AccessShare);
         for (priority, rows, bytes) in self.shares(rows, bytes, only_high) {
-            let Reader { target_id, scope, lanes, parked, waiting, tried, due_by, .. } = self;
+            let Reader { target_id, scope, lanes, parked, waiting, tried, due_by, cut_short, .. } = self;
             let lane = &mut lanes[priority as usize];
             if lane.at_end || batch.len() >= rows {
                 continue;
@@ -281,6 +374,13 @@ impl Reader {
                     } else {
                         *first_left = Some(first_left.map_or(left.id, |first| first.min(left.id)));
                     }
+                    passed_over += 1;
+                    // The clock is not looked at for every row.
+                    if passed_over % 64 == 0 && began.elapsed() >= STEP {
+                        *cut_short = true;
+                        return ControlFlow::Break(());
+                    }
+                    ControlFlow::Continue(())
                 },
             );
             lane.cursor = ended.at;

@@ -59,6 +59,8 @@ pub enum Wait {
     Reply,
     /// Somebody else wants the turn. Everything is settled, and nothing that was read ahead counts any more.
     Turn,
+    /// Nothing: it goes on as soon as the others have had their turn.
+    Others,
     /// Nothing deliverable is left.
     Idle,
     /// Nothing can be sent: [`Session::stop`] says why.
@@ -186,6 +188,8 @@ impl Session {
                 self.settle_all(transactions)?;
             } else if let Some(batch) = self.next_batch(transactions, news)? {
                 self.begin(batch);
+            } else if self.reader.is_under_way() {
+                return Ok(Wait::Others);
             } else if self.stop.is_none() {
                 self.settle_all(transactions)?;
                 self.rest(transactions)?;
@@ -365,7 +369,9 @@ impl Session {
             }
             if self.reader.has_to_rescan() && self.suspicion.is_none() {
                 self.settle_all(transactions)?;
-                self.rescan(transactions)?;
+                if !self.rescan(transactions)? {
+                    return Ok(None);
+                }
             }
             if let Some(ahead) = &self.ahead {
                 // What was read of a priority goes in the order in which it was read.
@@ -388,6 +394,9 @@ impl Session {
             if self.reader.has_to_rescan() && self.suspicion.is_none() {
                 continue;
             }
+            if self.reader.is_under_way() {
+                return Ok(None);
+            }
             if let Some(suspicion) = self.suspicion.take() {
                 self.blame_the_target(suspicion);
                 return Ok(None);
@@ -406,20 +415,24 @@ impl Session {
         }
     }
 
-    fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
+    /// Goes back, or some of the way: whether it has come to the end.
+    fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, Undone> {
         self.leave_what_was_read_ahead();
         let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
-        transactions.step(|| {
+        let done = transactions.step(|| {
             if *bounded && last_id.is_none() {
                 report.pending = queue::count(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
                 *last_id = Some(queue::last_id(schema, *id));
             }
-            reader.look_back(schema);
+            reader.look_back(schema)
         })?;
+        if !done {
+            return Ok(false);
+        }
         self.report.waiting_tables.append(&mut self.reader.waiting_tables);
         self.report.blocked = 0;
         self.sent_since_rescan = false;
-        Ok(())
+        Ok(true)
     }
 
     fn read<T: Transactions>(

@@ -58,45 +58,102 @@ pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
 
 /// The keys that a change has, as read for parking: schema, table, pk and data (UTF-8).
 pub struct KeyRow {
+    pub status: String,
     pub id: i64,
     pub schema_name: String,
     pub table_name: String,
     pub pk: Option<String>,
     pub data: Option<String>,
+}
+
+impl KeyRow {
     /// In conflict or dead.
-    pub waits_for_a_person: bool,
+    pub fn waits_for_a_person(&self) -> bool {
+        matches!(self.status.as_str(), "CONFLICT" | "DEAD")
+    }
+}
+
+/// How far [`parked`] has read, in the order of status and id.
+#[derive(Clone, Debug)]
+pub struct ParkedUpTo {
+    status: String,
+    id: i64,
+}
+
+impl Default for ParkedUpTo {
+    fn default() -> Self {
+        ParkedUpTo { status: "PENDING".into(), id: i64::MIN }
+    }
 }
 
 fn key_row(row: &spi::Row<'_>) -> KeyRow {
     KeyRow {
-        id: row.int(1),
-        schema_name: row.utf8(2).unwrap_or_default(),
-        table_name: row.utf8(3).unwrap_or_default(),
-        pk: row.utf8(4),
-        data: row.utf8(5),
-        waits_for_a_person: row.get(6).unwrap_or_default(),
+        status: row.text(1),
+        id: row.int(2),
+        schema_name: row.utf8(3).unwrap_or_default(),
+        table_name: row.utf8(4).unwrap_or_default(),
+        pk: row.utf8(5),
+        data: row.utf8(6),
     }
 }
 
-/// Every change behind which later changes of its keys have to wait: in conflict, dead, or refused and not due at `now`
-/// (microseconds, as `heap::now_micros()`).
-pub fn parked(schema: &Schema, target_id: i16, now: i64, mut each: impl FnMut(KeyRow)) {
+/// Which changes stand in the way of later ones of their keys: in conflict, dead, or refused and not due at $2.
+fn parks() -> String {
+    format!(
+        "target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING' AND NOT {}",
+        deliverable_at(AT_MICROS)
+    )
+}
+
+/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `heap::now_micros()`), from
+/// `up_to` on, until `each` says stop. Returns how far that was, or `None` at the end.
+pub fn parked(
+    schema: &Schema,
+    target_id: i16,
+    now: i64,
+    up_to: &ParkedUpTo,
+    mut each: impl FnMut(&KeyRow) -> ControlFlow<()>,
+) -> Option<ParkedUpTo> {
+    let mut stopped_at = None;
     spi::scan(
         &schema.sql(&format!(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END,
-                    status OPERATOR(pg_catalog.=) ANY ('{{CONFLICT,DEAD}}'::@.sync_outbox_status[])
-               FROM @.sync_outbox
-              WHERE target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING' AND NOT {}
-              ORDER BY status, id",
-            deliverable_at(AT_MICROS)
+            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
+                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
+               FROM @.sync_outbox o
+              WHERE {} AND ROW(status, id) OPERATOR(pg_catalog.>) ROW($3::@.sync_outbox_status, $4)
+              ORDER BY o.status, o.id",
+            parks()
         )),
-        &[target_id.into(), now.into()],
+        &[target_id.into(), now.into(), up_to.status.as_str().into(), up_to.id.into()],
         |row| {
-            each(key_row(row));
-            ControlFlow::Continue(())
+            let row = key_row(row);
+            let next = each(&row);
+            if next.is_break() {
+                stopped_at = Some(ParkedUpTo { status: row.status, id: row.id });
+            }
+            next
         },
     );
+    stopped_at
 }
+
+/// How many changes [`parked`] would hand over, and a sum that tells them from others.
+pub fn count_parked(schema: &Schema, target_id: i16, now: i64) -> (i64, i64) {
+    spi::first(
+        &schema.sql(&format!(
+            "SELECT pg_catalog.count(*),
+                    pg_catalog.sum((id OPERATOR(pg_catalog.%) {PARKED_MODULUS})::pg_catalog.int4)
+               FROM @.sync_outbox WHERE {}",
+            parks()
+        )),
+        &[target_id.into(), now.into()],
+        |row| (row.int(1), row.get(2).unwrap_or_default()),
+    )
+    .unwrap_or_default()
+}
+
+/// What [`count_parked`] sums up are the remainders of ids by this.
+pub const PARKED_MODULUS: i64 = 1_000_003;
 
 /// Makes changes that came from elsewhere this transaction's, if their transaction could be mistaken for one of this server
 /// that is running or still to come. The caller keeps the senders out.
@@ -321,7 +378,8 @@ pub fn lane_keys(
 ) {
     spi::scan(
         &schema.sql(
-            "SELECT id, schema_name, table_name, pk, CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END, false
+            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
+                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
                FROM @.sync_outbox
               WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
                 AND schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4

@@ -42,7 +42,7 @@ pub struct Run<'a> {
 pub struct Ended {
     /// The last id looked at.
     pub at: i64,
-    /// The batch was full: there may be more.
+    /// The batch was full, or who is told of what is left has had enough: there may be more.
     pub full: bool,
 }
 
@@ -56,13 +56,14 @@ pub struct Left {
 
 impl Run<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
-    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable.
+    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable, and
+    /// can have the run end there.
     pub fn read(
         &self,
         schema: &Schema,
         batch: &mut Batch,
         mut wanted: impl FnMut(i64, &dyn Fn() -> Uuid) -> bool,
-        mut left: impl FnMut(Left),
+        mut left: impl FnMut(Left) -> ControlFlow<()>,
     ) -> Ended {
         let shape = self.shape;
         let mut ended = Ended { at: self.after, full: false };
@@ -80,7 +81,10 @@ impl Run<'_> {
             if !self.is_deliverable(row) {
                 ended.at = id;
                 let waits_for_a_person = shape.waits_for_a_person(row.oid(column::STATUS));
-                left(Left { id, touched: touched(row), waits_for_a_person });
+                if left(Left { id, touched: touched(row), waits_for_a_person }).is_break() {
+                    ended.full = true;
+                    return 0;
+                }
                 return self.rows_to_come(batch);
             }
             let json = [column::PK, column::DATA, column::OLD].map(|n| row.bytes(n));
