@@ -27,8 +27,8 @@ const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "dat
 /// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
 /// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
 ///
-/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is no such table, 22023 for a row
-/// that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
+/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is no
+/// such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
 /// elsewhere, 55P03 if the table or the sender is busy, or tables are just being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
