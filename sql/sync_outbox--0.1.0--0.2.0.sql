@@ -38,38 +38,15 @@ COMMENT ON TABLE @extschema@.sync_outbox_target IS
     'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default. Call sync_outbox_target_set() and sync_outbox_target_drop(): changes know their target by id, so that a deleted row leaves them behind';
 
 ------------------------------------------------------------------------------------------------------------------------
--- The overview says since when somebody has had the turn. Its result is another one, so that it has to be made anew; whoever
--- was granted the old one has the new one.
+-- The overview says since when somebody has had the turn, in one more column behind those that it had. CREATE OR REPLACE does
+-- not add one, and DROP would take what others have made with the function: views, and rights. A column at the end changes
+-- nothing for these: a query that was parsed before reads the columns that it knows, and ignores those that follow.
 ------------------------------------------------------------------------------------------------------------------------
-DO $overview$
-DECLARE
-    granted pg_catalog.aclitem[] := (SELECT proacl FROM pg_catalog.pg_proc
-        WHERE oid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_overview()'::pg_catalog.regprocedure);
-    one record;
-BEGIN
-    DROP FUNCTION @extschema@.sync_outbox_overview();
-    CREATE FUNCTION @extschema@.sync_outbox_overview(
-        OUT target text, OUT clean boolean, OUT total bigint, OUT pending bigint, OUT failed bigint, OUT conflicts bigint,
-        OUT dead bigint, OUT oldest_pending timestamptz, OUT paused boolean, OUT paused_reason text, OUT auth text,
-        OUT breaker text, OUT consecutive_failures integer, OUT next_try_at timestamptz, OUT last_success_at timestamptz,
-        OUT last_error text, OUT last_error_at timestamptz, OUT rows_per_minute double precision,
-        OUT success_rate double precision, OUT percent_done double precision, OUT estimated_completion timestamptz,
-        OUT sender_pid integer, OUT sender_since timestamptz, OUT over_threshold text, OUT settings json)
-        RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
-    COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
-        'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
-    REVOKE ALL ON FUNCTION @extschema@.sync_outbox_overview() FROM PUBLIC;
-    FOR one IN SELECT coalesce(r.rolname, 'public') AS name, a.grantee, a.is_grantable
-                 FROM pg_catalog.aclexplode(granted) WITH ORDINALITY AS a (grantor, grantee, privilege_type, is_grantable, nth)
-                 LEFT JOIN pg_catalog.pg_roles r ON r.oid OPERATOR(pg_catalog.=) a.grantee
-                ORDER BY a.nth
-    LOOP
-        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_overview() TO %s%s',
-            CASE WHEN one.grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC' ELSE pg_catalog.quote_ident(one.name) END,
-            CASE WHEN one.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
-    END LOOP;
-END
-$overview$;
+UPDATE pg_catalog.pg_proc SET
+    proallargtypes = pg_catalog.array_append(proallargtypes, 'pg_catalog.timestamptz'::pg_catalog.regtype::pg_catalog.oid),
+    proargmodes = pg_catalog.array_append(proargmodes, 'o'::pg_catalog."char"),
+    proargnames = pg_catalog.array_append(proargnames, 'sender_since'::pg_catalog.text)
+ WHERE oid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_overview()'::pg_catalog.regprocedure;
 
 ------------------------------------------------------------------------------------------------------------------------
 -- The hub's half. No function changes its arguments, so that every right that was granted on one stays.

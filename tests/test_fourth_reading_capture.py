@@ -230,8 +230,21 @@ def test_an_update_with_a_view_of_somebody_on_the_overview(quiet_server, watched
     database = watched(quiet_server).create_database()
     try:
         database.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox VERSION '0.1.0'")
-        database.run("CREATE VIEW dashboard AS SELECT target, pending FROM sync_outbox_overview()")
+        database.run("""CREATE VIEW dashboard AS SELECT target, pending FROM sync_outbox_overview();
+            CREATE VIEW everything AS SELECT * FROM sync_outbox_overview();
+            CREATE VIEW whole AS SELECT o::text AS o FROM sync_outbox_overview() o;
+            GRANT EXECUTE ON FUNCTION sync_outbox_overview() TO pg_read_all_stats""")
         database.run("ALTER EXTENSION sync_outbox UPDATE")
+        assert database.rows("SELECT target, pending FROM dashboard") == [("default", 0)]
+        (row,) = database.rows("SELECT target, over_threshold, settings::text LIKE '{%' FROM everything")
+        assert row == ("default", None, True)
+        assert database.value("SELECT o LIKE '(default,%' FROM whole") is True
+        # As a dump writes the view, and reads it again.
+        definition = database.value("SELECT pg_get_viewdef('everything'::regclass)")
+        database.run(f"DROP VIEW everything; CREATE VIEW everything AS {definition}")
+        assert database.value("SELECT count(*) FROM everything") == 1
+        assert database.rows("SELECT target, sender_since FROM sync_outbox_overview()") == [("default", None)]
+        assert database.value("SELECT has_function_privilege('pg_read_all_stats', 'sync_outbox_overview()', 'EXECUTE')")
     finally:
         database.close()
         quiet_server.drop_database(database.name)
@@ -314,6 +327,21 @@ CALLS = {
     "columns": "SELECT sync_outbox_attach('t', columns => ARRAY[repeat('x', {n})])",
     "condition": "SELECT sync_outbox_backfill('t', repeat(' ', {n}) || 'true')",
     "import": "SELECT sync_outbox_import('old')",
+    "drain branch": "CALL sync_outbox_drain(branch => repeat('x', {n}))",
+    "drain target": "CALL sync_outbox_drain(target => repeat('x', {n}))",
+    "discard reason": "SELECT sync_outbox_discard('{{1}}', repeat(' ', {n}))",
+    "pause": "SELECT sync_outbox_pause(repeat('x', {n}))",
+    "resume": "SELECT sync_outbox_resume(repeat('x', {n}))",
+    "target drop": "SELECT sync_outbox_target_drop(repeat('x', {n}))",
+    "token": "SELECT sync_outbox_set_token(repeat('x', {n}))",
+    "token target": "SELECT sync_outbox_set_token('x', repeat('x', {n}))",
+    "adopt": "SELECT sync_outbox_adopt(repeat(' ', {n}))",
+    "stats": "SELECT * FROM sync_outbox_stats(repeat('x', {n}))",
+    "priority": "SELECT sync_outbox_attach('t', repeat('x', {n}))",
+    "attach target": "SELECT sync_outbox_attach('t', target => repeat('x', {n}))",
+    "key columns": "SELECT sync_outbox_attach('t', key_columns => array_fill('id'::name, ARRAY[{n} / 64]))",
+    "operations": "SELECT sync_outbox_attach('t', operations => array_fill(''::text, ARRAY[{n} / 4]))",
+    "configured list": "SELECT sync_outbox_configure(('{{\"uploads_local_to_remote\": [1' || repeat(',1', {n} / 2) || ']}}')::json)",
 }
 
 
@@ -337,6 +365,36 @@ def test_no_argument_ends_the_server(limited, call, size):
         assert error.sqlstate, f"the server went away: {error}"
     assert db.value("SELECT 1") == 1
     session.close()
+
+
+@pytest.mark.parametrize("call", [
+    "SELECT sync_outbox_flush(target => repeat('x', (1 << 20) + 1))",
+    "CALL sync_outbox_drain(branch => repeat('x', (1 << 20) + 1))",
+    "SELECT sync_outbox_stats(repeat('x', (1 << 20) + 1))",
+    "SELECT sync_outbox_configure(to_json(repeat('x', 1 << 20)))",
+    "SELECT sync_outbox_attach('sync_outbox', columns => ARRAY[repeat('x', 1 << 20), 'y'])",
+    "SELECT sync_outbox_attach('sync_outbox', exclude => array_fill('x'::text, ARRAY[1601]))",
+    "SELECT sync_outbox_attach('sync_outbox', key_columns => array_fill('x'::name, ARRAY[1601]))",
+])
+def test_an_argument_that_is_too_long_is_refused_before_anything_is_done(db, call):
+    with pytest.raises(errors.ProgramLimitExceeded, match="is too long") as caught:
+        db.run(call)
+    assert caught.value.diag.message_detail and caught.value.diag.message_hint
+
+
+def test_a_text_of_a_mebibyte_is_taken(db):
+    db.run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+    db.attach("t")
+    assert db.value("SELECT sync_outbox_backfill('t', repeat(' ', (1 << 20) - 6) || 'id = 1')") == 1
+
+
+def test_a_million_ids_and_a_null(db):
+    db.run("CREATE TABLE t (id int PRIMARY KEY)")
+    db.attach("t")
+    db.run("INSERT INTO t SELECT generate_series(1, 3)")
+    db.run("UPDATE sync_outbox SET status = 'DEAD' WHERE (pk->>'id')::int < 3")
+    assert db.value("SELECT sync_outbox_requeue(ARRAY(SELECT generate_series(2, 1000000)) || NULL::bigint)") == 1
+    assert db.value("SELECT sync_outbox_discard(ARRAY(SELECT generate_series(1, 1000000)) || NULL::bigint, 'no longer wanted')") == 3
 
 
 @pytest.fixture

@@ -149,7 +149,26 @@ def test_the_owner_imports(old):
     old.run(f"ALTER TABLE outbox_old OWNER TO {owner}")
     with pytest.raises(errors.InsufficientPrivilege):
         old.session(other).execute("SELECT sync_outbox_import('outbox_old')")
+    with pytest.raises(errors.InsufficientPrivilege, match="public.sales") as caught:
+        old.session(owner).execute("SELECT sync_outbox_import('outbox_old')")
+    assert caught.value.diag.message_hint
+    old.run(f"ALTER TABLE sales OWNER TO {owner}")
     assert old.session(owner).execute("SELECT sync_outbox_import('outbox_old')").fetchone()[0] == 1
+
+
+def test_changes_of_a_table_that_is_gone_are_of_who_may_make_it(old):
+    owner = old.role("owner", "sync_outbox_admin")
+    old.run(f"ALTER TABLE outbox_old OWNER TO {owner}")
+    session = old.session(owner)
+    for schema, grant in (("public", f"GRANT CREATE ON SCHEMA public TO {owner}"),
+                          ("gone", f"DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {owner}', current_database()); END $$")):
+        old.run("DELETE FROM outbox_old")
+        old.add("DELETE", 1, table="gone", key=schema)
+        old.run("UPDATE outbox_old SET schema_name = %s", [schema])
+        with pytest.raises(errors.InsufficientPrivilege, match=f"{schema}.gone"):
+            session.execute("SELECT sync_outbox_import('outbox_old')")
+        old.run(grant)
+        assert session.execute("SELECT sync_outbox_import('outbox_old')").fetchone()[0] == 1
 
 
 def test_a_cast_of_the_old_table_runs_as_the_caller(old):

@@ -21,7 +21,7 @@ fn sync_outbox_adopt(as_: Text<'_>) {
 
 fn adopt(as_: Text<'_>) -> Result<()> {
     let who = role::name(role::current_user());
-    let same = match argument::trimmed(as_).as_deref() {
+    let same = match argument::trimmed(as_, "as")?.as_deref() {
         Some("same") => true,
         Some("new") => false,
         _ => {

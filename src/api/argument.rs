@@ -2,9 +2,10 @@
 
 use crate::capture::{OPERATIONS, Priority, REASON_MIN_CHARS};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::text;
+use crate::pg::{spi, text};
 use crate::store::target;
 use std::borrow::Cow;
+use std::ffi::CStr;
 
 /// A text as SQL gives it: bytes, because the server encoding is not UTF-8 everywhere.
 pub type Text<'a> = Option<&'a [u8]>;
@@ -15,19 +16,54 @@ pub type Answer = Vec<u8>;
 /// A `text[]` as SQL gives it.
 pub type Texts<'a> = Option<pgrx::Array<'a, &'a [u8]>>;
 
+/// A `name[]` as SQL gives it.
+pub type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
+
 /// The target's name: `default` where none is given.
 pub fn target(name: Option<&str>) -> &str {
     name.unwrap_or(target::DEFAULT)
 }
 
-/// Ids without NULLs.
-pub fn ids(ids: Vec<Option<i64>>) -> Vec<i64> {
-    ids.into_iter().flatten().collect()
+/// A `bigint[]` as SQL gives it.
+pub type Ids<'a> = Option<pgrx::Array<'a, i64>>;
+
+/// Ids, where they are: there can be millions of them. A NULL among them is no id.
+pub fn ids(ids: Ids<'_>) -> Option<spi::Ids<'_>> {
+    ids.map(spi::Ids::new)
+}
+
+/// Most bytes of a text or json argument. What PostgreSQL has no memory for is an error of its statement, but memory that
+/// Rust cannot get ends the server: so nothing longer is copied, and values that are read from a json take many times its
+/// length.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Most elements of a list: as many columns as a table can have.
+const MOST_ELEMENTS: usize = 1_600;
+
+/// 54000 for a text that is too long.
+fn bounded<'a>(text: &'a [u8], argument: &str) -> Result<&'a [u8]> {
+    if text.len() > MOST_BYTES { Err(too_long(text.len(), argument)) } else { Ok(text) }
+}
+
+fn too_long(bytes: usize, argument: &str) -> Error {
+    Error::new(SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("{argument} is too long"))
+        .detail(format!("It has {bytes} bytes, the most is {MOST_BYTES}."))
+        .hint("Say it in less: in several calls, or by naming a table that holds what is long.")
+}
+
+/// 54000 for a list of too many elements.
+fn few(elements: usize, argument: &str) -> Result<()> {
+    if elements <= MOST_ELEMENTS {
+        return Ok(());
+    }
+    Err(Error::new(SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("{argument} is too long"))
+        .detail(format!("It has {elements} elements, the most is {MOST_ELEMENTS}."))
+        .hint(format!("A table has no more columns than that: name each once in {argument}.")))
 }
 
 /// A text without white space around it, as UTF-8; `None` if nothing is left.
-pub fn trimmed(text: Text<'_>) -> Option<String> {
-    utf8(text).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+pub fn trimmed(text: Text<'_>, argument: &str) -> Result<Option<String>> {
+    Ok(utf8(text, argument)?.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
 
 /// The most characters of a reason: it is for people to read, and is shown wherever they look.
@@ -48,7 +84,7 @@ pub fn reason(text: Text<'_>) -> Result<Option<String>> {
     if text.is_some_and(|text| text.len() > MOST_BYTES) {
         return Err(too_long());
     }
-    match trimmed(text) {
+    match trimmed(text, "reason")? {
         Some(reason) if reason.chars().count() > REASON_MAX_CHARS => Err(too_long()),
         reason => Ok(reason),
     }
@@ -67,14 +103,27 @@ pub fn telling_reason(text: Text<'_>, too_short: &str, hint: &str) -> Result<Opt
     Ok(reason)
 }
 
-/// A text as UTF-8.
-pub fn utf8(text: Text<'_>) -> Option<Cow<'_, str>> {
-    text.map(text::to_utf8)
+/// A text as UTF-8: 54000 if it is too long.
+pub fn utf8<'a>(text: Text<'a>, argument: &str) -> Result<Option<Cow<'a, str>>> {
+    text.map(|text| bounded(text, argument).map(text::to_utf8)).transpose()
 }
 
-/// The elements of a `text[]` as UTF-8.
-pub fn texts(array: Texts<'_>) -> Option<Vec<Option<String>>> {
-    array.map(|array| array.iter().map(|element| element.map(|bytes| text::to_utf8(bytes).into_owned())).collect())
+/// The elements of a `text[]` as UTF-8: 54000 if they are too many or too long.
+pub fn texts(array: Texts<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
+    let Some(array) = array else { return Ok(None) };
+    few(array.len(), argument)?;
+    let bytes = array.iter().flatten().map(<[u8]>::len).sum();
+    if bytes > MOST_BYTES {
+        return Err(too_long(bytes, argument));
+    }
+    Ok(Some(array.iter().map(|element| element.map(|bytes| text::to_utf8(bytes).into_owned())).collect()))
+}
+
+/// The elements of a `name[]` as UTF-8: 54000 if they are too many.
+pub fn names(array: Names<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
+    let Some(array) = array else { return Ok(None) };
+    few(array.len(), argument)?;
+    Ok(Some(array.iter().map(|name| name.map(text::name)).collect()))
 }
 
 /// An argument that may not be NULL.
@@ -97,6 +146,7 @@ pub fn list(given: Option<Vec<Option<String>>>, argument: &str) -> Result<Option
     let Some(list) = given.into_iter().collect::<Option<Vec<String>>>() else {
         return Err(Error::argument(format!("{argument} must not contain NULL")).hint("Take the NULL out of the list."));
     };
+    few(list.len(), argument)?; // those in a json have not been counted
     if list.is_empty() {
         return Err(Error::argument(format!("{argument} must not be an empty list"))
             .hint(format!("Leave {argument} out to get the default.")));

@@ -1,15 +1,12 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
-use super::argument::{self, Text, Texts};
+use super::argument::{self, Names, Text, Texts};
 use crate::capture::{Options, install};
 use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, text};
 use crate::store::Schema;
 use std::ffi::CStr;
-
-/// A `name[]` as SQL gives it.
-type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
 
 /// Captures the writes to `relation` from now on; again with other options, it changes them.
 ///
@@ -36,19 +33,17 @@ fn sync_outbox_attach(
         let relation = argument::required(relation, "relation")?;
         let defaults = Options::default();
         let options = Options {
-            target: argument::target(argument::utf8(target).as_deref()).to_owned(),
-            priority: argument::utf8(priority).map_or(Ok(defaults.priority), |name| argument::priority(&name))?,
-            columns: argument::list(argument::texts(columns), "columns")?,
-            exclude: argument::list(argument::texts(exclude), "exclude")?,
+            target: argument::target(argument::utf8(target, "target")?.as_deref()).to_owned(),
+            priority: argument::utf8(priority, "priority")?
+                .map_or(Ok(defaults.priority), |name| argument::priority(&name))?,
+            columns: argument::list(argument::texts(columns, "columns")?, "columns")?,
+            exclude: argument::list(argument::texts(exclude, "exclude")?, "exclude")?,
             exclude_attnums: defaults.exclude_attnums,
             columns_attnums: defaults.columns_attnums,
             attnums_of: defaults.attnums_of,
             branch_column: branch_column.map(text::name),
-            key_columns: argument::list(
-                key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),
-                "key_columns",
-            )?,
-            operations: argument::list(argument::texts(operations), "operations")?
+            key_columns: argument::list(argument::names(key_columns, "key_columns")?, "key_columns")?,
+            operations: argument::list(argument::texts(operations, "operations")?, "operations")?
                 .map_or(Ok(defaults.operations), argument::operations)?,
             include_old: include_old.unwrap_or(defaults.include_old),
             require_reason: require_reason.unwrap_or(defaults.require_reason),

@@ -21,8 +21,9 @@ use std::ops::ControlFlow;
 fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Text<'_>) -> i64 {
     or_raise((|| {
         let relation = argument::required(relation, "relation")?;
-        let priority = argument::utf8(priority).map_or(Ok(Priority::Low), |name| argument::priority(&name))?;
-        backfill(relation, argument::trimmed(condition), priority)
+        let priority =
+            argument::utf8(priority, "priority")?.map_or(Ok(Priority::Low), |name| argument::priority(&name))?;
+        backfill(relation, argument::trimmed(condition, "condition")?, priority)
     })())
 }
 

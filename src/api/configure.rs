@@ -37,7 +37,9 @@ struct Answer {
 #[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
 fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     let _hidden = HiddenStatement::new();
-    let answer = or_raise(configure(argument::utf8(config).as_deref(), prune.unwrap_or(false)));
+    let answer = or_raise(
+        argument::utf8(config, "config").and_then(|config| configure(config.as_deref(), prune.unwrap_or(false))),
+    );
     text::from_utf8(&serde_json::to_string(&answer).unwrap_or_default())
 }
 

@@ -4,7 +4,7 @@
 //! stays until the caller's transaction ends. What waits for a person (CONFLICT, DEAD) no sender touches, so that those
 //! can be discarded in the middle of a long drain.
 
-use super::argument::{self, Text};
+use super::argument::{self, Ids, Text};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::role::{self, ActAs};
@@ -21,30 +21,30 @@ use std::collections::{BTreeMap, BTreeSet};
 /// 1,000; 55P03 if a sender is at work on one of
 /// the targets for longer than `sync_outbox.lock_wait`.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> i64 {
+fn sync_outbox_discard(ids: Ids<'_>, reason: Text<'_>) -> i64 {
     or_raise(discard(ids, reason))
 }
 
-fn discard(ids: Option<Vec<Option<i64>>>, reason: Text<'_>) -> Result<i64> {
+fn discard(ids: Ids<'_>, reason: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Discard, Mode::Manual, role::name(role::current_user()));
-    let ids = argument::ids(ids.ok_or_else(|| {
+    let ids = argument::ids(ids).ok_or_else(|| {
         Error::argument("ids must not be null")
             .hint("Name the changes: SELECT sync_outbox_discard('{17,18}', 'sold twice by mistake');")
-    })?);
+    })?;
     let reason = checked(reason)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     let lanes = steer::lanes(&schema);
     let mut senders: BTreeMap<i16, SenderLock> = BTreeMap::new();
     for lane in &lanes {
-        if !senders.contains_key(&lane.target_id) && lane.reaches(&schema, &ids) {
+        if !senders.contains_key(&lane.target_id) && lane.reaches(&schema, ids) {
             senders.insert(lane.target_id, keep_out(&schema, lane.target_id)?);
         }
     }
     let mut concerned = BTreeSet::new();
     for lane in &lanes {
         let all = senders.contains_key(&lane.target_id);
-        let changes = lane.discard(&schema, &ids, all, &entry.who, &reason) as i64;
+        let changes = lane.discard(&schema, ids, all, &entry.who, &reason) as i64;
         if changes > 0 {
             concerned.insert(lane.target_id);
         }

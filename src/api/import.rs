@@ -7,7 +7,7 @@ use super::argument;
 use crate::capture::{OPERATIONS, Options};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
-use crate::pg::memory::Scratch;
+use crate::pg::memory::{self, Scratch};
 use crate::pg::relation::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
@@ -27,8 +27,8 @@ const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "dat
 /// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
 /// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
 ///
-/// All or nothing: 42501 if the caller does not own the table, 42809 or 42703 if it is no such table, 22023 for a row
-/// that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
+/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is no
+/// such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
 /// elsewhere, 55P03 if the table or the sender is busy, or tables are just being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
@@ -42,13 +42,13 @@ fn import(oid: Oid) -> Result<i64> {
     confine::all_immediate();
     let (tables, rows) = {
         let _restricted = ActAs::restricted(old.owner);
-        tables(&old)
+        tables(&old)?
     };
     let (lanes, mut next_id, last_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
         lane::keep_all(&schema)?;
-        let lanes = lanes(&schema, tables)?;
+        let lanes = lanes(&schema, caller, tables)?;
         keep_senders_out(&schema, &lanes)?;
         let last_id = import::last_id(&schema);
         (lanes, last_id - rows + 1, last_id, import::keys(&schema))
@@ -124,18 +124,46 @@ fn has(table: &Relation, column: &str) -> bool {
 /// Schema and name of a table, as bytes in the server encoding.
 type Name = (Vec<u8>, Vec<u8>);
 
-/// The tables that the old changes are of, and how many changes there are.
-fn tables(old: &Relation) -> (Vec<Name>, i64) {
+/// Most bytes of such a name: many times what one of PostgreSQL's has.
+const MOST_NAME_BYTES: usize = 1024;
+/// Most tables that the changes of an old outbox can be of.
+const MOST_TABLES: usize = 10_000;
+
+/// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's memory, so
+/// that it is bounded.
+fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
     let (mut tables, mut rows) = (Vec::new(), 0);
     let count = format!(
-        "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, pg_catalog.count(*) FROM {} GROUP BY 1, 2",
-        old.sql_name
+        "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, pg_catalog.count(*) FROM {} GROUP BY 1, 2
+          LIMIT {}",
+        old.sql_name,
+        MOST_TABLES + 1
     );
+    let mut long = false;
     spi::once(&count, &[], |row| {
-        tables.push((row.bytes(1).unwrap_or_default().to_vec(), row.bytes(2).unwrap_or_default().to_vec()));
+        let (schema, table) = (row.bytes(1).unwrap_or_default(), row.bytes(2).unwrap_or_default());
+        if schema.len().max(table.len()) > MOST_NAME_BYTES {
+            long = true;
+        } else {
+            tables.push((schema.to_vec(), table.to_vec()));
+        }
         rows += row.int(3);
     });
-    (tables, rows)
+    let too_much = |what: &str, hint: &str| {
+        Error::new(SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED, format!("table {} {what}", old.sql_name)).hint(hint)
+    };
+    if long {
+        let what = format!("has a schema_name or table_name of more than {MOST_NAME_BYTES} bytes");
+        return Err(too_much(&what, "Correct or delete such rows: they are of no table of PostgreSQL."));
+    }
+    if tables.len() > MOST_TABLES {
+        let what = format!("holds changes of more than {MOST_TABLES} tables");
+        return Err(too_much(
+            &what,
+            "Copy the rows of some of the tables into another one, and import one after the other.",
+        ));
+    }
+    Ok((tables, rows))
 }
 
 /// Where the changes of a table go.
@@ -144,11 +172,12 @@ struct Lane {
     options: Options,
 }
 
-fn lanes(schema: &Schema, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
+fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
     let capture = schema.capture();
     tables
         .into_iter()
         .map(|name| {
+            check_caller(caller, &name)?;
             let attached = attached::options_by_name(capture, &name.0, &name.1);
             let is_attached = attached.is_some();
             let options = attached.unwrap_or_default();
@@ -165,6 +194,20 @@ fn lanes(schema: &Schema, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
             Ok((name, Lane { target_id, options }))
         })
         .collect()
+}
+
+/// Whoever imports brings changes that he could have made and captured: of his tables, and of those that he could make.
+fn check_caller(caller: Oid, name: &Name) -> Result<()> {
+    if import::could_capture(caller, &name.0, &name.1) {
+        return Ok(());
+    }
+    let [schema, table] = [&name.0, &name.1].map(|name| text::to_utf8(name));
+    Err(Error::new(
+        SqlState::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!("changes of table \"{schema}.{table}\" can be imported by its owner only"),
+    )
+    .detail("Of a table that is gone, by who may make it: who may create in its schema.")
+    .hint("Call it as superuser, or ask that owner; changes that nobody needs can be deleted from the old table."))
 }
 
 /// A session that is under way does not look in front of where it is: it would send a later change of a key first. So
@@ -220,15 +263,17 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
     let (Some(schema_name), Some(table_name)) = (row.bytes(2), row.bytes(3)) else {
         return Err(bad("has no schema_name or table_name"));
     };
-    let word = row.utf8(4).unwrap_or_default();
+    let word = text::to_utf8(row.bytes(4).map_or(b"", |word| &word[..word.len().min(MOST_NAME_BYTES)]));
     let Some(op) = OPERATIONS.into_iter().find(|op| op.eq_ignore_ascii_case(word.trim())) else {
         return Err(bad(&format!("has the unknown op {}", quote_literal(&word))));
     };
     if row.bytes(5).is_none() && op != "TRUNCATE" {
         return Err(bad("has no pk"));
     }
-    let Some(dedup_key) = keys.of(row.utf8(7).as_deref(), old_id) else { return Ok(false) };
-    let Some(lane) = lanes.get(&(schema_name.to_vec(), table_name.to_vec())) else {
+    let Some(dedup_key) = keys.of(row.bytes(7).map(text::to_utf8).as_deref(), old_id) else { return Ok(false) };
+    let short = schema_name.len().max(table_name.len()) <= MOST_NAME_BYTES;
+    let lane = short.then(|| lanes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
+    let Some(lane) = lane else {
         return Err(bad("is of a table that was not there before"));
     };
     let _owner = ActAs::owner();
@@ -263,23 +308,27 @@ impl Keys {
     /// it and the row's id, so that an import that is repeated finds it again.
     fn of(&mut self, text: Option<&str>, old_id: i64) -> Option<Uuid> {
         let text = text.unwrap_or_default().trim();
+        let old_id = old_id.to_string();
         let mut key = match Uuid::parse_str(text) {
             Ok(key) => key,
-            Err(_) if text.is_empty() => digest(&format!("id {old_id}")),
-            Err(_) => digest(text),
+            Err(_) if text.is_empty() => digest(&["id ", &old_id]),
+            Err(_) => digest(&[text]),
         };
         if self.now.contains(&key) {
-            key = digest(&format!("{text} id {old_id}"));
+            key = digest(&[text, " id ", &old_id]);
         }
+        memory::reserve_one(&mut self.now);
         self.now.insert(key);
         (!self.before.contains(&key)).then_some(key)
     }
 }
 
-/// A key made of a text that is none.
-fn digest(text: &str) -> Uuid {
+/// A key made of a text that is none, given in parts: it can be long, and is not copied.
+fn digest(parts: &[&str]) -> Uuid {
+    let mut digest = Sha256::new();
+    parts.iter().for_each(|part| digest.update(part));
     let mut bytes = [0; 16];
-    bytes.copy_from_slice(&Sha256::digest(text.as_bytes())[..16]);
+    bytes.copy_from_slice(&digest.finalize()[..16]);
     uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 

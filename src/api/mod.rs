@@ -13,7 +13,7 @@ mod import;
 mod json;
 mod overview;
 mod pause;
-mod push;
+pub mod push;
 mod requeue;
 mod settings_report;
 mod stats;

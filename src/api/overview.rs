@@ -57,9 +57,9 @@ fn sync_outbox_overview() -> TableIterator<
         name!(percent_done, f64),
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
-        name!(sender_since, Option<TimestampWithTimeZone>),
         name!(over_threshold, Option<String>),
         name!(settings, Answer),
+        name!(sender_since, Option<TimestampWithTimeZone>),
     ),
 > {
     let rows = or_raise(overview(role::current_user()));
@@ -88,9 +88,9 @@ fn sync_outbox_overview() -> TableIterator<
                 percent_done(status.drained, left(&figures)),
                 status.estimated_completion.filter(|_| !target.paused),
                 sender.as_ref().map(|sender| sender.pid),
-                sender.and_then(|sender| sender.since),
                 over_threshold,
                 text::from_utf8(&settings.to_string()),
+                sender.and_then(|sender| sender.since),
             )
         },
     ))

@@ -23,7 +23,7 @@ fn set_paused(target: Text<'_>, paused: bool, reason: Text<'_>) -> Result<()> {
     let reason = argument::reason(reason)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let target = target::find(&schema, argument::target(argument::utf8(target).as_deref()))?;
+    let target = target::find(&schema, argument::target(argument::utf8(target, "target")?.as_deref()))?;
     target::set_paused(&schema, target.id, paused, reason.as_deref());
     if !paused {
         target::close_breaker(&schema, target.id);

@@ -1,12 +1,33 @@
 //! `sync_outbox_flush` and `sync_outbox_drain`.
 
-use crate::error::or_raise;
+use super::argument::{self, Text};
+use crate::error::{Result, or_raise};
 use crate::push;
+use std::borrow::Cow;
 
 /// Pushes now; answers JSON text (json is stored as text). Errors: 22023 bad argument or URL, 55000 no URL or standby, 25001 isolation level,
-/// 25006 read-only transaction. An unreachable server is no error: the answer says so.
+/// 25006 read-only transaction, 54000 an argument that is too long. An unreachable server is no error: the answer says so.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_flush(branch: Option<String>, max_rows: Option<i32>, target: Option<String>) -> String {
-    let target = target.unwrap_or_else(|| crate::store::target::DEFAULT.to_owned());
-    or_raise(push::flush(branch, max_rows, &target))
+fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> String {
+    or_raise(Which::read(branch, target).and_then(|which| push::flush(which.branch, max_rows, &which.target)))
+}
+
+/// `CALL sync_outbox_drain(branch, target)`, whose entry point is called with the means to see whether it may commit.
+pub fn drain(branch: Text<'_>, target: Text<'_>) -> Result<()> {
+    Which::read(branch, target).and_then(|which| push::drain(which.branch, &which.target))
+}
+
+/// What is to be sent, kept beyond the transactions that a drain commits.
+struct Which {
+    branch: Option<String>,
+    target: String,
+}
+
+impl Which {
+    fn read(branch: Text<'_>, target: Text<'_>) -> Result<Self> {
+        Ok(Which {
+            branch: argument::utf8(branch, "branch")?.map(Cow::into_owned),
+            target: argument::target(argument::utf8(target, "target")?.as_deref()).to_owned(),
+        })
+    }
 }

@@ -51,7 +51,7 @@ fn sync_outbox_stats(
         name!(estimated, bool),
     ),
 > {
-    let stats = or_raise(Stats::read(argument::utf8(branch).as_deref()));
+    let stats = or_raise(argument::utf8(branch, "branch").and_then(|branch| Stats::read(branch.as_deref())));
     TableIterator::new(stats.lanes.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
         (
             text::from_utf8(&schema_name),

@@ -102,8 +102,8 @@ fn sync_outbox_target_set(name: Text<'_>, config: Text<'_>) {
 }
 
 fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
-    let name = argument::required(argument::utf8(name), "name")?;
-    let config = Config::parse(&argument::required(argument::utf8(config), "config")?)?;
+    let name = argument::required(argument::utf8(name, "name")?, "name")?;
+    let config = Config::parse(&argument::required(argument::utf8(config, "config")?, "config")?)?;
     if let Some(member) = config.members.iter().find(|member| member.superuser)
         && !role::is_superuser(role::current_user())
     {
@@ -116,7 +116,11 @@ fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     if target::look_up(&schema, &name).is_none() {
+        // A target that is made has one of 32,767 numbers for ever: so everything is checked before it is made.
         check_name(&name)?;
+        let mut made = Target { name: name.to_string(), ..Target::default() };
+        config.apply(&mut made);
+        check_url(&made, &config)?;
     }
     let _ = identity::admit(&schema); // as attach does; before there is a target, which a template has not
     let mut target = target::find_or_make(&schema, &name)?;
@@ -131,10 +135,14 @@ fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     if config.names("base_url") { notice_token_elsewhere(&target) } else { Ok(()) }
 }
 
+/// The most characters of a target's name: it is for people to read and type, and has to fit into an index.
+const NAME_MAX_CHARS: usize = 200;
+
 /// What no older target may be called either, but for those that were made by hand.
 fn check_name(name: &str) -> Result<()> {
     let why = match name {
         "" => "is empty",
+        _ if name.chars().count() > NAME_MAX_CHARS => "is too long",
         _ if name.trim() != name => "begins or ends with white space",
         _ if name.chars().any(char::is_control) => "contains a control character",
         _ => return Ok(()),
@@ -168,7 +176,7 @@ fn sync_outbox_target_drop(name: Text<'_>) {
 }
 
 fn drop_target(name: Text<'_>) -> Result<()> {
-    let name = argument::required(argument::utf8(name), "name")?;
+    let name = argument::required(argument::utf8(name, "name")?, "name")?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     if xact::uses_one_snapshot() {
@@ -223,6 +231,21 @@ fn lock_row(schema: &Schema, name: &str) -> Result<Target> {
 /// locked.
 fn check_unused(schema: &Schema, target: &Target) -> Result<()> {
     let Target { name, id, .. } = target;
+    // Of a target that was renamed or deleted by hand: sessions know it by its id.
+    let dangling = attached::aimed_at_nothing(schema);
+    if let [first, ..] = &dangling[..] {
+        return Err(in_the_way(format!(
+            "target \"{name}\" cannot be dropped: tables are attached to targets that do not exist"
+        ))
+        .detail(format!(
+            "They are: {}. One that had its target renamed by hand may be writing for this one.",
+            dangling.join(", ")
+        ))
+        .hint(format!(
+            "Say where their changes go: SELECT sync_outbox_attach({}, target => ..); or detach them.",
+            quote_literal(first)
+        )));
+    }
     let tables = attached::aimed_at(schema.capture(), name);
     if let [first, ..] = &tables[..] {
         return Err(in_the_way(format!("target \"{name}\" cannot be dropped: tables are attached to it"))

@@ -19,8 +19,8 @@ use crate::{settings, wake};
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_set_token(token: Text<'_>, target: Text<'_>) {
     let _hidden = HiddenStatement::new();
-    let (token, target) = (argument::utf8(token), argument::utf8(target));
     or_raise((|| {
+        let (token, target) = (argument::utf8(token, "token")?, argument::utf8(target, "target")?);
         token.as_deref().map_or(Ok(()), check)?;
         let caller = role::current_user();
         let _owner = ActAs::owner();

@@ -73,8 +73,8 @@ pub unsafe extern "C-unwind" fn sync_outbox_drain(fcinfo: pg_sys::FunctionCallIn
         let call = !context.is_null() && (*context).type_ == pg_sys::NodeTag::T_CallContext;
         (
             !call || (*context.cast::<pg_sys::CallContext>()).atomic,
-            pgrx::fcinfo::pg_getarg::<String>(fcinfo, 0),
-            pgrx::fcinfo::pg_getarg::<String>(fcinfo, 1),
+            pgrx::fcinfo::pg_getarg::<&[u8]>(fcinfo, 0),
+            pgrx::fcinfo::pg_getarg::<&[u8]>(fcinfo, 1),
         )
     };
     if atomic {
@@ -85,7 +85,6 @@ pub unsafe extern "C-unwind" fn sync_outbox_drain(fcinfo: pg_sys::FunctionCallIn
         .hint("CALL it outside a transaction, or call SELECT sync_outbox_flush(); instead.")
         .raise()
     }
-    let target = target.unwrap_or_else(|| crate::store::target::DEFAULT.to_owned());
-    crate::error::or_raise(crate::push::drain(branch, &target));
+    crate::error::or_raise(crate::api::push::drain(branch, target));
     pg_sys::Datum::from(0)
 }

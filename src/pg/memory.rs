@@ -2,6 +2,8 @@
 
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
+use std::collections::HashSet;
+use std::hash::Hash;
 
 /// Makes room for so many more bytes, whose number a value decides: 53200 where the memory cannot be had, which would end the
 /// server otherwise. On the main thread.
@@ -9,6 +11,15 @@ pub fn reserve(bytes: &mut Vec<u8>, more: usize) {
     if bytes.try_reserve(more).is_err() {
         Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
             .detail(format!("Failed on request of size {more}."))
+            .raise()
+    }
+}
+
+/// Makes room for one more member of a set, of which there are as many as somebody's rows; as [`reserve`].
+pub fn reserve_one<T: Eq + Hash>(set: &mut HashSet<T>) {
+    if set.try_reserve(1).is_err() {
+        Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
+            .detail(format!("Failed to make room for more than {} keys.", set.len()))
             .raise()
     }
 }

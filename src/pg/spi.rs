@@ -10,6 +10,7 @@ use pgrx::{FromDatum, IntoDatum, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -86,6 +87,22 @@ impl Arg {
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
         Arg::datum(pg_sys::TEXTOID, super::text::datum(bytes))
+    }
+}
+
+/// A `bigint[]` argument of a function, as it was given: nothing of it is copied, so that a long one costs nothing here.
+#[derive(Clone, Copy)]
+pub struct Ids<'a>(pg_sys::Datum, PhantomData<&'a ()>);
+
+impl<'a> Ids<'a> {
+    pub fn new(array: pgrx::Array<'a, i64>) -> Self {
+        Ids(pg_sys::Datum::from(array.into_array_type()), PhantomData)
+    }
+}
+
+impl From<Ids<'_>> for Arg {
+    fn from(ids: Ids<'_>) -> Self {
+        Arg::datum(pg_sys::INT8ARRAYOID, ids.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Attached tables, as the system catalogs know them: triggers, keys, partitions.
 
-use super::Schema;
+use super::{Schema, target};
 use crate::capture::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Arg};
@@ -204,9 +204,18 @@ pub fn all(capture: Oid) -> Vec<(Oid, String)> {
 
 /// The attached relations whose changes go to the target of that name.
 pub fn aimed_at(capture: Oid, target: &str) -> Vec<String> {
+    aimed(capture, |name| name == target)
+}
+
+/// The attached relations whose changes go to a target that is not there.
+pub fn aimed_at_nothing(schema: &Schema) -> Vec<String> {
+    aimed(schema.capture(), |name| name != target::DEFAULT && target::look_up(schema, name).is_none())
+}
+
+fn aimed(capture: Oid, at: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = all(capture);
     found.retain(|(oid, _)| {
-        triggers(capture, *oid).iter().any(|trigger| trigger.options.as_ref().is_some_and(|o| o.target == target))
+        triggers(capture, *oid).iter().any(|trigger| trigger.options.as_ref().is_some_and(|o| at(&o.target)))
     });
     found.into_iter().map(|(_, name)| name).collect()
 }

@@ -3,6 +3,7 @@
 use super::Schema;
 use crate::capture::Priority;
 use crate::pg::spi::{self, Arg};
+use crate::pg::{Oid, memory};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 use uuid::Uuid;
@@ -27,10 +28,27 @@ pub fn keys(schema: &Schema) -> HashSet<Uuid> {
         &schema.sql("SELECT dedup_key FROM @.sync_outbox WHERE id OPERATOR(pg_catalog.<) $1"),
         &[FIRST_CAPTURED_ID.into()],
         |row| {
+            memory::reserve_one(&mut keys);
             keys.insert(row.uuid(1));
         },
     );
     keys
+}
+
+/// Whether a role owns the table of that name, or could make it where there is none.
+pub fn could_capture(role: Oid, schema_name: &[u8], table_name: &[u8]) -> bool {
+    let allowed = spi::first(
+        "SELECT CASE WHEN c.oid IS NOT NULL THEN pg_catalog.pg_has_role($1, c.relowner, 'USAGE')
+                     WHEN n.oid IS NOT NULL THEN pg_catalog.has_schema_privilege($1, n.oid, 'CREATE')
+                     ELSE pg_catalog.has_database_privilege($1, pg_catalog.current_database()::pg_catalog.text, 'CREATE') END
+           FROM (SELECT) one
+           LEFT JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) $2
+           LEFT JOIN pg_catalog.pg_class c
+                  ON c.relnamespace OPERATOR(pg_catalog.=) n.oid AND c.relname OPERATOR(pg_catalog.=) $3",
+        &[role.into(), Arg::text_bytes(schema_name), Arg::text_bytes(table_name)],
+        |row| row.get(1).unwrap_or(false),
+    );
+    allowed.unwrap_or(false)
 }
 
 /// An imported change.

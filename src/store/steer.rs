@@ -3,13 +3,14 @@
 use super::Schema;
 use super::queue::LANES;
 use crate::capture::Priority;
-use crate::pg::spi::{self, Arg};
+use crate::pg::spi::{self, Arg, Ids};
+use pgrx::pg_sys;
 
 /// Which changes a requeue means, all of one target.
 pub struct Scope<'a> {
     pub target_id: i16,
     /// Absent: all.
-    pub ids: Option<&'a [i64]>,
+    pub ids: Option<Ids<'a>>,
     /// Schema and name, in the server encoding. Absent: of all tables.
     pub table: Option<&'a (Vec<u8>, Vec<u8>)>,
 }
@@ -27,7 +28,7 @@ pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
         ),
         &[
             scope.target_id.into(),
-            Arg::opt(scope.ids.map(<[i64]>::to_vec)),
+            scope.ids.map_or_else(|| Arg::null(pg_sys::INT8ARRAYOID), Arg::from),
             name(scope.table.map(|table| &table.0)),
             name(scope.table.map(|table| &table.1)),
         ],
@@ -55,7 +56,7 @@ pub fn lanes(schema: &Schema) -> Vec<Lane> {
 
 impl Lane {
     /// Whether a sender can have one of these changes in flight.
-    pub fn reaches(&self, schema: &Schema, ids: &[i64]) -> bool {
+    pub fn reaches(&self, schema: &Schema, ids: Ids<'_>) -> bool {
         let _plans = super::index_order();
         spi::first(
             &schema.sql(
@@ -64,7 +65,7 @@ impl Lane {
                     AND id OPERATOR(pg_catalog.=) ANY ($3)
                     AND status OPERATOR(pg_catalog.=) ANY ('{PENDING,FAILED}'::@.sync_outbox_status[]) LIMIT 1",
             ),
-            &[self.target_id.into(), self.priority.name().into(), ids.to_vec().into()],
+            &[self.target_id.into(), self.priority.name().into(), ids.into()],
             |_| (),
         )
         .is_some()
@@ -74,7 +75,7 @@ impl Lane {
     /// sender's lock) the others too. Returns how many.
     ///
     /// A `dedup_key` can come again, by import or restore after a discard: then the last decision counts.
-    pub fn discard(&self, schema: &Schema, ids: &[i64], all: bool, who: &str, reason: &str) -> u64 {
+    pub fn discard(&self, schema: &Schema, ids: Ids<'_>, all: bool, who: &str, reason: &str) -> u64 {
         const COLUMNS: &str = "id, txid, dedup_key, created_at, target_id, priority, status, attempt_count, refusals,
             schema_name, table_name, op, pk, data, branch, old, reason, last_attempt_at, next_attempt_at, error_message";
         let _plans = super::index_order();
@@ -95,7 +96,7 @@ impl Lane {
             &[
                 self.target_id.into(),
                 self.priority.name().into(),
-                ids.to_vec().into(),
+                ids.into(),
                 all.into(),
                 Arg::text_utf8(who),
                 Arg::text_utf8(reason),
