@@ -139,6 +139,10 @@ fn raise_again() {
     }
     SEEN.store(CAUGHT, Relaxed);
     let gives_up = now() > deadline.saturating_add(TO_GIVE_UP);
+    if gives_up {
+        // SAFETY: raises like a C function, if at all; nothing here is to be dropped.
+        unsafe { tell() };
+    }
     // SAFETY: flags of globals.c, set as the handlers of SIGINT and SIGTERM set them, and served at the next look.
     unsafe {
         pg_sys::QueryCancelPending = 1;
@@ -147,6 +151,12 @@ fn raise_again() {
         }
         pg_sys::InterruptPending = 1;
     }
+}
+
+/// PostgreSQL will say that an administrator has ended the session.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn tell() {
+    pgrx::log!("sync_outbox ends this session: code of a table catches the error of a time limit again and again");
 }
 
 /// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it does.
