@@ -180,11 +180,66 @@ def test_code_that_catches_every_cancel_does_not_keep_the_call(hub):
         CREATE TRIGGER forever BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.forever();
         ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER forever""")
     hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
+    before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
     with hub.session() as applying:
         began = time.monotonic()
-        with pytest.raises(psycopg.Error):
-            hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), session=applying)
+        answer = hub.apply(before, bait, after, session=applying)
         assert time.monotonic() - began < 3
+        # What is under way is not lost by it, and the change does not come again for ever.
+        assert answer["acked"] == keys(before) and [e["dedup_key"] for e in answer["errors"]] == keys(bait)
+        assert hub.rows("TABLE evil.bait") == [] and len(hub.content()) == 1
+        assert applying.execute("SELECT 1 FROM pg_sleep(0.7)").fetchone() == (1,)  # nothing is left to go off
+
+
+@pytest.mark.parametrize("depth", [1, 50])
+def test_code_that_catches_every_cancel_in_many_blocks(hub, depth):
+    """Each block has a handler that goes on with the next, and an expression calls it twice."""
+    role, session = mallory(hub)
+    session.execute("""CREATE FUNCTION evil.again(depth int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+        LOOP BEGIN PERFORM pg_sleep(60), depth = 0 OR evil.again(depth - 1) AND evil.again(depth - 1);
+        EXCEPTION WHEN query_canceled THEN
+            BEGIN PERFORM evil.again(depth - 1) WHERE depth > 0; EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(60); END;
+        END; END LOOP; END $$;""" f"""
+        CREATE FUNCTION evil.forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        LOOP BEGIN PERFORM evil.again({depth}); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$;
+        CREATE TRIGGER forever BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.forever();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER forever""")
+    hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
+    bait = change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil")
+    with hub.session() as applying:
+        began = time.monotonic()
+        answer = hub.apply(bait, session=applying)
+        assert time.monotonic() - began < 3
+        assert [e["dedup_key"] for e in answer["errors"]] == keys(bait)
+
+
+def test_code_that_tidies_up_after_a_cancel_is_not_to_blame(hub):
+    """It hands the error on: the server was slow, and the whole body comes again."""
+    role, session = mallory(hub)
+    session.execute("""CREATE FUNCTION evil.tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.1); RAISE; END; RETURN NEW; END $$;
+        CREATE TRIGGER tidy BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.tidy();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER tidy""")
+    hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
+    with hub.session() as applying:
+        with pytest.raises(errors.QueryCanceled):
+            hub.apply(insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), session=applying)
+    assert hub.content() == []
+
+
+def test_the_callers_own_limit_is_not_caught(hub):
+    role, session = mallory(hub)
+    session.execute("""CREATE FUNCTION evil.forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        LOOP BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NEW; END $$;
+        CREATE TRIGGER forever BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.forever();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER forever""")
+    with hub.session() as applying:
+        applying.execute("SET statement_timeout = '500ms'")
+        began = time.monotonic()
+        with pytest.raises(errors.QueryCanceled):
+            hub.apply(insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), session=applying)
+        assert time.monotonic() - began < 3
+    assert hub.content() == []
 
 
 def test_code_leaves_no_lock_in_the_session(hub):
@@ -195,6 +250,52 @@ def test_code_leaves_no_lock_in_the_session(hub):
     with hub.session() as applying:
         hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), session=applying)
         assert applying.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize("code", ["PERFORM pg_advisory_unlock_all()", "PERFORM pg_advisory_unlock(7), pg_advisory_unlock(7)",
+                                  "PERFORM pg_advisory_unlock_all(), pg_advisory_lock(7), pg_advisory_lock_shared(8)", "RAISE 'no'",
+                                  "PERFORM pg_advisory_lock(n) FROM generate_series(1, 9) n; RAISE 'no'"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_own_locks_stay(hub, code, fails):
+    role, session = mallory(hub)
+    session.execute(f"""CREATE FUNCTION evil.lock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {code}; RETURN NEW; END $$;
+        CREATE TRIGGER lock BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.lock();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER lock""")
+    held = "SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() ORDER BY 1, 2"
+    with hub.session(autocommit=False) as applying:
+        applying.execute("SELECT pg_advisory_lock(7) a, pg_advisory_lock(7) b, pg_advisory_lock_shared(7), pg_advisory_lock(5)")
+        applying.execute("SELECT pg_advisory_xact_lock(6)")
+        before = applying.execute(held).fetchall()
+        body = json.dumps({"changes": [change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil")]})
+        applying.execute("SAVEPOINT s")
+        try:
+            applying.execute("SELECT sync_outbox_apply(%s::json)" + (", 1 / (random() * 0)" if fails else ""), [body])
+        except errors.DivisionByZero:
+            applying.execute("ROLLBACK TO SAVEPOINT s")
+        assert applying.execute(held).fetchall() == before
+        applying.rollback()
+        assert [tuple(row) for row in applying.execute(held)] == [(5, "ExclusiveLock"), (7, "ExclusiveLock"), (7, "ShareLock")]
+        assert applying.execute("SELECT pg_advisory_unlock(7) a, pg_advisory_unlock(7) b, pg_advisory_unlock(5)").fetchone() == (True,) * 3
+        assert [tuple(row) for row in applying.execute(held)] == [(7, "ShareLock")]
+
+
+@pytest.mark.parametrize("code", ["PERFORM pg_advisory_lock(n) FROM generate_series(1, 100000) n",
+                                  "BEGIN PERFORM pg_advisory_lock(n) FROM generate_series(1, 100000) n; EXCEPTION WHEN division_by_zero THEN NULL; END"])
+def test_locks_that_code_takes_until_there_is_no_room(hub, code):
+    """Those of the session are not given back by a rollback: the next change would find no room, nor would anybody."""
+    role, session = mallory(hub)
+    session.execute(f"""CREATE FUNCTION evil.lock() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {code}; RETURN NEW; END $$;
+        CREATE TRIGGER lock BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.lock();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER lock""")
+    hub.run("CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY HASH (id)")
+    for n in range(20):
+        hub.run(f"CREATE TABLE parted_{n} PARTITION OF parted FOR VALUES WITH (MODULUS 20, REMAINDER {n})")
+    hub.run("SELECT sync_outbox_accept('parted')")
+    bait, good = change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), change("TRUNCATE", None, None, "parted")
+    with hub.session() as applying:
+        answer = hub.apply(insert(id=1), bait, good, session=applying)
+        assert [e["dedup_key"] for e in answer["errors"]] == keys(bait) and good["dedup_key"] in answer["acked"]
+        assert applying.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()[0] == 0
 
 
 # Log and answer sizes
@@ -347,11 +448,13 @@ def test_a_trigger_that_waits_once_uses_up_everybodys_time(hub):
     hub.db.server.set(sync_outbox__apply_lock_timeout="1s")
     holder = hub.session(autocommit=False)
     holder.execute("UPDATE sales SET note = 'x'")
-    threading.Timer(1.8, holder.commit).start()
+    releasing = threading.Timer(1.8, holder.commit)
+    releasing.start()
     bait, mine = change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), update(1, qty=1)
     with hub.session() as applying:
         answer = hub.apply(bait, mine, session=applying)
     print(answer)
+    releasing.join()
     assert mine["dedup_key"] in answer["acked"]
 
 

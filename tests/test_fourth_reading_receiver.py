@@ -5,6 +5,8 @@ import pathlib
 import threading
 import time
 
+import pytest
+
 from support.wait import wait_for
 from test_defects_receiver import HEAD, body, insert, new_example, raw  # noqa: F401
 from test_fourth_reading_hub import hwm, raw_bomb
@@ -25,10 +27,11 @@ def test_a_body_of_a_megabyte_does_not_restart_the_hub(new_example):  # noqa: F8
     assert not died
 
 
-def test_a_cancel_that_is_swallowed_keeps_no_connection(new_example):  # noqa: F811
+@pytest.mark.parametrize("limit", ["1s", "30s", "0"])
+def test_a_cancel_that_is_swallowed_keeps_no_connection(new_example, limit):  # noqa: F811
     """The sender leaves, the receiver cancels once, the owner's code catches it: a connection is gone for as long as it likes."""
     example = new_example("--connections", "1")
-    example.db.server.set(sync_outbox__apply_statement_timeout="1s")
+    example.db.server.set(sync_outbox__apply_statement_timeout=limit)
     example.db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1 .. 250 LOOP BEGIN PERFORM pg_catalog.pg_sleep(0.1);"
                    "EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NEW; END $$;"
                    "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW WHEN (NEW.id = 1) EXECUTE FUNCTION slow();"
@@ -40,6 +43,9 @@ def test_a_cancel_that_is_swallowed_keeps_no_connection(new_example):  # noqa: F
     status, answer, _ = example.post(body(insert(2)))
     print(status, answer)
     assert status == 200
+    # Nor does it keep a session of the server.
+    wait_for(lambda: example.db.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%apply_text%%' AND state = 'active'"
+                                      " AND pid <> pg_backend_pid()") == 0, 5)
 
 
 def test_what_waiting_requests_hold(new_example):  # noqa: F811

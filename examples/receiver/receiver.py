@@ -35,6 +35,8 @@ MIB = 1024 * 1024
 TOLERANCE = 300
 # Seconds in which the head of a request has to be here, then its body; and for how long a connection may be idle.
 HEAD, BODY, IDLE = 10, 60, 60
+# Seconds that a statement has to end in when it was called off: what runs in it may catch that.
+HEED = 1
 # Errors of the database that say "not now": the sender tries again by itself. Classes and single codes of SQLSTATE.
 NOT_NOW = ("08", "40", "53", "57", "25006", "55P03")
 
@@ -57,6 +59,7 @@ class Watch(threading.Thread):
         self.lock = threading.Lock()
         self.deadlines = {}  # of sockets
         self.working = {}  # database connections, by the socket of the sender that they work for
+        self.called_off = {}  # of these, which are to end, and until when
         self.ended = threading.Event()
 
     def run(self):
@@ -67,10 +70,14 @@ class Watch(threading.Thread):
                         del self.deadlines[client]
                         with contextlib.suppress(OSError):
                             client.shutdown(socket.SHUT_RDWR)
-                for client, connection in list(self.working.items()):
-                    if has_left(client):
-                        del self.working[client]
-                        connection.cancel()
+                for client, connection in self.working.items():
+                    if client not in self.called_off and has_left(client):
+                        self.called_off[client] = time.monotonic() + HEED
+                        # Not from here: it connects to the server, which may not answer.
+                        threading.Thread(target=cancel, args=(connection,), daemon=True).start()
+                for client, until in self.called_off.items():
+                    if time.monotonic() > until:
+                        hang_up(self.working[client])
 
     def cut_off_after(self, client, seconds):
         """Gives a connection so long from now; None: as long as it takes."""
@@ -88,9 +95,21 @@ class Watch(threading.Thread):
             yield
         finally:
             with self.lock:
-                called_off = self.working.pop(client, None) is None
+                del self.working[client]
+                called_off = self.called_off.pop(client, None) is not None
             if called_off:
                 connection.close()  # the cancel may arrive late, and must not meet somebody else's request
+
+
+def cancel(connection):
+    with contextlib.suppress(psycopg.Error):
+        connection.cancel()
+
+
+def hang_up(connection):
+    """Ends the wait for an answer. The server looks once a second whether we are there, and then ends the session."""
+    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.pgconn.socket)) as server:
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def has_left(client):

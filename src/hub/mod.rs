@@ -11,12 +11,13 @@ mod table;
 
 use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Error, Result, SqlState};
+use crate::pg::code_locks::{self, SessionLocks};
 use crate::pg::confine;
 use crate::pg::guc::{self, Nest};
 use crate::pg::memory::Scratch;
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
-use crate::pg::timeout::{self, StatementLimit};
+use crate::pg::timeout::{LockWaits, StatementLimit, Time};
 use crate::pg::xact::{self, Caught};
 use crate::settings;
 use crate::store::{Schema, applied};
@@ -35,6 +36,7 @@ pub fn apply(payload: &str) -> Result<String> {
     let schema = Schema::installed()?;
     let time = StatementLimit::new(settings::apply_statement_timeout());
     confine::all_immediate();
+    let session_locks = SessionLocks::new();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
     let mut waits = Waits::new();
@@ -51,16 +53,30 @@ pub fn apply(payload: &str) -> Result<String> {
             continue; // left unmentioned: it must not overtake
         }
         let mut table_is_known = false;
-        let applied = waits.count(|| {
-            scratch.run(|| {
-                let table = tables.get(change)?;
-                table_is_known = true;
-                apply_one(&schema, table, change)
-            })
+        code_locks::watch();
+        let waited = waits.as_ref().map_or(0, |waits| waits.clock.waited());
+        let applied = scratch.run(|| {
+            let table = tables.get(change)?;
+            table_is_known = true;
+            apply_one(&schema, table, change)
         });
-        if time.is_over() {
-            return Err(Error::new(SqlState::ERRCODE_QUERY_CANCELED, "canceling statement due to statement timeout")
+        if let Some(waits) = &mut waits {
+            waits.take_off(waited);
+        }
+        let asks_to_come_again = applied.as_ref().is_err_and(ends_the_request);
+        let is_last = match time.look(!asks_to_come_again) {
+            Time::Left => false,
+            Time::Caught if time.is_ours() => true,
+            Time::Caught | Time::Over => {
+                return Err(Error::new(
+                    SqlState::ERRCODE_QUERY_CANCELED,
+                    "canceling statement due to statement timeout",
+                )
                 .hint("Nothing was applied. Send the same body again."));
+            }
+        };
+        if applied.is_err() {
+            session_locks.restore(); // what it has left would take the room of others
         }
         match applied {
             Ok(Applied::Done) => answer.ack(change.dedup_key.clone()),
@@ -77,7 +93,9 @@ pub fn apply(payload: &str) -> Result<String> {
                 let whole_table = || Touched::new(&change.schema, &change.table, None, None);
                 parked.park(&if table_is_known { touched(change) } else { whole_table() }, position);
             }
-            Err(caught) if ends_the_request(&caught) => {
+            // Not told of the whole request: it would use up the time of each that it is in, and its store would wait for ever.
+            Err(_) if asks_to_come_again && is_last => answer.error(change.dedup_key.clone(), CAUGHT_THE_END),
+            Err(caught) if asks_to_come_again => {
                 return Err(
                     Error::new(caught.sqlstate, caught.message).hint("Nothing was applied. Send the same body again.")
                 );
@@ -87,6 +105,9 @@ pub fn apply(payload: &str) -> Result<String> {
                 parked.park(&touched(change), position);
             }
         }
+        if is_last {
+            break; // the others are left unmentioned
+        }
     }
     if any_known {
         applied::commit_something();
@@ -94,6 +115,10 @@ pub fn apply(payload: &str) -> Result<String> {
     applied::prune_now_and_then(&schema, changes.len());
     Ok(answer.json())
 }
+
+/// What a change is told whose code has caught the error that ends a call.
+const CAUGHT_THE_END: &str =
+    "it took longer than sync_outbox.apply_statement_timeout, and code of its table caught that error";
 
 /// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are read
 /// under the settings they were written under.
@@ -103,34 +128,33 @@ fn as_a_replica() -> Nest {
     nest
 }
 
-/// What is left of the time in which one call may wait for locks of others, in microseconds; `None` is no limit.
-struct Waits(Option<i64>);
+/// What is left of the time in which one call may wait for locks of others, in microseconds.
+struct Waits {
+    left: i64,
+    clock: LockWaits,
+}
 
 impl Waits {
-    fn new() -> Self {
-        let waits = Waits(settings::apply_lock_timeout().map(|most| most.as_micros() as i64));
+    /// `None` is no limit.
+    fn new() -> Option<Self> {
+        let left = settings::apply_lock_timeout()?.as_micros() as i64;
+        let waits = Waits { left, clock: LockWaits::new() };
         waits.set();
-        waits
+        Some(waits)
     }
 
     /// A lock is waited for as long as is left, or less if the session says so. Holds until the nest level ends that is open.
     fn set(&self) {
-        if let Waits(Some(left)) = self {
-            guc::limit_lock_wait((*left / 1000).max(1) as i32);
-        }
+        guc::limit_lock_wait((self.left / 1000).max(1) as i32);
     }
 
-    /// Runs `f`. If that has waited, what it took is gone.
-    fn count<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        let began = timeout::now();
-        let result = f();
-        if let Waits(Some(left)) = self
-            && timeout::has_waited_since(began)
-        {
-            *left -= timeout::now() - began;
+    /// Takes off what has been waited since the clock said `before`.
+    fn take_off(&mut self, before: i64) {
+        let waited = self.clock.waited() - before;
+        if waited > 0 {
+            self.left -= waited;
             self.set();
         }
-        result
     }
 }
 
@@ -206,6 +230,10 @@ fn touched(change: &Change<'_>) -> Touched {
 fn ends_the_request(caught: &Caught) -> bool {
     let sqlstate = caught.sqlstate;
     if caught.raised_by_code {
+        return false;
+    }
+    // Nor where the locks that there is no room for are its own.
+    if sqlstate == SqlState::ERRCODE_OUT_OF_MEMORY && code_locks::has_held_very_many() {
         return false;
     }
     // The class of an SQLSTATE: ERRCODE_TO_CATEGORY of utils/elog.h.

@@ -22,9 +22,11 @@ mod raw {
         /// `utils/timeout.h`
         pub fn disable_timeout(id: c_int, keep_indicator: bool);
         /// `utils/timeout.h`
-        pub fn get_timeout_active(id: c_int) -> bool;
+        pub fn enable_timeout_every(id: c_int, first: i64, interval_ms: c_int);
         /// `utils/timeout.h`
-        pub fn get_timeout_start_time(id: c_int) -> i64;
+        pub fn RegisterTimeout(id: c_int, handler: unsafe extern "C-unwind" fn()) -> c_int;
+        /// `utils/timeout.h`
+        pub fn get_timeout_active(id: c_int) -> bool;
         /// `utils/timeout.h`
         pub fn get_timeout_finish_time(id: c_int) -> i64;
         /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
@@ -102,9 +104,21 @@ pub use raw::{
     float_to_shortest_decimal_buf,
 };
 
-/// Members of `TimeoutId` (`utils/timeout.h`); the first ones are the same in 15 to 18.
-pub const DEADLOCK_TIMEOUT: c_int = 1;
+/// Members of `TimeoutId` (`utils/timeout.h`), the same in 15 to 18. The last one stands for the next that is free.
 pub const STATEMENT_TIMEOUT: c_int = 3;
+const USER_TIMEOUT: c_int = 12;
+
+/// A timeout of our own, which runs `handler` in a signal handler.
+pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> c_int {
+    // SAFETY: on the main thread of a backend; can only FATAL.
+    unsafe { raw::RegisterTimeout(USER_TIMEOUT, handler) }
+}
+
+/// Has a timeout go off again and again.
+pub fn enable_timeout_every(id: c_int, first: i64, interval_ms: c_int) {
+    // SAFETY: as below.
+    unsafe { raw::enable_timeout_every(id, first, interval_ms) }
+}
 
 /// Has a timeout go off at a time, instead of when it would have.
 pub fn enable_timeout_at(id: c_int, at: i64) {
@@ -121,12 +135,6 @@ pub fn disable_timeout(id: c_int, keep_indicator: bool) {
 pub fn timeout_finishes(id: c_int) -> Option<i64> {
     // SAFETY: plain getters.
     unsafe { raw::get_timeout_active(id).then(|| raw::get_timeout_finish_time(id)) }
-}
-
-/// When a timeout was last activated.
-pub fn timeout_started(id: c_int) -> i64 {
-    // SAFETY: plain getter.
-    unsafe { raw::get_timeout_start_time(id) }
 }
 
 // The caller's business.

@@ -7,6 +7,7 @@
 pub mod activity;
 pub mod bgworker;
 pub mod buffer;
+pub mod code_locks;
 pub mod confine;
 pub mod database;
 pub mod datum;

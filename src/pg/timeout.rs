@@ -1,7 +1,11 @@
-//! Time limits inside a statement: how long it may take, and whether it has waited for a lock.
+//! Time limits inside a statement: how long it may take, and how long of that it has waited for locks.
 
-use super::externs::{self, DEADLOCK_TIMEOUT, STATEMENT_TIMEOUT};
+use super::externs::{self, STATEMENT_TIMEOUT};
+use super::xact;
 use pgrx::pg_sys;
+use std::ffi::c_int;
+use std::sync::Once;
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Right now, in PostgreSQL's microseconds.
@@ -13,33 +17,102 @@ pub fn now() -> i64 {
 /// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is looked
 /// at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it is
 /// earlier, and is put back when this is dropped.
+///
+/// Code that runs inside may catch that error, and any error by its name. So the rollback of a subtransaction, without
+/// which nothing is caught, has the error raised again: once more after [`TO_CLEAN_UP`], and from then on at the next look
+/// for interrupts. In PL/pgSQL that comes before the next statement, outside the block that has just caught one, so that
+/// each block catches at most one. Other languages can call us in loops in which every call is a block of its own: their
+/// session ends after [`TO_GIVE_UP`].
 pub struct StatementLimit {
     /// When the limit was to be reached that we have replaced.
     replaced: Option<Option<i64>>,
     deadline: i64,
+    /// The deadline and what was seen of the call around this one, if any.
+    outer: (i64, u8),
+}
+
+/// How long code that has caught the error may go on.
+const TO_CLEAN_UP: i64 = 500_000;
+/// How long after the deadline the session ends whose code goes on all the same.
+const TO_GIVE_UP: i64 = 5_000_000;
+
+/// The innermost limit's; `i64::MAX` where there is none.
+static DEADLINE: AtomicI64 = AtomicI64::new(i64::MAX);
+
+/// What was seen of the innermost limit's error.
+static SEEN: AtomicU8 = AtomicU8::new(NOTHING);
+const NOTHING: u8 = 0;
+/// It was raised, and has rolled a subtransaction back.
+const RAISED: u8 = 1;
+/// It was raised again, and so it had been caught.
+const CAUGHT: u8 = 2;
+
+/// What became of the time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Time {
+    Left,
+    /// The statement has to end with 57014.
+    Over,
+    /// Likewise, and code that ran has caught that error.
+    Caught,
 }
 
 impl StatementLimit {
     /// `None` is no limit.
     pub fn new(most: Option<Duration>) -> Self {
+        static REGISTERED: Once = Once::new();
+        REGISTERED.call_once(|| xact::on_rollback_of_subtransaction(raise_again));
         let before = externs::timeout_finishes(STATEMENT_TIMEOUT);
         let ours = most.map_or(i64::MAX, |most| now().saturating_add(most.as_micros() as i64));
-        if before.unwrap_or(i64::MAX) <= ours {
-            return StatementLimit { replaced: None, deadline: before.unwrap_or(i64::MAX) };
-        }
-        externs::enable_timeout_at(STATEMENT_TIMEOUT, ours);
-        StatementLimit { replaced: Some(before), deadline: ours }
+        let (replaced, deadline) = match before.unwrap_or(i64::MAX) {
+            earlier if earlier <= ours => (None, earlier),
+            _ => {
+                externs::enable_timeout_at(STATEMENT_TIMEOUT, ours);
+                (Some(before), ours)
+            }
+        };
+        let outer = (DEADLINE.swap(deadline, Relaxed), SEEN.swap(NOTHING, Relaxed));
+        StatementLimit { replaced, deadline, outer }
     }
 
-    /// Whether the time is over. The timer goes off only once, and code that ran may have caught its error.
-    pub fn is_over(&self) -> bool {
-        now() >= self.deadline
+    /// Whether it is our limit, and not one that the caller is under anyway.
+    pub fn is_ours(&self) -> bool {
+        self.replaced.is_some()
+    }
+
+    /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit is not
+    /// raised any more once the time is over.
+    pub fn look(&self, finished: bool) -> Time {
+        if now() < self.deadline {
+            return Time::Left;
+        }
+        let seen = SEEN.load(Relaxed);
+        self.calm();
+        match seen {
+            CAUGHT => Time::Caught,
+            RAISED if finished => Time::Caught,
+            _ => Time::Over,
+        }
+    }
+
+    /// Takes back what [`raise_again`] has done.
+    fn calm(&self) {
+        let seen = SEEN.swap(NOTHING, Relaxed);
+        if seen != NOTHING {
+            externs::disable_timeout(STATEMENT_TIMEOUT, false);
+            // SAFETY: plain global of globals.c; set by us, or by the timeout that we have enabled.
+            unsafe { pg_sys::QueryCancelPending = 0 };
+        }
     }
 }
 
 impl Drop for StatementLimit {
     /// Also while an error unwinds: no abort knows of it.
     fn drop(&mut self) {
+        self.calm();
+        let (deadline, seen) = self.outer;
+        DEADLINE.store(deadline, Relaxed);
+        SEEN.store(seen, Relaxed);
         match self.replaced {
             None => {}
             Some(None) => externs::disable_timeout(STATEMENT_TIMEOUT, false),
@@ -48,7 +121,91 @@ impl Drop for StatementLimit {
     }
 }
 
-/// Whether this process has begun to wait for a heavyweight lock since then: each such wait starts the deadlock timer.
-pub fn has_waited_since(then: i64) -> bool {
-    externs::timeout_started(DEADLOCK_TIMEOUT) >= then
+/// Called when a subtransaction is rolled back: by the error of the limit, or when the time is over anyway.
+fn raise_again() {
+    let deadline = DEADLINE.load(Relaxed);
+    if deadline == i64::MAX || now() < deadline {
+        return;
+    }
+    // SAFETY: a flag of globals.c, read on the main thread.
+    let pending = unsafe { pg_sys::QueryCancelPending } != 0;
+    if pending || externs::timeout_finishes(STATEMENT_TIMEOUT).is_some() {
+        return; // has not been raised since it was set
+    }
+    if SEEN.load(Relaxed) == NOTHING {
+        SEEN.store(RAISED, Relaxed);
+        externs::enable_timeout_at(STATEMENT_TIMEOUT, now() + TO_CLEAN_UP);
+        return;
+    }
+    SEEN.store(CAUGHT, Relaxed);
+    let gives_up = now() > deadline.saturating_add(TO_GIVE_UP);
+    if gives_up {
+        // SAFETY: raises like a C function, if at all; nothing here is to be dropped.
+        unsafe { tell() };
+    }
+    // SAFETY: flags of globals.c, set as the handlers of SIGINT and SIGTERM set them, and served at the next look.
+    unsafe {
+        pg_sys::QueryCancelPending = 1;
+        if gives_up {
+            pg_sys::ProcDiePending = 1;
+        }
+        pg_sys::InterruptPending = 1;
+    }
+}
+
+/// PostgreSQL will say that an administrator has ended the session.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn tell() {
+    pgrx::log!("sync_outbox ends this session: code of a table catches the error of a time limit again and again");
+}
+
+/// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it does.
+/// PostgreSQL tells when a wait begins, by its timers, and not when it ends; and what comes after one is not waiting.
+pub struct LockWaits(());
+
+const TICK_MS: c_int = 10;
+
+/// How many clocks are running, one inside the other.
+static CLOCKS: AtomicU32 = AtomicU32::new(0);
+/// Ticks that found this process waiting.
+static WAITING: AtomicI64 = AtomicI64::new(0);
+
+impl LockWaits {
+    pub fn new() -> Self {
+        if CLOCKS.fetch_add(1, Relaxed) == 0 {
+            externs::enable_timeout_every(tick_timeout(), now() + 1000 * i64::from(TICK_MS), TICK_MS);
+        }
+        LockWaits(())
+    }
+
+    /// Microseconds of waiting, in all; of a difference of two such numbers, a tick at either end is a matter of chance.
+    pub fn waited(&self) -> i64 {
+        1000 * i64::from(TICK_MS) * WAITING.load(Relaxed)
+    }
+}
+
+impl Drop for LockWaits {
+    /// Also while an error unwinds: no abort knows of it.
+    fn drop(&mut self) {
+        if CLOCKS.fetch_sub(1, Relaxed) == 1 {
+            externs::disable_timeout(tick_timeout(), false);
+        }
+    }
+}
+
+fn tick_timeout() -> c_int {
+    use std::sync::OnceLock;
+    static TIMEOUT: OnceLock<c_int> = OnceLock::new();
+    *TIMEOUT.get_or_init(|| externs::register_timeout(tick))
+}
+
+/// Runs in a signal handler.
+unsafe extern "C-unwind" fn tick() {
+    const CLASS: u32 = 0xFF00_0000;
+    // SAFETY: this process has a PGPROC as long as it runs statements; a volatile read, of what the code writes that the
+    // signal has interrupted.
+    let waits_for = unsafe { (&raw const (*pg_sys::MyProc).wait_event_info).read_volatile() };
+    if waits_for & CLASS == pg_sys::PG_WAIT_LOCK {
+        WAITING.fetch_add(1, Relaxed);
+    }
 }

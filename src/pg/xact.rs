@@ -124,6 +124,25 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
+/// Registers `f` to be told of every subtransaction that is rolled back, while it still holds its locks. It must not raise.
+pub fn on_rollback_of_subtransaction(f: fn()) {
+    /// Not guarded: nothing in it raises, and it is called for every event of every subtransaction.
+    unsafe extern "C-unwind" fn callback(
+        event: pg_sys::SubXactEvent::Type,
+        _me: pg_sys::SubTransactionId,
+        _parent: pg_sys::SubTransactionId,
+        arg: *mut core::ffi::c_void,
+    ) {
+        if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+            // SAFETY: the argument was made from a function pointer of this type below.
+            let f = unsafe { std::mem::transmute::<*mut core::ffi::c_void, fn()>(arg) };
+            f()
+        }
+    }
+    // SAFETY: the callback lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::RegisterSubXactCallback(Some(callback), f as *mut core::ffi::c_void) }
+}
+
 /// Something to be done, and the subtransaction that said so.
 type Waiting = (pg_sys::SubTransactionId, Box<dyn FnOnce()>);
 
