@@ -17,7 +17,7 @@ mod writer;
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
 use crate::pg::trigger::{Event, Fired};
-use crate::pg::{executor, utility};
+use crate::pg::{executor, truncation, utility};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use pgrx::pg_sys::Datum;
@@ -30,6 +30,7 @@ pub use writer::Writer;
 pub fn init() {
     executor::init();
     utility::init();
+    truncation::init();
     plan::init();
 }
 
@@ -75,6 +76,9 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
+    if event == Event::Truncate {
+        return capture_truncate(fired, plan, reason, scratch);
+    }
     let _settings = plan.neutral_settings();
 
     if let Some(tuple) = fired.old() {
@@ -87,10 +91,15 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
         return;
     }
     let key_changes = || event == Event::Update && plan.changes_key(changed);
-    if event != Event::Truncate && !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
+    if plan.captures_truncate && truncation::any() && truncation::tell(plan.root(), &relation) {
+        append_truncate(fired, plan, reason);
+    }
+    if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
         return order::tell_state(fired, plan, reason, key_changes(), scratch);
     }
     let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
+    let outbox = append::outbox(fired.function());
+    let id = outbox.draw_id();
     match event {
         Event::Insert => {
             plan.write_key(new, pk.clear());
@@ -116,10 +125,25 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Truncate => {}
+        Event::Truncate => return,
     }
-    if event != Event::Truncate {
-        change.pk = Some(pk.datum());
+    change.pk = Some(pk.datum());
+    append::after_encoding(&outbox, plan).append(plan, id, &change);
+}
+
+/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
+/// the first of that has told the TRUNCATE, or all of it is told once more.
+fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+    if !truncation::is_told(plan.root()) {
+        append_truncate(fired, plan, reason);
+        let _settings = plan.neutral_settings();
+        order::tell_rows(fired, plan, reason, scratch);
     }
-    append::outbox(fired.function()).append(plan, &change);
+}
+
+fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>) {
+    let outbox = append::outbox(fired.function());
+    let id = outbox.draw_id();
+    let change = append::Change { event: Event::Truncate, pk: None, data: None, old: None, branch: None, reason };
+    outbox.append(plan, id, &change);
 }

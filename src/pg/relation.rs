@@ -60,6 +60,24 @@ impl Borrowed<'_> {
         unsafe { (*self.0).rd_tableam == pg_sys::GetHeapamTableAmRoutine() }
     }
 
+    /// The number of its file; none of a partitioned table.
+    pub fn file(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*(*self.0).rd_rel).relfilenode }
+    }
+
+    /// Whether that is one that our own transaction has given it.
+    pub fn has_got_its_file_now(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            #[cfg(feature = "pg15")]
+            let by = (*self.0).rd_newRelfilenodeSubid;
+            #[cfg(not(feature = "pg15"))]
+            let by = (*self.0).rd_newRelfilelocatorSubid;
+            by != 0
+        }
+    }
+
     pub(super) fn raw(&self) -> pg_sys::Relation {
         self.0
     }
@@ -159,6 +177,12 @@ impl Open {
                 && (*self.relation).trigdesc.is_null()
                 && (constraints.is_null() || ((*constraints).num_check == 0 && !(*constraints).has_generated_stored))
         }
+    }
+
+    /// Whether it is a table that stores rows itself.
+    pub fn is_table(&self) -> bool {
+        // SAFETY: an open relation.
+        unsafe { (*(*self.relation).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION }
     }
 
     /// Its length in blocks, now.
