@@ -47,7 +47,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let source = Source::find(&schema, caller, oid)?;
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
-    let (mut count, mut ids) = (0, None);
+    let (mut count, mut ids, mut drawn) = (0, None, false);
     confine::all_immediate();
     // The condition, expressions of indexes and the table's row security may call anybody's functions.
     let policies = Nest::new();
@@ -61,8 +61,9 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     }
     spi::scan_once(&select, &[], |row| {
         interrupt::check();
-        if writer.runs_users_code() && count == 0 {
+        if writer.runs_users_code() && !drawn {
             writer.draw_ids(row.int(2));
+            drawn = true;
         }
         if let Some(id) = writer.insert(row, 1) {
             count += 1;

@@ -17,7 +17,8 @@ mod writer;
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
 use crate::pg::trigger::{Event, Fired};
-use crate::pg::{executor, truncation, utility};
+use crate::pg::truncation::{self, Telling};
+use crate::pg::{executor, utility};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
 use pgrx::pg_sys::Datum;
@@ -91,8 +92,12 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
         return;
     }
     let key_changes = || event == Event::Update && plan.changes_key(changed);
-    if plan.captures_truncate && truncation::any() && truncation::tell(plan.root(), &relation) {
-        append_truncate(fired, plan, reason);
+    if plan.captures_truncate && plan.captures_insert && truncation::any() {
+        match truncation::telling(plan.root(), &relation) {
+            Telling::AsUsual => {}
+            Telling::BehindTruncate => append_truncate(fired, plan, reason),
+            Telling::NotNow => return,
+        }
     }
     if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
         return order::tell_state(fired, plan, reason, key_changes(), scratch);
@@ -132,10 +137,13 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
 }
 
 /// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
-/// the first of that has told the TRUNCATE, or all of it is told once more.
+/// the first of that has told the TRUNCATE, or all of it is told now.
 fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
-    if !truncation::is_told(plan.root()) {
+    let settled = truncation::settle(plan.root());
+    if !settled.told {
         append_truncate(fired, plan, reason);
+    }
+    if !settled.told || settled.kept_back {
         let _settings = plan.neutral_settings();
         order::tell_rows(fired, plan, reason, scratch);
     }

@@ -95,7 +95,8 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
     let Scratch { old, new, present, pk, data, branch, .. } = scratch;
     let outbox = append::outbox(fired.function());
     // Of both, before a user's cast can write to either.
-    let mut ids = std::array::from_fn::<_, 2, _>(|_| plan.runs_users_code.then(|| outbox.draw_id())).into_iter().flatten();
+    let mut ids =
+        std::array::from_fn::<_, 2, _>(|_| plan.runs_users_code.then(|| outbox.draw_id())).into_iter().flatten();
     let mut tell = |event, row: &Columns| {
         let id = ids.next().unwrap_or_else(|| outbox.draw_id());
         tell(&outbox, id, plan, reason, event, row, [&mut *pk, &mut *data, &mut *branch]);

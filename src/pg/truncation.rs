@@ -2,13 +2,16 @@
 //!
 //! PostgreSQL empties all tables of a statement at once, and fires their AFTER TRUNCATE triggers one by one then: what one of
 //! them writes to a table of the statement is captured before that table's own trigger is fired. Here a trigger of a row learns
-//! that its table has been emptied.
+//! that its table has been emptied, which it sees by the table's file: it is another one. A table that has got its file in the
+//! same savepoint keeps it, and then it cannot be seen; the changes of its rows are kept back until the TRUNCATE is told, behind
+//! which the rows are that stand there.
 //!
 //! Hooks where such a statement begins and where it names a table, also one that CASCADE has brought; passed through in C, as in
 //! `utility.rs`. A statement that fails never ends: what it leaves here goes with its transaction or savepoint.
 
 use super::relation::Borrowed;
 use super::{externs, xact};
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -18,7 +21,12 @@ struct Truncate {
     named: Vec<(pg_sys::Oid, pg_sys::Oid)>,
     /// The attached tables whose TRUNCATE has been told, with the savepoint in which.
     told: Vec<(pg_sys::Oid, pg_sys::SubTransactionId)>,
-    /// How deep in savepoints it began.
+    /// Those of which changes of rows were not told.
+    kept_back: Vec<pg_sys::Oid>,
+    /// Those whose own trigger has been fired.
+    settled: Vec<pg_sys::Oid>,
+    /// The savepoint in which it began, and how deep that is.
+    savepoint: pg_sys::SubTransactionId,
     level: i32,
 }
 
@@ -43,16 +51,38 @@ pub fn init() {
 
 /// Called before TRUNCATE; the result is for [`ends`].
 pub(super) fn begins() -> usize {
-    // SAFETY: plain getter.
-    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    // SAFETY: plain getters.
+    let (savepoint, level) =
+        unsafe { (pg_sys::GetCurrentSubTransactionId(), pg_sys::GetCurrentTransactionNestLevel()) };
+    let truncate =
+        Truncate { named: Vec::new(), told: Vec::new(), kept_back: Vec::new(), settled: Vec::new(), savepoint, level };
     OPEN.with_borrow_mut(|open| {
-        open.push(Truncate { named: Vec::new(), told: Vec::new(), level });
+        open.push(truncate);
         open.len() - 1
     })
 }
 
+/// Raises 55000 if what was kept back has not been told: somebody has switched the trigger off that does.
 pub(super) fn ends(before: usize) {
-    OPEN.with_borrow_mut(|open| open.truncate(before));
+    let keeps_back = OPEN.with_borrow_mut(|open| {
+        let keeps_back = open.drain(before..).any(|truncate| !truncate.kept_back.is_empty());
+        keeps_back
+    });
+    if keeps_back {
+        // SAFETY: raises an ERROR and nothing else.
+        unsafe { refuse() }
+    }
+}
+
+/// Turns the Rust unwind into an `ERROR` before it reaches the unguarded caller.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn refuse() {
+    Error::new(
+        SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "changes of a table that was truncated could not be captured: the trigger \"!sync_outbox_truncate\" was not fired",
+    )
+    .hint("Leave that trigger enabled, and sync_outbox.capture as it is, while a trigger of TRUNCATE writes to the table.")
+    .raise()
 }
 
 /// Whether one is open of which this is a trigger, or code of a trigger's.
@@ -61,29 +91,64 @@ pub fn any() -> bool {
     OPEN.with_borrow(|open| !open.is_empty())
 }
 
-/// Whether an open TRUNCATE of `root` has emptied `written`, which is that table or a partition of it, and nobody has
-/// been told. From now on somebody has, unless that is rolled back.
-///
-/// A table that has got its file in this savepoint is emptied where it is, and not recognized.
-pub fn tell(root: pg_sys::Oid, written: &Borrowed<'_>) -> bool {
+/// How a change of a row is told while a TRUNCATE of its table is open.
+pub enum Telling {
+    AsUsual,
+    /// Behind the TRUNCATE, which nobody has told yet.
+    BehindTruncate,
+    /// Not at all: nobody can say whether it comes before or behind. [`settle`] says that something was kept back.
+    NotNow,
+}
+
+/// How a change of `written` is told, which is the attached table `root` or a partition of it. From now on somebody has told the
+/// TRUNCATE if that is the answer, unless it is rolled back.
+pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
     OPEN.with_borrow_mut(|open| {
         let of_root = |truncate: &&mut Truncate| truncate.named.iter().any(|(oid, _)| *oid == root);
-        let Some(truncate) = open.iter_mut().rev().find(of_root) else { return false };
+        let Some(truncate) = open.iter_mut().rev().find(of_root) else { return Telling::AsUsual };
         let file = truncate.named.iter().rev().find(|(oid, _)| *oid == written.oid()).map(|(_, file)| *file);
+        let Some(file) = file.filter(|_| !truncate.settled.contains(&root)) else { return Telling::AsUsual };
         // Another file by somebody else, who had the table when it was named, is none of ours.
-        let emptied = file.is_some_and(|file| file != written.file()) && written.has_got_its_file_now();
-        if !emptied || truncate.is_told(root) {
-            return false;
+        if file != written.file() && written.has_got_its_file_now() {
+            if truncate.is_told(root) {
+                return Telling::AsUsual;
+            }
+            // SAFETY: plain getter, inside a transaction.
+            truncate.told.push((root, unsafe { pg_sys::GetCurrentSubTransactionId() }));
+            return Telling::BehindTruncate;
         }
-        // SAFETY: plain getter, inside a transaction.
-        truncate.told.push((root, unsafe { pg_sys::GetCurrentSubTransactionId() }));
-        true
+        if !written.is_emptied_where_it_is(truncate.savepoint) {
+            return Telling::AsUsual; // it still is to be emptied
+        }
+        let keeps_back = truncate.kept_back.contains(&root);
+        if truncate.is_told(root) && !keeps_back {
+            return Telling::AsUsual;
+        }
+        if !keeps_back {
+            truncate.kept_back.push(root);
+        }
+        Telling::NotNow
     })
 }
 
-/// Whether the open TRUNCATE of an attached table has been told already.
-pub fn is_told(root: pg_sys::Oid) -> bool {
-    OPEN.with_borrow(|open| open.last().is_some_and(|truncate| truncate.is_told(root)))
+/// What has become of an open TRUNCATE of an attached table so far.
+pub struct Settled {
+    pub told: bool,
+    /// Changes of rows were.
+    pub kept_back: bool,
+}
+
+/// Called by the trigger of the TRUNCATE, which tells what was not: from now on all is told as usual.
+pub fn settle(root: pg_sys::Oid) -> Settled {
+    OPEN.with_borrow_mut(|open| match open.last_mut() {
+        None => Settled { told: false, kept_back: false },
+        Some(truncate) => {
+            truncate.settled.push(root);
+            let kept_back = truncate.kept_back.contains(&root);
+            truncate.kept_back.retain(|oid| *oid != root);
+            Settled { told: truncate.is_told(root), kept_back }
+        }
+    })
 }
 
 impl Truncate {
