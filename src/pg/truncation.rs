@@ -64,10 +64,7 @@ pub(super) fn begins() -> usize {
 
 /// Raises 55000 if what was kept back has not been told: somebody has switched the trigger off that does.
 pub(super) fn ends(before: usize) {
-    let keeps_back = OPEN.with_borrow_mut(|open| {
-        let keeps_back = open.drain(before..).any(|truncate| !truncate.kept_back.is_empty());
-        keeps_back
-    });
+    let keeps_back = OPEN.with_borrow_mut(|open| open.drain(before..).any(|truncate| !truncate.kept_back.is_empty()));
     if keeps_back {
         // SAFETY: raises an ERROR and nothing else.
         unsafe { refuse() }
