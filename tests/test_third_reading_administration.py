@@ -242,6 +242,24 @@ def test_a_cast_of_a_backfill_changes_the_row_first(db):
     assert state["n"] == db.value("SELECT n FROM m")
 
 
+@pytest.mark.parametrize("priority", ["NORMAL", "LOW"])
+@pytest.mark.parametrize("action", ["UPDATE public.m SET n = n + 1, v = 'ok'", "DELETE FROM public.m",
+                                    "UPDATE public.m SET n = n + 1, v = 'ok', id = id + 1000"])
+def test_a_cast_of_a_backfill_changes_rows_that_are_still_to_come(db, action, priority):
+    """More of them than are read at a time."""
+    db.run(f"""CREATE TYPE mood AS ENUM ('ok', 'deep');
+        CREATE TABLE m (id int PRIMARY KEY, n int, v mood);
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
+            BEGIN IF $1 = 'deep' THEN {action} WHERE v = 'deep'; END IF; RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+    db.run("INSERT INTO m SELECT n, 1, CASE WHEN n % 50 = 3 THEN 'deep' ELSE 'ok' END::mood FROM generate_series(1, 200) n")
+    db.attach("m")
+    assert db.value("SELECT sync_outbox_backfill('m', 'id > 0 -- all', %s)", [priority]) == 200
+    changes = db.outbox()
+    held = {key: (row["id"], row["n"]) for key, row in replay(changes).items()}
+    assert held == {key: (row["id"], row["n"]) for key, row in rows(db, "m").items()}, changes
+
+
 @pytest.mark.parametrize("operations", [["UPDATE"], ["INSERT", "UPDATE"], ["UPDATE", "DELETE"]])
 def test_a_sequence_state_of_the_application(db, operations):
     db.run("CREATE TABLE t (id serial PRIMARY KEY, v int)")

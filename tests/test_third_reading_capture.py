@@ -35,6 +35,99 @@ def test_truncate_and_a_trigger_that_sorts_before_ours(db):
     assert [change.op for change in db.outbox("table_name = 'b'")] == ["TRUNCATE", "INSERT"]
 
 
+ALL = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"]
+REFILL = """CREATE FUNCTION refill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NULL; END $$;
+    CREATE TRIGGER "!refill" {when} TRUNCATE ON b FOR EACH STATEMENT EXECUTE FUNCTION refill()"""
+WRITES = "INSERT INTO b VALUES (1, 1), (2, 2); UPDATE b SET v = 3, id = 4 WHERE id = 2; DELETE FROM b WHERE id = 1;"
+BODIES = {
+    "rows": WRITES,
+    "a savepoint that is rolled back": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;" + WRITES,
+    "nothing but a savepoint": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;",
+    "savepoints": f"BEGIN {WRITES} EXCEPTION WHEN raise_exception THEN NULL; END;"
+                  "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;"
+                  "INSERT INTO b VALUES (7, 7);",
+}
+TABLES = {
+    "plain": "CREATE TABLE b (id int PRIMARY KEY, v int UNIQUE)",
+    "partitioned": "CREATE TABLE b (id int PRIMARY KEY, v int) PARTITION BY RANGE (id);"
+                   "CREATE TABLE b1 (v int, x int, id int NOT NULL); ALTER TABLE b1 DROP x;"
+                   "ALTER TABLE b ATTACH PARTITION b1 FOR VALUES FROM (0) TO (2);"
+                   "CREATE TABLE b2 PARTITION OF b FOR VALUES FROM (2) TO (100) PARTITION BY RANGE (id);"
+                   "CREATE TABLE b21 PARTITION OF b2 DEFAULT",
+}
+
+
+@pytest.mark.parametrize("when", ["BEFORE", "AFTER"])
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("transaction", ["alone", "again", "rewritten", "made"])
+def test_truncate_and_triggers_that_write(db, when, body, table, transaction):
+    """The table was emptied before in the transaction, rewritten, or made in it, so that it is emptied where it is."""
+    statements = [TABLES[table], REFILL.format(when=when, body=BODIES[body])]
+    with db.conn.transaction():
+        db.run(";".join(statements))
+        db.attach("b", operations=ALL)
+        # Values of another unique key, which what is written behind the TRUNCATE can take.
+        db.run("INSERT INTO b VALUES (5, 1), (6, 9)" if when == "AFTER" else "INSERT INTO b VALUES (5, 11), (6, 19)")
+        if transaction == "made":
+            db.run("TRUNCATE b")
+    with db.conn.transaction():
+        if transaction == "again":
+            db.run("TRUNCATE b")
+        if transaction == "rewritten":
+            db.run("ALTER TABLE b ALTER v TYPE bigint")
+        db.run("TRUNCATE b RESTART IDENTITY CASCADE")
+    changes = db.outbox()
+    assert replay(changes) == rows(db, "b"), changes
+    assert [change.op for change in changes].count("TRUNCATE") == (2 if transaction in ("again", "made") else 1), changes
+    if when == "AFTER":
+        assert changes[2].op == "TRUNCATE", "the rows that stood there, then this"
+
+
+def test_truncate_of_a_partition_and_a_trigger_that_fills_it(db):
+    """It is not one of the table that is attached."""
+    db.run(TABLES["partitioned"])
+    db.attach("b", operations=ALL)
+    db.run("""CREATE FUNCTION refill() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN INSERT INTO b VALUES (1, 1); RETURN NULL; END $$;
+              CREATE TRIGGER refill AFTER TRUNCATE ON b1 FOR EACH STATEMENT EXECUTE FUNCTION refill();
+              TRUNCATE b1""")
+    assert [op for op, _, _ in db.changes()] == ["INSERT"]
+
+
+@pytest.mark.parametrize("off", ["ALTER TABLE b DISABLE TRIGGER \"!sync_outbox_truncate\"", "SET LOCAL sync_outbox.capture = off"])
+def test_truncate_that_nobody_tells(db, off):
+    """What is kept back for its trigger is not lost quietly where that is not fired."""
+    with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused, db.conn.transaction():
+        db.run(TABLES["plain"])
+        db.attach("b", operations=ALL)
+        later = off if off.startswith("SET") else ""
+        db.run(REFILL.format(when="AFTER", body=f"INSERT INTO b VALUES (1, 1); {later or 'NULL'};"))
+        if not later:
+            db.run(off)
+        db.run("TRUNCATE b")
+    assert refused.value.diag.message_hint
+    assert db.outbox() == []
+
+
+def test_truncate_that_fails_leaves_nothing_open(db):
+    db.run(TABLES["plain"])
+    db.attach("b", operations=ALL)
+    db.run(REFILL.format(when="AFTER", body="INSERT INTO b VALUES (1, 1); IF current_setting('x.fail', true) = 'on' THEN RAISE 'no'; END IF;"))
+    db.run("SET x.fail = on")
+    for begin in (db.conn.transaction, None):
+        if begin is None:
+            with pytest.raises(errors.RaiseException):
+                db.run("TRUNCATE b")
+            continue
+        with begin():
+            with pytest.raises(errors.RaiseException), begin():
+                db.run("TRUNCATE b")
+            db.run("INSERT INTO b VALUES (2, 2)")
+    db.run("SET x.fail = off; TRUNCATE b; INSERT INTO b VALUES (3, 3)")
+    assert [op for op, _, _ in db.changes()] == ["INSERT", "TRUNCATE", "INSERT", "INSERT"]
+
+
 @pytest.mark.parametrize("options", [{"exclude": ["card"]}, {"columns": ["card"]}, {"columns": ["label"]}])
 def test_renamed_over_an_older_column(db, options):
     """The column that was meant is renamed, and an older one gets its name."""
@@ -249,6 +342,30 @@ def test_a_cast_that_writes_to_the_row_it_encodes(db):
     for change in db.outbox():
         state.update(change.data)
     assert state["n"] == db.value("SELECT n FROM m")
+
+
+@pytest.mark.parametrize("statement", [
+    "INSERT INTO m SELECT n, 1, CASE WHEN n IN (1, 7) THEN 'deep' ELSE 'ok' END::mood FROM generate_series(1, 20) n",
+    "INSERT INTO m VALUES (1, 1, 'ok'), (2, 1, 'ok'), (3, 1, 'ok'); UPDATE m SET v = 'deep', id = id + 10",
+    "INSERT INTO m VALUES (1, 1, 'ok'), (2, 1, 'ok'); UPDATE m SET v = 'deep', n = 0; DELETE FROM m WHERE id = 1",
+    "INSERT INTO m VALUES (1, 1, 'deep'), (2, 1, 'deep') ON CONFLICT (id) DO UPDATE SET v = 'deep'",
+])
+@pytest.mark.parametrize("action", [
+    "UPDATE m SET n = n + 1, v = 'ok' WHERE v = 'deep'",
+    "UPDATE m SET n = n + 1, v = 'ok', id = id + 100 WHERE v = 'deep'",
+    "DELETE FROM m WHERE v = 'deep'",
+])
+def test_a_cast_that_writes_to_rows_of_its_statement(db, statement, action):
+    db.run(f"""CREATE TYPE mood AS ENUM ('ok', 'deep');
+        CREATE TABLE m (id int PRIMARY KEY, n int, v mood);
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
+            BEGIN IF $1 = 'deep' THEN {action}; END IF; RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+    db.attach("m")
+    db.run(statement)
+    changes = db.outbox()
+    held = {key: (row["id"], row["n"]) for key, row in replay(changes).items()}
+    assert held == {key: (row["id"], row["n"]) for key, row in rows(db, "m").items()}, changes
 
 
 def test_attached_columns_dropped_and_another_renamed(db):

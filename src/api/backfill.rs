@@ -48,7 +48,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let source = Source::find(&schema, caller, oid)?;
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
-    let (mut count, mut ids) = (0, None);
+    let (mut count, mut ids, mut drawn) = (0, None, false);
     confine::all_immediate();
     // The condition, expressions of indexes and the table's row security may call anybody's functions.
     let policies = Nest::new();
@@ -56,8 +56,16 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
         policies.set("row_security", "off"); // whom no policy binds; where one binds the owner this fails and leaves out nothing
     }
     let guard = (caller != source.table.owner).then(|| ActAs::confined_as(source.table.owner));
-    spi::scan_once(&source.select(condition.as_deref()), &[], |row| {
+    let mut select = source.select(condition.as_deref());
+    if writer.runs_users_code() {
+        select = all_at_once(&select);
+    }
+    spi::scan_once(&select, &[], |row| {
         interrupt::check();
+        if writer.runs_users_code() && !drawn {
+            writer.draw_ids(row.int(2));
+            drawn = true;
+        }
         if let Some(id) = writer.insert(row, 1) {
             count += 1;
             ids = Some(ids.map_or((id, id), |(first, _)| (first, id)));
@@ -103,6 +111,12 @@ impl Source {
         let condition = condition.map(|c| format!("WHERE (\n{c}\n)")).unwrap_or_default();
         format!("SELECT coalesce({name}.*) FROM {only} {name} {condition} ORDER BY {} FOR SHARE", key.join(", "))
     }
+}
+
+/// The same rows, all of them read and locked before the first is handed over, with their number. Where a user's cast writes to
+/// rows that are still to come, they are told as they were, and what it did behind them.
+fn all_at_once(select: &str) -> String {
+    format!("SELECT whole, pg_catalog.count(*) OVER () FROM ({select}) AS locked (whole)")
 }
 
 fn not_attached(schema: &Schema, table: &Relation) -> Error {

@@ -73,6 +73,11 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
     outbox
 }
 
+/// The same, to write to, as it is after a row has been encoded: code of users that ran may have altered it.
+pub fn after_encoding(outbox: &Rc<Outbox>, plan: &Plan) -> Rc<Outbox> {
+    if plan.runs_users_code { self::outbox(outbox.function) } else { outbox.clone() }
+}
+
 impl Outbox {
     fn look_up(function: Oid) -> Self {
         let schema = relation::schema_of_function(function);
@@ -90,12 +95,16 @@ impl Outbox {
         self.locked_by.set(txid);
     }
 
-    /// Writes one change; returns its id. The id is drawn here, while the source row is locked: that is what makes the
-    /// order of ids the order of the changes of a key.
-    pub fn append(&self, plan: &Plan, change: &Change) -> i64 {
+    /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the changes
+    /// of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it does comes later.
+    pub fn draw_id(&self) -> i64 {
+        sequence::draw(self.shape.sequence, 1)
+    }
+
+    /// Writes one change.
+    pub fn append(&self, plan: &Plan, id: i64, change: &Change) {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
         let txid = self.locked_by.get();
-        let id = self.next_id();
         let key = uuid::Uuid::now_v7();
         let priority = self.shape.priority(plan.priority);
         let fields: [Field; 20] = [
@@ -125,11 +134,6 @@ impl Outbox {
             None => self.insert(&fields, plan.priority),
         }
         crate::wake::at_commit(id);
-        id
-    }
-
-    fn next_id(&self) -> i64 {
-        sequence::draw(self.shape.sequence, 1)
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.

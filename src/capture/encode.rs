@@ -1,10 +1,12 @@
-//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings.
+//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a `search_path` of
+//! nothing but `pg_catalog`.
 //!
 //! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
 
 use crate::pg::buffer::Buffer;
 use crate::pg::datum::{self, Function, UsersFunction, Value};
+use crate::pg::guc::Nest;
 use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
 use pgrx::pg_sys;
@@ -28,13 +30,46 @@ pub enum Encoder {
     /// json: valid already.
     Json,
     /// A function of PostgreSQL that gives json: arrays of its own types.
-    ToJson(Function),
+    ToJson(Function, Names),
     /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
-    UsersJson(UsersFunction),
+    UsersJson(UsersFunction, Names),
     /// An output function that gives json as it is.
     RawOutput(Function),
     /// Anything else: its text, quoted.
-    Output(Function),
+    Output(Function, Names),
+}
+
+/// How names of tables, functions, types and so on are written that are part of a value (`regclass` and its kin).
+pub enum Names {
+    /// There are none.
+    None,
+    /// With their schema, unless that is `pg_catalog`, whatever the writer's `search_path` says.
+    InFull,
+    /// As [`Names::InFull`], if the composite type has such a name in it by now.
+    InFullOf(pg_sys::Oid),
+}
+
+impl Names {
+    fn of(type_oid: pg_sys::Oid) -> Self {
+        match relation::contents(type_oid) {
+            contents if contents.composites => Names::InFullOf(type_oid),
+            contents if contents.names => Names::InFull,
+            _ => Names::None,
+        }
+    }
+
+    /// For as long as the result lives. Not where a user's cast runs as well, which finds what it names by that path.
+    fn in_full(&self) -> Option<Nest> {
+        let wanted = match self {
+            Names::None => false,
+            Names::InFull => true,
+            Names::InFullOf(type_oid) => {
+                let contents = relation::contents(*type_oid);
+                contents.names && !contents.casts
+            }
+        };
+        wanted.then(Nest::names_in_full)
+    }
 }
 
 impl Encoder {
@@ -56,15 +91,16 @@ impl Encoder {
             pg_sys::JSONOID => Encoder::Json,
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
             _ => {
-                let to_json = |function| match relation::is_users_type(base) {
-                    true => Encoder::UsersJson(UsersFunction::new(function)),
-                    false => Encoder::ToJson(Function::new(function)),
+                let names = Names::of(base);
+                let to_json = |function, names| match relation::is_users_type(base) {
+                    true => Encoder::UsersJson(UsersFunction::new(function), names),
+                    false => Encoder::ToJson(Function::new(function), names),
                 };
                 match relation::json_kind(base) {
-                    JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY)),
-                    JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD)),
-                    JsonKind::Cast(function) => to_json(function),
-                    JsonKind::Other => Encoder::Output(Function::output(base)),
+                    JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY), names),
+                    JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD), names),
+                    JsonKind::Cast(function) => to_json(function, Names::None),
+                    JsonKind::Other => Encoder::Output(Function::output(base), names),
                 }
             }
         }
@@ -72,12 +108,12 @@ impl Encoder {
 
     /// Whether what it writes depends on the session's output settings (and so needs neutral ones).
     pub fn follows_settings(&self) -> bool {
-        matches!(self, Encoder::ToJson(_) | Encoder::UsersJson(_) | Encoder::Output(_))
+        matches!(self, Encoder::ToJson(..) | Encoder::UsersJson(..) | Encoder::Output(..))
     }
 
     /// Whether it can run code that is not PostgreSQL's.
     pub fn runs_users_code(&self) -> bool {
-        matches!(self, Encoder::UsersJson(_))
+        matches!(self, Encoder::UsersJson(..))
     }
 
     /// Writes the value as plain text: what JSON has between the quotes, and what is no string as JSON has it.
@@ -132,14 +168,21 @@ impl Encoder {
                 out.push(b'"');
             }
             Encoder::Json => out.extend_from_slice(value.varlena()),
-            Encoder::ToJson(function) => function.write_varlena(value, out),
-            Encoder::UsersJson(function) => {
+            Encoder::ToJson(function, names) => {
+                let _in_full = names.in_full();
+                function.write_varlena(value, out);
+            }
+            Encoder::UsersJson(function, names) => {
                 // What the cast sets is neither left to the session nor to the next value.
                 let _guard = ActAs::confined();
+                let _in_full = names.in_full();
                 function.write_varlena(value, out);
             }
             Encoder::RawOutput(function) => function.text(value, |text| out.extend_from_slice(text)),
-            Encoder::Output(function) => function.text(value, |text| write_string(text, out)),
+            Encoder::Output(function, names) => {
+                let _in_full = names.in_full();
+                function.text(value, |text| write_string(text, out));
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ mod writer;
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
 use crate::pg::trigger::{Event, Fired};
+use crate::pg::truncation::{self, Telling};
 use crate::pg::{executor, utility};
 use crate::settings;
 pub use options::{OPERATIONS, Options, Priority};
@@ -30,6 +31,7 @@ pub use writer::Writer;
 pub fn init() {
     executor::init();
     utility::init();
+    truncation::init();
     plan::init();
 }
 
@@ -75,6 +77,9 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
+    if event == Event::Truncate {
+        return capture_truncate(fired, plan, reason, scratch);
+    }
     let _settings = plan.neutral_settings();
 
     if let Some(tuple) = fired.old() {
@@ -87,10 +92,19 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
         return;
     }
     let key_changes = || event == Event::Update && plan.changes_key(changed);
-    if event != Event::Truncate && !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
+    if plan.captures_truncate && plan.captures_insert && truncation::any() {
+        match truncation::telling(plan.root(), &relation) {
+            Telling::AsUsual => {}
+            Telling::BehindTruncate => append_truncate(fired, plan, reason),
+            Telling::NotNow => return,
+        }
+    }
+    if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
         return order::tell_state(fired, plan, reason, key_changes(), scratch);
     }
     let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
+    let outbox = append::outbox(fired.function());
+    let id = outbox.draw_id();
     match event {
         Event::Insert => {
             plan.write_key(new, pk.clear());
@@ -116,10 +130,28 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Truncate => {}
+        Event::Truncate => return,
     }
-    if event != Event::Truncate {
-        change.pk = Some(pk.datum());
+    change.pk = Some(pk.datum());
+    append::after_encoding(&outbox, plan).append(plan, id, &change);
+}
+
+/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
+/// the first of that has told the TRUNCATE, or all of it is told now.
+fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+    let settled = truncation::settle(plan.root());
+    if !settled.told {
+        append_truncate(fired, plan, reason);
     }
-    append::outbox(fired.function()).append(plan, &change);
+    if !settled.told || settled.kept_back {
+        let _settings = plan.neutral_settings();
+        order::tell_rows(fired, plan, reason, scratch);
+    }
+}
+
+fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>) {
+    let outbox = append::outbox(fired.function());
+    let id = outbox.draw_id();
+    let change = append::Change { event: Event::Truncate, pk: None, data: None, old: None, branch: None, reason };
+    outbox.append(plan, id, &change);
 }

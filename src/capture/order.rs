@@ -7,11 +7,15 @@
 //! misses its row. `docs/design.md` has the proof.
 
 use super::Scratch;
-use super::append::{self, Change};
+use super::append::{self, Change, Outbox};
 use super::plan::Plan;
-use crate::pg::executor;
+use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::{Columns, Tuple};
+use crate::pg::relation::Open;
+use crate::pg::role::ActAs;
 use crate::pg::trigger::{Event, Fired};
+use crate::pg::{executor, scan};
+use crate::store::attached;
 use pgrx::pg_sys::Datum;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -89,20 +93,13 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
     };
 
     let Scratch { old, new, present, pk, data, branch, .. } = scratch;
-    let mut tell = |event: Event, row: &Columns| {
-        plan.write_key(row, pk.clear());
-        if event != Event::Delete {
-            plan.write_all(row, data.clear());
-        }
-        let change = Change {
-            event,
-            pk: Some(pk.datum()),
-            data: (event != Event::Delete).then(|| data.datum()),
-            old: None,
-            branch: plan.branch(row, branch),
-            reason,
-        };
-        append::outbox(fired.function()).append(plan, &change);
+    let outbox = append::outbox(fired.function());
+    // Of both, before a user's cast can write to either.
+    let mut ids =
+        std::array::from_fn::<_, 2, _>(|_| plan.runs_users_code.then(|| outbox.draw_id())).into_iter().flatten();
+    let mut tell = |event, row: &Columns| {
+        let id = ids.next().unwrap_or_else(|| outbox.draw_id());
+        tell(&outbox, id, plan, reason, event, row, [&mut *pk, &mut *data, &mut *branch]);
     };
     if let Some(None) = before {
         tell(Event::Delete, old);
@@ -119,6 +116,63 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
         present.load(row, &relation);
         tell(standing, present);
     }
+}
+
+/// Tells every row that stands in a table that has just been told to be empty: what triggers wrote to it before we were asked
+/// has been told before that. Nearly always there is nothing, and no block to be looked at.
+pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+    if !plan.captures_insert {
+        return;
+    }
+    let table = Open::locked(fired.relation().oid());
+    if table.is_table() {
+        return tell_rows_of(&table, plan, fired, reason, scratch);
+    }
+    let leaves = {
+        let _owner = ActAs::owner();
+        attached::leaves(table.borrow().oid())
+    };
+    for leaf in leaves.into_iter().map(Open::locked).filter(|leaf| leaf.is_table() && leaf.blocks() > 0) {
+        tell_rows_of(&leaf, &Plan::of_partition(fired, &leaf.borrow()), fired, reason, scratch);
+    }
+}
+
+fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Datum>, scratch: &mut Scratch) {
+    if table.blocks() == 0 {
+        return;
+    }
+    let Scratch { present, pk, data, branch, .. } = scratch;
+    scan::standing(table, |row| {
+        present.load(row, &table.borrow());
+        let outbox = append::outbox(fired.function());
+        let id = outbox.draw_id();
+        tell(&outbox, id, plan, reason, Event::Insert, present, [&mut *pk, &mut *data, &mut *branch]);
+    });
+}
+
+/// Tells that a key has this row now, or none any more.
+fn tell(
+    outbox: &Rc<Outbox>,
+    id: i64,
+    plan: &Plan,
+    reason: Option<Datum>,
+    event: Event,
+    row: &Columns,
+    [pk, data, branch]: [&mut VarlenaBuffer; 3],
+) {
+    plan.write_key(row, pk.clear());
+    if event != Event::Delete {
+        plan.write_all(row, data.clear());
+    }
+    let change = Change {
+        event,
+        pk: Some(pk.datum()),
+        data: (event != Event::Delete).then(|| data.datum()),
+        old: None,
+        branch: plan.branch(row, branch),
+        reason,
+    };
+    append::after_encoding(outbox, plan).append(plan, id, &change);
 }
 
 /// Whether the row version that a change made was replaced by an UPDATE, which speaks for itself.

@@ -48,6 +48,7 @@ pub struct Plan {
     pub captures_insert: bool,
     pub captures_update: bool,
     pub captures_delete: bool,
+    pub captures_truncate: bool,
     /// Whether the rows that a trigger is handed say which commands have made and ended them.
     pub knows_versions: bool,
     pub order: Rc<Order>,
@@ -133,19 +134,22 @@ fn make(fired: &Fired<'_>) -> Plan {
 impl Plan {
     fn make(fired: &Fired<'_>) -> Self {
         let _owner = ActAs::owner();
-        let Some(options) =
-            fired.argument().and_then(|json| serde_json::from_str::<Options>(&text::to_utf8(json)).ok())
-        else {
+        let options = Self::options(fired);
+        let written = fired.relation();
+        let root = attached::root_of(fired.oid()).unwrap_or_else(|| written.oid());
+        Self::new(root, &written, &options)
+    }
+
+    /// What attach was told, from the trigger's argument.
+    fn options(fired: &Fired<'_>) -> Options {
+        fired.argument().and_then(|json| serde_json::from_str(&text::to_utf8(json)).ok()).unwrap_or_else(|| {
             Error::new(
                 SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
                 "the capture trigger was not made by sync_outbox_attach()",
             )
             .hint("Drop the trigger and call sync_outbox_attach() on the table.")
             .raise()
-        };
-        let written = fired.relation();
-        let root = attached::root_of(fired.oid()).unwrap_or_else(|| written.oid());
-        Self::new(root, &written, &options)
+        })
     }
 
     /// The plan of what is written to `written`, which is the attached table `root` or a partition of it. Runs as the
@@ -222,12 +226,24 @@ impl Plan {
             captures_insert: captures(Event::Insert),
             captures_update: captures(Event::Update),
             captures_delete: captures(Event::Delete),
+            captures_truncate: captures(Event::Truncate),
             knows_versions: written.is_heap(),
             order: Order::of(root),
             key_index: OnceCell::new(),
             made_from: [root, written.oid()],
             valid: Cell::new(true),
         }
+    }
+
+    /// That of a partition of the table whose trigger is being fired, for what is not written to it just now.
+    pub fn of_partition(fired: &Fired<'_>, partition: &Borrowed<'_>) -> Self {
+        let _owner = ActAs::owner();
+        Self::new(fired.relation().oid(), partition, &Self::options(fired))
+    }
+
+    /// The table that was attached.
+    pub fn root(&self) -> Oid {
+        self.made_from[0]
     }
 
     fn is_of_partition(&self) -> bool {

@@ -10,7 +10,8 @@ use super::plan::Plan;
 use super::reason;
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
-use crate::pg::memory::Scratch;
+use crate::pg::interrupt;
+use crate::pg::memory::{self, Scratch};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
@@ -24,6 +25,8 @@ pub struct Writer {
     plan: Plan,
     outbox: Rc<Outbox>,
     reason: Option<Datum>,
+    /// Drawn before the first row is encoded; from the last to the first.
+    ids: Vec<i64>,
     memory: Scratch,
     row: Columns,
     pk: VarlenaBuffer,
@@ -42,6 +45,7 @@ impl Writer {
             plan,
             outbox: append::outbox(schema.capture()),
             table,
+            ids: Vec::new(),
             memory: Scratch::new(),
             row: Columns::default(),
             pk: VarlenaBuffer::default(),
@@ -50,13 +54,29 @@ impl Writer {
         }
     }
 
+    /// Whether a row's encoding can write to rows that are still to come. Then [`Writer::draw_ids`] comes first.
+    pub fn runs_users_code(&self) -> bool {
+        self.plan.runs_users_code
+    }
+
+    /// Draws the ids of the next `n` rows, which have been read and locked.
+    pub fn draw_ids(&mut self, n: i64) {
+        memory::reserve(&mut self.ids, usize::try_from(n).unwrap_or_default());
+        for _ in 0..n {
+            self.ids.push(self.outbox.draw_id());
+            interrupt::check();
+        }
+        self.ids.reverse();
+    }
+
     /// Writes the row that stands whole in column `n` of a result; returns its id.
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
-        let Writer { table, plan, outbox, reason, memory, row, pk, data, branch } = self;
+        let Writer { table, plan, outbox, reason, ids, memory, row, pk, data, branch } = self;
         memory.run(|| {
             if !result.whole_row(n, &table.borrow(), row) {
                 return None;
             }
+            let id = ids.pop().unwrap_or_else(|| outbox.draw_id());
             let restricted = plan.runs_users_code.then(|| ActAs::restricted(table.borrow().owner()));
             let settings = plan.neutral_settings();
             plan.write_key(row, pk.clear());
@@ -72,7 +92,9 @@ impl Writer {
                 branch,
                 reason: *reason,
             };
-            Some(outbox.append(plan, &change))
+            *outbox = append::after_encoding(outbox, plan);
+            outbox.append(plan, id, &change);
+            Some(id)
         })
     }
 }

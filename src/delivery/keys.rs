@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -97,13 +98,15 @@ fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document.
+/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document. And the same for a value
+/// before and after its column got another type: 1 and "1" are one key. Two that look alike so are two, one of which waits for
+/// the other now and then.
 fn hash_value(value: &Value, hasher: &mut DefaultHasher) {
     match value {
         Value::Null => 0u8.hash(hasher),
-        Value::Bool(value) => (1u8, value).hash(hasher),
-        Value::Number(number) => (2u8, canonical_number(&number.to_string())).hash(hasher),
-        Value::String(text) => (3u8, text).hash(hasher),
+        Value::Bool(value) => (1u8, if *value { "true" } else { "false" }).hash(hasher),
+        Value::Number(number) => (1u8, &*canonical_number(&number.to_string())).hash(hasher),
+        Value::String(text) => (1u8, &*canonical_text(text)).hash(hasher),
         Value::Array(values) => {
             (4u8, values.len()).hash(hasher);
             values.iter().for_each(|value| hash_value(value, hasher));
@@ -118,13 +121,51 @@ fn hash_value(value: &Value, hasher: &mut DefaultHasher) {
     }
 }
 
-/// A number without what does not change its value: trailing zeros of the fraction, a sign of zero.
-fn canonical_number(text: &str) -> String {
+/// A number without what does not change its value: zeros in front and at the end of the fraction, a sign of zero.
+fn canonical_number(text: &str) -> Cow<'_, str> {
     if text.contains(['e', 'E']) {
-        return text.parse::<f64>().map(|f| f.to_string()).unwrap_or_else(|_| text.to_owned());
+        return text.parse::<f64>().map_or(Cow::Borrowed(text), |f| Cow::Owned(f.to_string()));
     }
     let trimmed = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text };
-    if trimmed == "-0" { "0".to_owned() } else { trimmed.to_owned() }
+    let (sign, digits) = match trimmed.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", trimmed),
+    };
+    match digits.trim_start_matches('0') {
+        "" => Cow::Borrowed("0"),
+        rest if rest.len() == digits.len() => Cow::Borrowed(trimmed),
+        rest if rest.starts_with('.') => Cow::Owned(format!("{sign}0{rest}")),
+        rest => Cow::Owned(format!("{sign}{rest}")),
+    }
+}
+
+/// A text as another type would have it: a number as a number, without the blanks that fill up a `character(n)`, a `uuid` in
+/// small letters, and of a date and time only what the types that have one share. Which zone a time is in nobody can tell.
+fn canonical_text(text: &str) -> Cow<'_, str> {
+    let text = text.trim_end_matches(' ');
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let bytes = unsigned.as_bytes();
+    let is_number = bytes.first().is_some_and(u8::is_ascii_digit)
+        && bytes.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.')
+        && bytes.iter().filter(|byte| **byte == b'.').count() <= 1
+        || bytes.first().is_some_and(u8::is_ascii_digit) && text.contains(['e', 'E']) && text.parse::<f64>().is_ok();
+    if is_number {
+        return canonical_number(text);
+    }
+    let at = |i: usize, byte: u8| bytes.get(i) == Some(&byte);
+    if bytes.len() == 36 && [8, 13, 18, 23].into_iter().all(|i| at(i, b'-')) {
+        return Cow::Owned(text.to_ascii_lowercase());
+    }
+    let begins_with_a_date = bytes.len() > 10 && at(4, b'-') && at(7, b'-') && (at(10, b'T') || at(10, b' '));
+    if begins_with_a_date && bytes[..4].iter().all(u8::is_ascii_digit) {
+        let time = &unsigned[11..];
+        let time = ["+00:00", "+00", "Z"].into_iter().find_map(|zone| time.strip_suffix(zone)).unwrap_or(time);
+        return Cow::Owned(match time {
+            "00:00:00" => unsigned[..10].to_owned(),
+            time => format!("{} {time}", &unsigned[..10]),
+        });
+    }
+    Cow::Borrowed(text)
 }
 
 /// The keys behind which later changes have to wait, with the first change that they wait for: what is earlier than that
@@ -262,7 +303,47 @@ mod tests {
     fn equal_documents_are_one_key() {
         assert_eq!(touched(r#"{"k":{"a":1.0,"b":[2]}}"#, None), touched(r#"{ "k": {"b": [2.00], "a": 1} }"#, None));
         assert_ne!(touched(r#"{"k":[[1],2]}"#, None), touched(r#"{"k":[1,[2]]}"#, None));
-        assert_ne!(touched(r#"{"k":"1"}"#, None), touched(r#"{"k":1}"#, None));
+    }
+
+    #[test]
+    fn a_key_of_another_type_is_the_same_key() {
+        let same = [
+            (r#"1"#, r#""1""#),
+            (r#"1.0"#, r#""1""#),
+            (r#"1"#, r#""1.00""#),
+            (r#"7"#, r#""007""#),
+            (r#"-7"#, r#""-7""#),
+            (r#"0.5"#, r#""0.50""#),
+            (r#"-0.5"#, r#""-00.5""#),
+            (r#"0"#, r#""-0.00""#),
+            (r#"1e+20"#, r#""100000000000000000000""#),
+            (r#"true"#, r#""true""#),
+            (r#""abc""#, r#""abc   ""#),
+            (r#""550E8400-E29B-41D4-A716-446655440000""#, r#""550e8400-e29b-41d4-a716-446655440000""#),
+            (r#""2026-02-03T04:05:06""#, r#""2026-02-03 04:05:06""#),
+            (r#""2026-02-03T04:05:06""#, r#""2026-02-03T04:05:06+00:00""#),
+            (r#""2026-02-03""#, r#""2026-02-03T00:00:00""#),
+            (r#""2026-02-03 00:00:00+00""#, r#""2026-02-03T00:00:00+00:00""#),
+        ];
+        let key = |value: &str| touched(&format!(r#"{{"k":{value}}}"#), None);
+        for (before, after) in same {
+            assert_eq!(key(before), key(after), "{before} and {after}");
+        }
+        let others = [
+            (r#"1"#, r#""1x""#),
+            (r#"1"#, r#""1.0.0""#),
+            (r#""abc""#, r#""ABC""#),
+            (r#""-""#, r#""0""#),
+            (r#""""#, r#""0""#),
+            (r#"null"#, r#""null""#),
+            (r#""2026-02-03T04:05:06""#, r#""2026-02-03T04:05:07""#),
+            (r#""1""#, r#""-1""#),
+        ];
+        for (one, another) in others {
+            assert_ne!(key(one), key(another), "{one} and {another}");
+        }
+        key(r#""äöüß-äö-äö äöü""#); // cut nowhere but between characters
+        key(r#""2026-02-0ä04:05""#);
     }
 
     #[test]

@@ -39,6 +39,13 @@ impl Nest {
         nest
     }
 
+    /// Has names of objects written with their schema, unless they are PostgreSQL's own.
+    pub fn names_in_full() -> Self {
+        let nest = Nest::new();
+        nest.set("search_path", "pg_catalog, pg_temp");
+        nest
+    }
+
     /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
     pub fn set(&self, name: &str, value: &str) -> &Self {
         set(name, value);

@@ -5,12 +5,12 @@ use pgrx::pg_sys;
 use std::collections::HashSet;
 use std::hash::Hash;
 
-/// Makes room for so many more bytes, whose number a value decides: 53200 where the memory cannot be had, which would end the
+/// Makes room for so many more, whose number a value decides: 53200 where the memory cannot be had, which would end the
 /// server otherwise. On the main thread.
-pub fn reserve(bytes: &mut Vec<u8>, more: usize) {
-    if bytes.try_reserve(more).is_err() {
+pub fn reserve<T>(items: &mut Vec<T>, more: usize) {
+    if items.try_reserve(more).is_err() {
         Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
-            .detail(format!("Failed on request of size {more}."))
+            .detail(format!("Failed on request of size {}.", more.saturating_mul(size_of::<T>())))
             .raise()
     }
 }

@@ -36,6 +36,7 @@ pub mod spi;
 pub mod text;
 pub mod timeout;
 pub mod trigger;
+pub mod truncation;
 pub mod utility;
 pub mod wal;
 pub mod xact;

@@ -60,6 +60,34 @@ impl Borrowed<'_> {
         unsafe { (*self.0).rd_tableam == pg_sys::GetHeapamTableAmRoutine() }
     }
 
+    /// The number of its file; none of a partitioned table.
+    pub fn file(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*(*self.0).rd_rel).relfilenode }
+    }
+
+    /// Whether that is one that our own transaction has given it.
+    pub fn has_got_its_file_now(&self) -> bool {
+        self.got_its_file_in() != 0
+    }
+
+    /// Whether a TRUNCATE in that savepoint leaves its file to it, as it was made there or has got it there.
+    pub fn is_emptied_where_it_is(&self, savepoint: pg_sys::SubTransactionId) -> bool {
+        // SAFETY: as above.
+        self.got_its_file_in() == savepoint || unsafe { (*self.0).rd_createSubid } == savepoint
+    }
+
+    /// The savepoint that has given it another file, 0 for none.
+    fn got_its_file_in(&self) -> pg_sys::SubTransactionId {
+        // SAFETY: as above.
+        unsafe {
+            #[cfg(feature = "pg15")]
+            return (*self.0).rd_newRelfilenodeSubid;
+            #[cfg(not(feature = "pg15"))]
+            return (*self.0).rd_newRelfilelocatorSubid;
+        }
+    }
+
     pub(super) fn raw(&self) -> pg_sys::Relation {
         self.0
     }
@@ -159,6 +187,12 @@ impl Open {
                 && (*self.relation).trigdesc.is_null()
                 && (constraints.is_null() || ((*constraints).num_check == 0 && !(*constraints).has_generated_stored))
         }
+    }
+
+    /// Whether it is a table that stores rows itself.
+    pub fn is_table(&self) -> bool {
+        // SAFETY: an open relation.
+        unsafe { (*(*self.relation).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION }
     }
 
     /// Its length in blocks, now.
@@ -423,6 +457,76 @@ pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
             }
         }
         JsonKind::Other
+    }
+}
+
+/// What values of a type are made of.
+#[derive(Clone, Copy, Default)]
+pub struct Contents {
+    /// Names of objects, written as the `search_path` has it.
+    pub names: bool,
+    /// Composites, to which columns can be added.
+    pub composites: bool,
+    /// Values that a user's cast writes as json.
+    pub casts: bool,
+}
+
+/// Looked up in the catalogs, through arrays, ranges, composites and domains.
+pub fn contents(oid: pg_sys::Oid) -> Contents {
+    let mut contents = Contents::default();
+    look_into(oid, &mut contents);
+    contents
+}
+
+fn look_into(oid: pg_sys::Oid, contents: &mut Contents) {
+    const NAMES: [pg_sys::Oid; 9] = [
+        pg_sys::REGPROCOID,
+        pg_sys::REGPROCEDUREOID,
+        pg_sys::REGOPEROID,
+        pg_sys::REGOPERATOROID,
+        pg_sys::REGCLASSOID,
+        pg_sys::REGCOLLATIONOID,
+        pg_sys::REGTYPEOID,
+        pg_sys::REGCONFIGOID,
+        pg_sys::REGDICTIONARYOID,
+    ];
+    // SAFETY: plain check, a composite can be nested as deep as somebody makes it; an ERROR where that is too deep.
+    unsafe { pg_sys::check_stack_depth() };
+    let base = base_type(oid);
+    contents.names |= NAMES.contains(&base);
+    match json_kind(base) {
+        // SAFETY: syscache look-up.
+        JsonKind::Array => look_into(unsafe { pg_sys::get_element_type(base) }, contents),
+        JsonKind::Composite => {
+            contents.composites = true;
+            row_types(base).into_iter().for_each(|column| look_into(column, contents));
+        }
+        JsonKind::Cast(_) => contents.casts = true,
+        JsonKind::Other => {
+            // SAFETY: syscache look-ups.
+            let inner = unsafe { [pg_sys::get_range_subtype(base), pg_sys::get_multirange_range(base)] };
+            inner.into_iter().filter(|inner| *inner != pg_sys::InvalidOid).for_each(|inner| look_into(inner, contents));
+        }
+    }
+}
+
+/// The types of a composite type's columns.
+fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // The type `record` itself says nothing.
+    if oid == pg_sys::RECORDOID {
+        return Vec::new();
+    }
+    // SAFETY: a composite type; the copy lives as long as the current memory context.
+    unsafe {
+        let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(oid, -1);
+        let column = |i: usize| {
+            #[cfg(not(feature = "pg18"))]
+            let att = &*(*descriptor).attrs.as_ptr().add(i);
+            #[cfg(feature = "pg18")]
+            let att = &*pg_sys::TupleDescAttr(descriptor, i as i32);
+            (!att.attisdropped).then_some(att.atttypid)
+        };
+        (0..(*descriptor).natts as usize).filter_map(column).collect()
     }
 }
 

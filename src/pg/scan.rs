@@ -1,5 +1,7 @@
-//! Reading a table along one of its indexes, without the executor: for the one query that runs for every change.
+//! Reading a table without the executor: along one of its indexes, for the one query that runs for every change, and as it
+//! stands at this moment.
 
+use super::heap::Tuple;
 use super::memory::Scratch;
 use super::relation::Open;
 use super::spi::Row;
@@ -56,6 +58,23 @@ impl Range<'_> {
             pg_sys::index_endscan(scan);
             pg_sys::ExecDropSingleTupleTableSlot(slot);
         })
+    }
+}
+
+/// Hands over every row that stands in a table at this moment: our own transaction's writes, its current statement's included,
+/// and what others have committed. Interrupts are served between rows; what is allocated for one goes with it.
+pub fn standing(table: &Open, mut each: impl FnMut(Tuple<'_>)) {
+    let memory = Scratch::new();
+    // SAFETY: the relation is open and locked; without an index this reads any table from its beginning; the scan is given back
+    // here, or by the abort after an error. A row is valid until the next is asked for.
+    unsafe {
+        let now = &raw mut pg_sys::SnapshotSelfData;
+        let scan = pg_sys::systable_beginscan(table.raw(), pg_sys::InvalidOid, false, now, 0, core::ptr::null_mut());
+        while let Some(row) = Tuple::new(pg_sys::systable_getnext(scan)) {
+            memory.run(|| each(row));
+            super::interrupt::check();
+        }
+        pg_sys::systable_endscan(scan);
     }
 }
 

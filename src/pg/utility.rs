@@ -1,10 +1,10 @@
-//! Utility statements: a hook around COPY, which writes without the executor, and around the few that the background processes
-//! must know of.
+//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the background
+//! processes must know of.
 //!
 //! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
 //! psql shows, and nobody's DDL may look different because this library is loaded.
 
-use super::{executor, externs};
+use super::{executor, externs, truncation};
 use crate::worker::hooks;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
@@ -73,6 +73,7 @@ impl Call {
 enum Kind {
     Other,
     CopyFrom,
+    Truncate,
     /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.
     Extension,
     CommitPrepared,
@@ -87,6 +88,7 @@ fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
         let node = (*statement).utilityStmt;
         match (*node).type_ {
             T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::CopyFrom,
+            T_TruncateStmt => Kind::Truncate,
             _ if !IN_BACKGROUND.load(Relaxed) => Kind::Other,
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
@@ -125,6 +127,11 @@ unsafe extern "C-unwind" fn process_utility(
                 let before = executor::copy_begins();
                 call.next();
                 executor::copy_ends(before);
+            }
+            Kind::Truncate => {
+                let before = truncation::begins();
+                call.next();
+                truncation::ends(before);
             }
             kind @ (Kind::Extension | Kind::CommitPrepared) => {
                 before(kind);

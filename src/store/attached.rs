@@ -21,6 +21,17 @@ pub fn root_of(trigger: Oid) -> Option<Oid> {
     .flatten()
 }
 
+/// The partitions of a partitioned table that have none themselves.
+pub fn leaves(relation: Oid) -> Vec<Oid> {
+    let mut found = Vec::new();
+    spi::query(
+        "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf",
+        &[relation.into()],
+        |row| found.extend(row.get::<Oid>(1)),
+    );
+    found
+}
+
 /// Schema and name of a relation, in the server encoding.
 pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     spi::first(

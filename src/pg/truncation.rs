@@ -1,0 +1,203 @@
+//! Which TRUNCATE statements are open, and what they have emptied by now.
+//!
+//! PostgreSQL empties all tables of a statement at once, and fires their AFTER TRUNCATE triggers one by one then: what one of
+//! them writes to a table of the statement is captured before that table's own trigger is fired. Here a trigger of a row learns
+//! that its table has been emptied, which it sees by the table's file: it is another one. A table that has got its file in the
+//! same savepoint keeps it, and then it cannot be seen; the changes of its rows are kept back until the TRUNCATE is told, behind
+//! which the rows are that stand there.
+//!
+//! Hooks where such a statement begins and where it names a table, also one that CASCADE has brought; passed through in C, as in
+//! `utility.rs`. A statement that fails never ends: what it leaves here goes with its transaction or savepoint.
+
+use super::relation::Borrowed;
+use super::{externs, xact};
+use crate::error::{Error, SqlState};
+use pgrx::pg_sys;
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+
+struct Truncate {
+    /// Tables and partitions, with the files they had when they were named.
+    named: Vec<(pg_sys::Oid, pg_sys::Oid)>,
+    /// The attached tables whose TRUNCATE has been told, with the savepoint in which.
+    told: Vec<(pg_sys::Oid, pg_sys::SubTransactionId)>,
+    /// Those of which changes of rows were not told.
+    kept_back: Vec<pg_sys::Oid>,
+    /// Those whose own trigger has been fired.
+    settled: Vec<pg_sys::Oid>,
+    /// The savepoint in which it began, and how deep that is.
+    savepoint: pg_sys::SubTransactionId,
+    level: i32,
+}
+
+thread_local! {
+    /// The outermost first.
+    static OPEN: RefCell<Vec<Truncate>> = const { RefCell::new(Vec::new()) };
+}
+
+static mut NEXT: pg_sys::object_access_hook_type = None;
+
+/// Installs the hook. Called from `_PG_init`.
+pub fn init() {
+    // SAFETY: a process with one thread; the hook found here is called by ours. The callback lives as long as the library,
+    // which is never unloaded.
+    unsafe {
+        NEXT = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+        pg_sys::RegisterSubXactCallback(Some(savepoint_ends), core::ptr::null_mut());
+    }
+    xact::on_end(|_| OPEN.with_borrow_mut(Vec::clear));
+}
+
+/// Called before TRUNCATE; the result is for [`ends`].
+pub(super) fn begins() -> usize {
+    // SAFETY: plain getters.
+    let (savepoint, level) =
+        unsafe { (pg_sys::GetCurrentSubTransactionId(), pg_sys::GetCurrentTransactionNestLevel()) };
+    let truncate =
+        Truncate { named: Vec::new(), told: Vec::new(), kept_back: Vec::new(), settled: Vec::new(), savepoint, level };
+    OPEN.with_borrow_mut(|open| {
+        open.push(truncate);
+        open.len() - 1
+    })
+}
+
+/// Raises 55000 if what was kept back has not been told: somebody has switched the trigger off that does.
+pub(super) fn ends(before: usize) {
+    let keeps_back = OPEN.with_borrow_mut(|open| open.drain(before..).any(|truncate| !truncate.kept_back.is_empty()));
+    if keeps_back {
+        // SAFETY: raises an ERROR and nothing else.
+        unsafe { refuse() }
+    }
+}
+
+/// Turns the Rust unwind into an `ERROR` before it reaches the unguarded caller.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn refuse() {
+    Error::new(
+        SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        "changes of a table that was truncated could not be captured: the trigger \"!sync_outbox_truncate\" was not fired",
+    )
+    .hint("Leave that trigger enabled, and sync_outbox.capture as it is, while a trigger of TRUNCATE writes to the table.")
+    .raise()
+}
+
+/// Whether one is open of which this is a trigger, or code of a trigger's.
+#[inline]
+pub fn any() -> bool {
+    OPEN.with_borrow(|open| !open.is_empty())
+}
+
+/// How a change of a row is told while a TRUNCATE of its table is open.
+pub enum Telling {
+    AsUsual,
+    /// Behind the TRUNCATE, which nobody has told yet.
+    BehindTruncate,
+    /// Not at all: nobody can say whether it comes before or behind. [`settle`] says that something was kept back.
+    NotNow,
+}
+
+/// How a change of `written` is told, which is the attached table `root` or a partition of it. From now on somebody has told the
+/// TRUNCATE if that is the answer, unless it is rolled back.
+pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
+    OPEN.with_borrow_mut(|open| {
+        let of_root = |truncate: &&mut Truncate| truncate.named.iter().any(|(oid, _)| *oid == root);
+        let Some(truncate) = open.iter_mut().rev().find(of_root) else { return Telling::AsUsual };
+        let file = truncate.named.iter().rev().find(|(oid, _)| *oid == written.oid()).map(|(_, file)| *file);
+        let Some(file) = file.filter(|_| !truncate.settled.contains(&root)) else { return Telling::AsUsual };
+        // Another file by somebody else, who had the table when it was named, is none of ours.
+        if file != written.file() && written.has_got_its_file_now() {
+            if truncate.is_told(root) {
+                return Telling::AsUsual;
+            }
+            // SAFETY: plain getter, inside a transaction.
+            truncate.told.push((root, unsafe { pg_sys::GetCurrentSubTransactionId() }));
+            return Telling::BehindTruncate;
+        }
+        if !written.is_emptied_where_it_is(truncate.savepoint) {
+            return Telling::AsUsual; // it still is to be emptied
+        }
+        let keeps_back = truncate.kept_back.contains(&root);
+        if truncate.is_told(root) && !keeps_back {
+            return Telling::AsUsual;
+        }
+        if !keeps_back {
+            truncate.kept_back.push(root);
+        }
+        Telling::NotNow
+    })
+}
+
+/// What has become of an open TRUNCATE of an attached table so far.
+pub struct Settled {
+    pub told: bool,
+    /// Changes of rows were.
+    pub kept_back: bool,
+}
+
+/// Called by the trigger of the TRUNCATE, which tells what was not: from now on all is told as usual.
+pub fn settle(root: pg_sys::Oid) -> Settled {
+    OPEN.with_borrow_mut(|open| match open.last_mut() {
+        None => Settled { told: false, kept_back: false },
+        Some(truncate) => {
+            truncate.settled.push(root);
+            let kept_back = truncate.kept_back.contains(&root);
+            truncate.kept_back.retain(|oid| *oid != root);
+            Settled { told: truncate.is_told(root), kept_back }
+        }
+    })
+}
+
+impl Truncate {
+    fn is_told(&self, root: pg_sys::Oid) -> bool {
+        self.told.iter().any(|(told, _)| *told == root)
+    }
+}
+
+/// Not guarded, and without anything to drop, so that an `ERROR` jumps over it as over a C function.
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    part: c_int,
+    arg: *mut c_void,
+) {
+    // SAFETY: called by PostgreSQL; the hook found at the beginning gets the arguments as they are.
+    unsafe {
+        if let Some(next) = NEXT {
+            next(access, class, object, part, arg);
+        }
+        if access == pg_sys::ObjectAccessType::OAT_TRUNCATE && any() {
+            let row = externs::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as c_int, object.into());
+            if !row.is_null() {
+                let header = (*row).t_data;
+                let form = header.cast::<u8>().add(usize::from((*header).t_hoff)).cast::<pg_sys::FormData_pg_class>();
+                let file = (*form).relfilenode;
+                externs::ReleaseSysCache(row);
+                OPEN.with_borrow_mut(|open| open.last_mut().map(|truncate| truncate.named.push((object, file))));
+            }
+        }
+    }
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn savepoint_ends(
+    event: pg_sys::SubXactEvent::Type,
+    me: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _arg: *mut c_void,
+) {
+    OPEN.with_borrow_mut(|open| match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            let told = open.iter_mut().flat_map(|truncate| &mut truncate.told);
+            told.filter(|(_, by)| *by == me).for_each(|(_, by)| *by = parent);
+        }
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
+            let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+            open.retain(|truncate| truncate.level < level);
+            open.iter_mut().for_each(|truncate| truncate.told.retain(|(_, by)| *by != me));
+        }
+        _ => {}
+    });
+}
