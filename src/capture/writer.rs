@@ -9,6 +9,7 @@ use super::options::Options;
 use super::plan::Plan;
 use super::reason;
 use crate::pg::buffer::VarlenaBuffer;
+use crate::pg::confine;
 use crate::pg::heap::Columns;
 use crate::pg::memory::Scratch;
 use crate::pg::relation::Open;
@@ -50,6 +51,11 @@ impl Writer {
         }
     }
 
+    /// Encoding a row can run casts of users.
+    pub fn runs_users_code(&self) -> bool {
+        self.plan.runs_users_code
+    }
+
     /// Writes the row that stands whole in column `n` of a result; returns its id.
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
         let Writer { table, plan, outbox, reason, memory, row, pk, data, branch } = self;
@@ -72,7 +78,8 @@ impl Writer {
                 branch,
                 reason: *reason,
             };
-            Some(outbox.append(plan, &change))
+            plan.order.tells_what_stands();
+            Some(confine::our_own(|| outbox.append(plan, &change)))
         })
     }
 }

@@ -4,7 +4,7 @@
 //! as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never finishes: what it leaves
 //! here goes with its transaction or savepoint.
 
-use super::{bgworker, externs, xact};
+use super::{bgworker, confine, externs, xact};
 use pgrx::pg_sys;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -89,12 +89,17 @@ pub fn transaction() -> u64 {
     ENDED.get()
 }
 
+/// The command that the next one to write is going to be: what earlier ones have written is visible.
+pub fn command() -> u32 {
+    // SAFETY: plain getter inside a transaction.
+    unsafe { pg_sys::GetCurrentCommandId(false) }
+}
+
 /// Called before COPY .. FROM; the result is for [`copy_ends`].
 pub fn copy_begins() -> usize {
-    // SAFETY: plain getter inside a transaction.
-    let command = unsafe { pg_sys::GetCurrentCommandId(false) };
+    confine::before_write();
     let before = OPEN.with_borrow(Vec::len);
-    push(core::ptr::null(), command);
+    push(core::ptr::null(), command());
     before
 }
 
@@ -119,6 +124,7 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, flags: c_int) {
         let writes = (*query).operation != pg_sys::CmdType::CMD_SELECT || (*(*query).plannedstmt).hasModifyingCTE;
         // What is only explained never finishes.
         if writes && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            confine::before_write();
             push(query, (*(*query).estate).es_output_cid);
         }
     }
