@@ -102,6 +102,8 @@ impl Given {
             columns: self.columns.clone().or(before.columns),
             exclude_attnums: if named_again { Vec::new() } else { before.exclude_attnums },
             columns_attnums: if named_again { Vec::new() } else { before.columns_attnums },
+            exclude_places: if named_again { Vec::new() } else { before.exclude_places },
+            columns_places: if named_again { Vec::new() } else { before.columns_places },
             attnums_of: before.attnums_of.filter(|_| !named_again),
             exclude: self.exclude.clone().or(before.exclude),
             branch_column: self.branch_column.clone().or(before.branch_column),

@@ -87,11 +87,12 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
 impl Options {
     /// With what has to be kept of the columns beside their names.
     fn of_relation(mut self, oid: Oid) -> Self {
-        let numbers =
-            |columns: &Option<Vec<String>>| attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default());
+        let numbers = |columns: &Option<Vec<String>>| {
+            attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default()).into_iter().unzip()
+        };
         if self.exclude_attnums.is_empty() && self.columns_attnums.is_empty() {
-            self.exclude_attnums = numbers(&self.exclude);
-            self.columns_attnums = numbers(&self.columns);
+            (self.exclude_attnums, self.exclude_places) = numbers(&self.exclude);
+            (self.columns_attnums, self.columns_places) = numbers(&self.columns);
             let any = !self.exclude_attnums.is_empty() || !self.columns_attnums.is_empty();
             self.attnums_of = any.then(|| oid.to_u32());
         }

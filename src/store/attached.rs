@@ -33,20 +33,22 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
-/// The attribute numbers of these columns, in their order; 0 for one that is not there.
-pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<i16> {
-    let mut found = vec![0; columns.len()];
+/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one that is
+/// not there.
+pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
+    let mut found = vec![(0, 0); columns.len()];
     if columns.is_empty() {
         return found;
     }
     spi::query(
-        "SELECT attname::pg_catalog.text, attnum FROM pg_catalog.pg_attribute
+        "SELECT attname::pg_catalog.text, attnum, (pg_catalog.row_number() OVER (ORDER BY attnum))::pg_catalog.int2
+           FROM pg_catalog.pg_attribute
           WHERE attrelid OPERATOR(pg_catalog.=) $1 AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped",
         &[relation.into()],
         |row| {
             let name = row.utf8(1);
             if let Some(i) = columns.iter().position(|column| Some(column) == name.as_ref()) {
-                found[i] = row.get(2).unwrap_or_default();
+                found[i] = (row.get(2).unwrap_or_default(), row.get(3).unwrap_or_default());
             }
         },
     );
