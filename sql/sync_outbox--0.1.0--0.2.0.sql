@@ -95,9 +95,9 @@ GRANT EXECUTE ON FUNCTION
 
 ------------------------------------------------------------------------------------------------------------------------
 -- Capture keeps which columns were meant beside their names, so that a new column under an old name is not taken for the old
--- one. Tables that 0.1.0 has attached get the numbers of today. Written into the catalog, because replacing the triggers would
--- lock every attached table until this has committed; nobody has to be told, because whatever gives a column another name
--- makes every session read its table's triggers anew.
+-- one, and the name that the table was attached under. Tables that 0.1.0 has attached get those of today. Written into the
+-- catalog, because replacing the triggers would lock every attached table until this has committed; nobody has to be told,
+-- because whatever gives a column or table another name makes every session read the table's triggers anew.
 ------------------------------------------------------------------------------------------------------------------------
 DO $numbers$
 DECLARE
@@ -112,7 +112,12 @@ BEGIN
                        AND tgparentid OPERATOR(pg_catalog.=) 0
                     UNION ALL
                     SELECT t.oid, a.root FROM pg_catalog.pg_trigger t JOIN attached a ON t.tgparentid OPERATOR(pg_catalog.=) a.oid)
-               SELECT t.oid, a.root, pg_catalog.convert_from(
+               SELECT t.oid, a.root,
+                      (SELECT pg_catalog.json_build_array(n.nspname, c.relname)
+                         FROM pg_catalog.pg_class c
+                         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                        WHERE c.oid OPERATOR(pg_catalog.=) a.root) AS name,
+                      pg_catalog.convert_from(
                           pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) OPERATOR(pg_catalog.-) 1),
                           pg_catalog.getdatabaseencoding()) AS options
                  FROM pg_catalog.pg_trigger t JOIN attached a ON a.oid OPERATOR(pg_catalog.=) t.oid
@@ -123,6 +128,7 @@ BEGIN
         EXCEPTION WHEN OTHERS THEN
             CONTINUE; -- no trigger of sync_outbox_attach()
         END;
+        CONTINUE WHEN pg_catalog.json_typeof(columns) OPERATOR(pg_catalog.<>) 'object';
         SELECT pg_catalog.string_agg(pg_catalog.format(',"%s_attnums":%s,"%s_places":%s', l.list, n.numbers, l.list, n.places), ''
                                      ORDER BY l.list DESC)
           INTO added
@@ -139,12 +145,16 @@ BEGIN
                                AND NOT attisdropped) a
                    ON a.attname OPERATOR(pg_catalog.=) c.name) n
          WHERE n.numbers IS NOT NULL;
-        CONTINUE WHEN added IS NULL;
         UPDATE pg_catalog.pg_trigger
-           SET tgargs = pg_catalog.convert_to(pg_catalog.format('%s%s,"attnums_of":%s}', pg_catalog.rtrim(one.options, '}'), added,
-                                                  one.root), pg_catalog.getdatabaseencoding())
+           SET tgargs = pg_catalog.convert_to(
+                   pg_catalog.format('%s%s%s,"named":%s}', pg_catalog.rtrim(one.options, '}'), added,
+                       CASE WHEN added IS NOT NULL THEN pg_catalog.format(',"attnums_of":%s', one.root) END, one.name),
+                   pg_catalog.getdatabaseencoding())
                         OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')
          WHERE oid OPERATOR(pg_catalog.=) one.oid;
     END LOOP;
 END
 $numbers$;
+
+COMMENT ON TABLE @extschema@.sync_outbox_lane IS
+    'ranges of ids that sync_outbox_backfill() or a table that was renamed put into another priority than others of that name: while one is there, the sender looks across priorities so that the order of a key holds';

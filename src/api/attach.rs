@@ -45,6 +45,7 @@ fn sync_outbox_attach(
             exclude_places: defaults.exclude_places,
             columns_places: defaults.columns_places,
             attnums_of: defaults.attnums_of,
+            named: defaults.named,
             branch_column: branch_column.map(text::name),
             key_columns: argument::list(
                 key_columns.map(|names| names.iter().map(|n| n.map(text::name)).collect()),

@@ -104,6 +104,7 @@ impl Given {
             columns_attnums: if named_again { Vec::new() } else { before.columns_attnums },
             exclude_places: if named_again { Vec::new() } else { before.exclude_places },
             columns_places: if named_again { Vec::new() } else { before.columns_places },
+            named: before.named,
             attnums_of: before.attnums_of.filter(|_| !named_again),
             exclude: self.exclude.clone().or(before.exclude),
             branch_column: self.branch_column.clone().or(before.branch_column),

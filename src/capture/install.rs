@@ -7,7 +7,7 @@ use super::eligible;
 use super::options::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::relation::LockMode;
-use crate::pg::{Oid, spi, xact};
+use crate::pg::{Oid, spi, text, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
 use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
@@ -33,11 +33,15 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;
     let before = Installed::read(capture, oid);
-    if before.is(&options.clone().of_relation(oid)) {
+    let of_relation = || options.clone().of_relation(oid).named_now(capture, oid);
+    if before.is(&of_relation()) || before.is_but_for_its_name(schema, oid, &of_relation())? {
         return Ok(Outcome::Unchanged);
     }
     let target_id = target::find_and_keep(schema, &options.target)?.id;
-    let changes_lane = |before: &Installed| before.lane() != Some((&options.target, options.priority.name()));
+    let name = of_relation().named;
+    let changes_lane = |before: &Installed| {
+        before.lane() != Some((&options.target, options.priority.name())) || before.name() != name.as_ref()
+    };
     if changes_lane(&before) {
         // In front of the table's lock, behind which every writer would wait for a long backfill with us.
         lane::change(schema, oid)?;
@@ -46,7 +50,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
     relation::with_lock(oid, mode, || {
         let table = eligible::check(schema, caller, oid, options)?;
-        let options = &options.clone().of_relation(oid);
+        let options = &of_relation();
         let before = Installed::read(capture, oid);
         if before.is(options) {
             return Ok(Outcome::Unchanged);
@@ -98,6 +102,17 @@ impl Options {
         }
         self
     }
+
+    /// With the name that the table has now.
+    fn named_now(mut self, capture: Oid, oid: Oid) -> Self {
+        let (schema, table) = attached::name(oid);
+        let name = [schema, table].map(|name| text::to_utf8(&name).into_owned());
+        let is_claimed = attached::all(capture).into_iter().filter(|(other, _)| *other != oid).any(|(other, _)| {
+            attached::options(capture, other).is_some_and(|options| options.named.as_ref() == Some(&name))
+        });
+        self.named = Some(if is_claimed { Default::default() } else { name });
+        self
+    }
 }
 
 /// The triggers that are there.
@@ -121,6 +136,23 @@ impl Installed {
         let wanted = wanted(options);
         let names = self.0.iter().map(|t| t.name.as_str());
         names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
+    }
+
+    /// Whether nothing but the table's name has changed, under which changes wait in another lane: then its changes go on being
+    /// compared with those.
+    fn is_but_for_its_name(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<bool> {
+        let Some(name) = self.name() else { return Ok(false) };
+        if !self.is(&Options { named: Some(name.clone()), ..options.clone() }) {
+            return Ok(false);
+        }
+        let target_id = target::find(schema, &options.target)?.id;
+        Ok(xact::uses_one_snapshot()
+            || attached::waits_elsewhere(schema, &attached::name(oid), target_id, options.priority.name()))
+    }
+
+    /// The name that it was attached under.
+    fn name(&self) -> Option<&[String; 2]> {
+        self.0.iter().find_map(|t| t.options.as_ref()).and_then(|o| o.named.as_ref())
     }
 
     /// The target and priority of the changes captured so far.

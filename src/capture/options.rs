@@ -60,6 +60,10 @@ pub struct Options {
     /// The table whose numbers these are: another one is there after a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attnums_of: Option<u32>,
+    /// Schema and name under which it was attached, and under which nobody else's changes can wait in another lane. Empty where
+    /// another table was attached under that name too. Absent where an older library attached the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<[String; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_column: Option<String>,
     /// Columns of another unique index than the primary key. Absent: the primary key, whatever it is called today.
@@ -86,6 +90,7 @@ impl Default for Options {
             exclude_places: Vec::new(),
             columns_places: Vec::new(),
             attnums_of: None,
+            named: None,
             branch_column: None,
             key_columns: None,
             operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),

@@ -42,6 +42,10 @@ pub struct Plan {
     pub schema_name: Kept,
     pub table_name: Kept,
     pub target_id: i16,
+    /// The table has got a name that another may have had, whose changes may wait in another lane.
+    pub is_renamed: bool,
+    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts.
+    pub renaming_told: Cell<u64>,
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
@@ -215,6 +219,11 @@ impl Plan {
             branch,
             schema_name: Kept::new(&name.0),
             table_name: Kept::new(&name.1),
+            is_renamed: options
+                .named
+                .as_ref()
+                .is_some_and(|[schema, table]| *schema != text::to_utf8(&name.0) || *table != text::to_utf8(&name.1)),
+            renaming_told: Cell::new(0),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,

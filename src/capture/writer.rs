@@ -56,6 +56,11 @@ impl Writer {
         self.plan.runs_users_code
     }
 
+    /// Another table may have had the name of this one.
+    pub fn is_renamed(&self) -> bool {
+        self.plan.is_renamed
+    }
+
     /// Writes the row that stands whole in column `n` of a result; returns its id.
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
         let Writer { table, plan, outbox, reason, memory, row, pk, data, branch } = self;

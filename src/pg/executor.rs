@@ -22,6 +22,8 @@ thread_local! {
     static OPEN: RefCell<Vec<Query>> = const { RefCell::new(Vec::new()) };
     /// Counts the transactions that have ended.
     static ENDED: Cell<u64> = const { Cell::new(0) };
+    /// Counts those, and the savepoints rolled back.
+    static UNDONE: Cell<u64> = const { Cell::new(1) };
     /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries may be
     /// open that were started without our hooks.
     static LOADED_DURING: Cell<Option<i64>> = const { Cell::new(None) };
@@ -47,6 +49,7 @@ pub fn init() {
     }
     xact::on_end(|_| {
         ENDED.set(ENDED.get() + 1);
+        UNDONE.set(UNDONE.get() + 1);
         LOADED_DURING.set(None);
         OPEN.with_borrow_mut(Vec::clear);
     });
@@ -87,6 +90,11 @@ fn is_logical_worker() -> bool {
 /// A number that no other transaction of this process has.
 pub fn transaction() -> u64 {
     ENDED.get()
+}
+
+/// A number that stays the same as long as nothing that this transaction has done is undone; never 0.
+pub fn undone() -> u64 {
+    UNDONE.get()
 }
 
 /// The command that the next one to write is going to be: what earlier ones have written is visible.
@@ -154,6 +162,7 @@ unsafe extern "C-unwind" fn savepoint_ends(
     _arg: *mut c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        UNDONE.set(UNDONE.get() + 1);
         // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
         let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
         OPEN.with_borrow_mut(|open| open.retain(|query| query.level < level));
