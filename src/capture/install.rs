@@ -33,16 +33,14 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;
     let before = Installed::read(capture, oid);
-    let of_relation = || options.clone().of_relation(oid).named_now(capture, oid);
-    if before.is(&of_relation()) || before.is_but_for_its_name(schema, oid, &of_relation())? {
+    let wanted = before.wanted(schema, oid, options)?;
+    if before.is(&wanted) {
         return Ok(Outcome::Unchanged);
     }
     let target_id = target::find_and_keep(schema, &options.target)?.id;
-    let name = of_relation().named;
-    let changes_lane = |before: &Installed| {
-        before.lane() != Some((&options.target, options.priority.name())) || before.name() != name.as_ref()
-    };
-    if changes_lane(&before) {
+    let changes_lane =
+        |before: &Installed, wanted: &Options| !before.has_lane_of(wanted) || before.has_another_name_than(wanted);
+    if changes_lane(&before, &wanted) {
         // In front of the table's lock, behind which every writer would wait for a long backfill with us.
         lane::change(schema, oid)?;
     }
@@ -50,14 +48,14 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
     relation::with_lock(oid, mode, || {
         let table = eligible::check(schema, caller, oid, options)?;
-        let options = &of_relation();
         let before = Installed::read(capture, oid);
+        let options = &before.wanted(schema, oid, options)?;
         if before.is(options) {
             return Ok(Outcome::Unchanged);
         }
         put_triggers(schema, &table, options, &before);
         // Behind the triggers, which also lock the partitions: nobody can be writing to any of them now.
-        if changes_lane(&before) {
+        if changes_lane(&before, options) {
             lane::change(schema, oid)?; // it is ours already, unless somebody has changed the lane meanwhile
             check_lane(schema, &table, target_id, options)?;
         }
@@ -107,9 +105,7 @@ impl Options {
     fn named_now(mut self, capture: Oid, oid: Oid) -> Self {
         let (schema, table) = attached::name(oid);
         let name = [schema, table].map(|name| text::to_utf8(&name).into_owned());
-        let is_claimed = attached::all(capture).into_iter().filter(|(other, _)| *other != oid).any(|(other, _)| {
-            attached::options(capture, other).is_some_and(|options| options.named.as_ref() == Some(&name))
-        });
+        let is_claimed = attached::another_is_named(capture, oid, &name);
         self.named = Some(if is_claimed { Default::default() } else { name });
         self
     }
@@ -138,16 +134,27 @@ impl Installed {
         names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
     }
 
-    /// Whether nothing but the table's name has changed, under which changes wait in another lane: then its changes go on being
-    /// compared with those.
-    fn is_but_for_its_name(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<bool> {
-        let Some(name) = self.name() else { return Ok(false) };
-        if !self.is(&Options { named: Some(name.clone()), ..options.clone() }) {
-            return Ok(false);
+    /// What there is to be: the options with what is kept of the table beside them. The name that it was attached under stays
+    /// while changes wait under the one that it has now in another lane, with which its own go on being compared.
+    fn wanted(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<Options> {
+        let mut wanted = options.clone().of_relation(oid).named_now(schema.capture(), oid);
+        if self.has_lane_of(&wanted) && self.has_another_name_than(&wanted) {
+            let target_id = target::find(schema, &options.target)?.id;
+            if xact::uses_one_snapshot()
+                || attached::waits_elsewhere(schema, &attached::name(oid), target_id, options.priority.name())
+            {
+                wanted.named = self.name().cloned();
+            }
         }
-        let target_id = target::find(schema, &options.target)?.id;
-        Ok(xact::uses_one_snapshot()
-            || attached::waits_elsewhere(schema, &attached::name(oid), target_id, options.priority.name()))
+        Ok(wanted)
+    }
+
+    fn has_lane_of(&self, options: &Options) -> bool {
+        self.lane() == Some((&options.target, options.priority.name()))
+    }
+
+    fn has_another_name_than(&self, options: &Options) -> bool {
+        self.name().is_some_and(|name| options.named.as_ref() != Some(name))
     }
 
     /// The name that it was attached under.
