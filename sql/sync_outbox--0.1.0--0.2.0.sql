@@ -69,3 +69,69 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_accept(regclass, boolean), @extschema@.sync_outbox_apply_text(text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_accept(regclass, boolean), @extschema@.sync_outbox_apply_text(text) TO sync_outbox_admin;
+
+------------------------------------------------------------------------------------------------------------------------
+-- Capture keeps which columns were meant beside their names, so that a new column under an old name is not taken for the old
+-- one, and the name that the table was attached under. Tables that 0.1.0 has attached get those of today. Written into the
+-- catalog, because replacing the triggers would lock every attached table until this has committed; nobody has to be told,
+-- because whatever gives a column or table another name makes every session read the table's triggers anew.
+------------------------------------------------------------------------------------------------------------------------
+DO $numbers$
+DECLARE
+    one record;
+    columns pg_catalog.json;
+    added text;
+BEGIN
+    -- A partition's trigger has the argument of the attached table's.
+    FOR one IN WITH RECURSIVE attached AS (
+                    SELECT oid, tgrelid AS root FROM pg_catalog.pg_trigger
+                     WHERE tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_capture()'::pg_catalog.regprocedure
+                       AND tgparentid OPERATOR(pg_catalog.=) 0
+                    UNION ALL
+                    SELECT t.oid, a.root FROM pg_catalog.pg_trigger t JOIN attached a ON t.tgparentid OPERATOR(pg_catalog.=) a.oid)
+               SELECT t.oid, a.root,
+                      (SELECT pg_catalog.json_build_array(n.nspname, c.relname)
+                         FROM pg_catalog.pg_class c
+                         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+                        WHERE c.oid OPERATOR(pg_catalog.=) a.root) AS name,
+                      pg_catalog.convert_from(
+                          pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) OPERATOR(pg_catalog.-) 1),
+                          pg_catalog.getdatabaseencoding()) AS options
+                 FROM pg_catalog.pg_trigger t JOIN attached a ON a.oid OPERATOR(pg_catalog.=) t.oid
+                WHERE t.tgnargs OPERATOR(pg_catalog.=) 1
+    LOOP
+        BEGIN
+            columns := one.options::pg_catalog.json;
+        EXCEPTION WHEN OTHERS THEN
+            CONTINUE; -- no trigger of sync_outbox_attach()
+        END;
+        CONTINUE WHEN pg_catalog.json_typeof(columns) OPERATOR(pg_catalog.<>) 'object';
+        SELECT pg_catalog.string_agg(pg_catalog.format(',"%s_attnums":%s,"%s_places":%s', l.list, n.numbers, l.list, n.places), ''
+                                     ORDER BY l.list DESC)
+          INTO added
+          FROM (VALUES ('exclude'), ('columns')) AS l (list)
+         CROSS JOIN LATERAL (
+               SELECT pg_catalog.json_agg(coalesce(a.attnum, 0) ORDER BY c.nth) AS numbers,
+                      pg_catalog.json_agg(coalesce(a.place, 0) ORDER BY c.nth) AS places
+                 FROM pg_catalog.json_array_elements_text(
+                          CASE WHEN pg_catalog.json_typeof(columns OPERATOR(pg_catalog.->) l.list) OPERATOR(pg_catalog.=) 'array'
+                               THEN columns OPERATOR(pg_catalog.->) l.list END) WITH ORDINALITY AS c (name, nth)
+                 LEFT JOIN (SELECT attname, attnum, pg_catalog.row_number() OVER (ORDER BY attnum) AS place
+                              FROM pg_catalog.pg_attribute
+                             WHERE attrelid OPERATOR(pg_catalog.=) one.root AND attnum OPERATOR(pg_catalog.>) 0
+                               AND NOT attisdropped) a
+                   ON a.attname OPERATOR(pg_catalog.=) c.name) n
+         WHERE n.numbers IS NOT NULL;
+        UPDATE pg_catalog.pg_trigger
+           SET tgargs = pg_catalog.convert_to(
+                   pg_catalog.format('%s%s%s,"named":%s}', pg_catalog.rtrim(one.options, '}'), added,
+                       CASE WHEN added IS NOT NULL THEN pg_catalog.format(',"attnums_of":%s', one.root) END, one.name),
+                   pg_catalog.getdatabaseencoding())
+                        OPERATOR(pg_catalog.||) pg_catalog.decode('00', 'hex')
+         WHERE oid OPERATOR(pg_catalog.=) one.oid;
+    END LOOP;
+END
+$numbers$;
+
+COMMENT ON TABLE @extschema@.sync_outbox_lane IS
+    'ranges of ids that sync_outbox_backfill() or a table that was renamed put into another priority than others of that name: while one is there, the sender looks across priorities so that the order of a key holds';

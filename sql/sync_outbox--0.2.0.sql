@@ -217,7 +217,7 @@ CREATE TABLE @extschema@.sync_outbox_lane (
     PRIMARY KEY (target_id, first_id)
 );
 COMMENT ON TABLE @extschema@.sync_outbox_lane IS
-    'ranges of ids that sync_outbox_backfill() put into another priority than their table''s: while one is there, the sender looks across priorities so that the order of a key holds';
+    'ranges of ids that sync_outbox_backfill() or a table that was renamed put into another priority than others of that name: while one is there, the sender looks across priorities so that the order of a key holds';
 
 ------------------------------------------------------------------------------------------------------------------------
 -- The hub's half

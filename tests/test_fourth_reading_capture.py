@@ -252,6 +252,39 @@ def test_an_update_with_a_view_of_somebody_on_the_overview(quiet_server, watched
 
 # ---------------------------------------------------------------------------------------------- more of columns
 
+def test_tables_that_0_1_0_attached_get_the_numbers_of_their_columns(quiet_server, watched):
+    """As attaching them again would give them: of a partitioned table those of its root, and none where no column is named."""
+    database = watched(quiet_server).create_database()
+    try:
+        database.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox VERSION '0.1.0'")
+        database.run("""CREATE TABLE parts (gone int, id int PRIMARY KEY, "a ""b" text, ü text, pan text) PARTITION BY LIST (id);
+            ALTER TABLE parts DROP gone; CREATE TABLE part (ü text, pan text, id int NOT NULL, "a ""b" text);
+            ALTER TABLE parts ATTACH PARTITION part DEFAULT; CREATE TABLE plain (id int PRIMARY KEY)""")
+        for table, named in [("parts", r',"columns":["pan","a \"b"],"exclude":["ü"]'), ("plain", "")]:
+            database.run(f"""CREATE TRIGGER "!sync_outbox_row" AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION
+                sync_outbox_capture('{{"target":"default","priority":"NORMAL"{named},"operations":["INSERT","UPDATE","DELETE"],"include_old":false,"require_reason":false,"always":false}}')""")
+        database.run("ALTER EXTENSION sync_outbox UPDATE")
+        kept = "SELECT tgargs FROM pg_trigger WHERE tgfoid = 'sync_outbox_capture'::regproc ORDER BY tgrelid"
+        updated = database.rows(kept)
+        options = json.loads(bytes(updated[0].tgargs)[:-1])
+        assert (options["columns_attnums"], options["columns_places"]) == ([5, 3], [4, 2])
+        assert (options["exclude_attnums"], options["exclude_places"]) == ([4], [3])
+        assert options["attnums_of"] == database.value("SELECT 'parts'::regclass::oid::bigint")
+        marks = "SELECT oid, xmin FROM pg_trigger WHERE tgfoid = 'sync_outbox_capture'::regproc ORDER BY oid"
+        before = database.rows(marks)
+        database.attach("parts", columns=["pan", 'a "b'], exclude=["ü"])
+        database.attach("plain")
+        assert database.rows(marks) == before, "nothing to change"
+        database.run("INSERT INTO parts VALUES (1, 'x', 'y', '4111')")
+        assert [data for _, _, data in database.changes()] == [{"id": 1, 'a "b': "x", "pan": "4111"}]
+        database.run("ALTER TABLE parts RENAME pan TO pan_old; ALTER TABLE parts ADD pan text")
+        with pytest.raises(errors.UndefinedColumn):
+            database.run("INSERT INTO part (id) VALUES (2)")
+    finally:
+        database.close()
+        quiet_server.drop_database(database.name)
+
+
 def test_a_restored_tables_excluded_column_that_was_replaced_stays_excluded(db):
     """As a dump and restore leaves it: the column was the fourth when it was named, and is the second now."""
     db.run("CREATE TABLE cards (id int PRIMARY KEY, a int, b int, pan text); ALTER TABLE cards DROP a, DROP b")

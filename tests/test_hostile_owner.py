@@ -311,6 +311,45 @@ def test_defect_15_a_backfill_runs_the_owners_casts_as_the_owner(mallory, sessio
     assert mallory.db.outbox()[0].data["i"] == "-1 mons +3 days"
 
 
+LATE = """CREATE TABLE evil.bait (id int);
+    CREATE CONSTRAINT TRIGGER late AFTER INSERT ON evil.bait DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION evil.trigger();
+    CREATE OR REPLACE FUNCTION evil.mood_json(evil.mood) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
+        BEGIN INSERT INTO evil.bait VALUES (1); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;
+        INSERT INTO evil.bait VALUES (1); RETURN '"cast"'; END $$"""
+
+
+def test_a_backfill_leaves_no_deferred_trigger_of_the_owner(mallory):
+    """What his code defers fires as him, and the transaction's own are not his to fire."""
+    mallory.run(CAPTURED + "; " + LATE + "; INSERT INTO evil.t VALUES (1, 'sad')")
+    db = mallory.db
+    db.attach("evil.t")
+    with db.session(autocommit=False) as session:
+        session.execute("SELECT sync_outbox_backfill('evil.t')")
+    mallory.assert_contained({"late"})
+    assert db.outbox()[0].data["m"] == "cast"
+    db.run("""CREATE TABLE p (id int PRIMARY KEY);
+        CREATE TABLE c (id int PRIMARY KEY, p int REFERENCES p DEFERRABLE INITIALLY DEFERRED)""")
+    with db.session(autocommit=False) as session:
+        session.execute("INSERT INTO c VALUES (1, 1)")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused, session.transaction():
+            session.execute("SELECT sync_outbox_backfill('evil.t')")
+        assert "deferred" in str(refused.value) and "SET CONSTRAINTS" in refused.value.diag.message_hint
+        session.execute("INSERT INTO p VALUES (1)")
+        session.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        session.execute("SELECT sync_outbox_backfill('evil.t')")
+    mallory.assert_contained({"late"})
+
+
+def test_a_backfill_of_ones_own_table_leaves_no_deferred_trigger_of_a_casts_owner(mallory):
+    mallory.run(LATE)
+    db = mallory.db
+    db.run("GRANT ALL ON evil.bait TO PUBLIC; CREATE TABLE mine (id int PRIMARY KEY, m evil.mood); INSERT INTO mine VALUES (1, 'sad')")
+    db.attach("mine")
+    with db.session(autocommit=False) as session:
+        session.execute("SELECT sync_outbox_backfill('mine')")
+        assert session.execute("SELECT count(*) FROM evil.who WHERE what = 'late'").fetchone()[0] == 1  # confined, and not at COMMIT
+
+
 def test_defect_15_the_condition_of_a_backfill_leaves_nothing(mallory, session):
     """It runs as who typed it."""
     db = mallory.db

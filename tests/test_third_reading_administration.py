@@ -1,6 +1,7 @@
 """Further attempts."""
 
 import pytest
+from psycopg import errors
 from support.replay import replay, rows
 
 
@@ -270,3 +271,22 @@ def test_a_sequence_state_of_the_application(db, operations):
     assert fresh.execute("SELECT lastval()").fetchone()[0] == 2
     fresh.execute("UPDATE t SET v = 3")
     assert fresh.execute("SELECT lastval()").fetchone()[0] == 2
+
+
+@pytest.mark.parametrize("fails", ["1 / (id - 1) = 0", "true"])
+def test_a_backfill_that_fails_in_a_savepoint_leaves_the_session_whole(db, fails):
+    """The abort of a savepoint must not free what the connection to SPI has allocated twice."""
+    db.run("""CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad');
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS
+            $$ BEGIN IF current_setting('my.fail') = '1' THEN RAISE 'no'; END IF; RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+    db.attach("t")
+    with db.session(autocommit=False) as session:
+        session.execute("SET my.fail = 1")
+        for _ in range(3):
+            with pytest.raises((errors.DivisionByZero, errors.RaiseException)), session.transaction():
+                session.execute("SELECT sync_outbox_backfill('t', %s)", [fails])
+        session.execute("SET my.fail = 0")
+        for _ in range(3):
+            assert session.execute("SELECT sync_outbox_backfill('t')").fetchone()[0] == 1
+    assert len(db.outbox()) == 3

@@ -40,7 +40,10 @@ fn sync_outbox_attach(
             exclude: argument::list(argument::texts(exclude, "exclude")?, "exclude")?,
             exclude_attnums: defaults.exclude_attnums,
             columns_attnums: defaults.columns_attnums,
+            exclude_places: defaults.exclude_places,
+            columns_places: defaults.columns_places,
             attnums_of: defaults.attnums_of,
+            named: defaults.named,
             branch_column: branch_column.map(text::name),
             key_columns: argument::list(argument::names(key_columns, "key_columns")?, "key_columns")?,
             operations: argument::list(argument::texts(operations, "operations")?, "operations")?

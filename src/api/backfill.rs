@@ -3,10 +3,11 @@
 use super::argument::{self, Text};
 use crate::capture::{self, Options, Priority, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
+use crate::pg::confine::ImmediateOnWrite;
 use crate::pg::guc::Nest;
 use crate::pg::relation::{self as pg_relation, LockMode, Open};
 use crate::pg::role::{self, ActAs};
-use crate::pg::{Oid, confine, interrupt, spi, xact};
+use crate::pg::{Oid, interrupt, spi, xact};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
@@ -49,13 +50,15 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
     let (mut count, mut ids, mut drawn) = (0, None, false);
-    confine::all_immediate();
     // The condition, expressions of indexes and the table's row security may call anybody's functions.
     let policies = Nest::new();
     if role::is_superuser(caller) {
         policies.set("row_security", "off"); // whom no policy binds; where one binds the owner this fails and leaves out nothing
     }
-    let guard = (caller != source.table.owner).then(|| ActAs::confined_as(source.table.owner));
+    // Whoever reads what is theirs runs it as any SELECT does; only the casts may be another's.
+    let others = caller != source.table.owner;
+    let immediate = (others || writer.runs_users_code()).then(ImmediateOnWrite::new);
+    let guard = others.then(|| ActAs::confined_as(source.table.owner));
     let mut select = source.select(condition.as_deref());
     if writer.runs_users_code() {
         select = all_at_once(&select);
@@ -73,10 +76,11 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
         ControlFlow::Continue(())
     });
     drop(guard);
+    drop(immediate);
     drop(policies);
     if let Some(ids) = ids {
         let _owner = ActAs::owner();
-        if priority != source.options.priority {
+        if priority != source.options.priority || writer.is_renamed() {
             lane::record(&schema, &attached::name(oid), source.target_id, priority, ids);
         }
     }

@@ -4,6 +4,7 @@
 use super::options::Priority;
 use super::plan::Plan;
 use crate::pg::buffer;
+use crate::pg::executor;
 use crate::pg::heap::{self, Field};
 use crate::pg::relation::{self, LockMode};
 use crate::pg::role::ActAs;
@@ -12,7 +13,7 @@ use crate::pg::spi::{self, Arg};
 use crate::pg::text::Kept;
 use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
-use crate::store::{Schema, queue};
+use crate::store::{Schema, lane, queue};
 use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -134,6 +135,17 @@ impl Outbox {
             None => self.insert(&fields, plan.priority),
         }
         crate::wake::at_commit(id);
+        if plan.is_renamed && plan.renaming_told.replace(executor::undone()) != executor::undone() {
+            self.tell_renaming(plan, id);
+        }
+    }
+
+    /// Changes of another table may wait under the same name in another lane.
+    #[cold]
+    fn tell_renaming(&self, plan: &Plan, id: i64) {
+        let _owner = ActAs::owner();
+        let name = (plan.schema_name.bytes().to_vec(), plan.table_name.bytes().to_vec());
+        lane::record_from(&Schema::new(self.schema), &name, plan.target_id, plan.priority, id);
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.

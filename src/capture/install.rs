@@ -7,7 +7,7 @@ use super::eligible;
 use super::options::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::relation::LockMode;
-use crate::pg::{Oid, spi, xact};
+use crate::pg::{Oid, spi, text, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
 use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
@@ -33,12 +33,14 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     let capture = schema.capture();
     eligible::check(schema, caller, oid, options)?;
     let before = Installed::read(capture, oid);
-    if before.is(&options.clone().of_relation(oid)) {
+    let wanted = before.wanted(schema, oid, options)?;
+    if before.is(&wanted) {
         return Ok(Outcome::Unchanged);
     }
     let target_id = target::find_and_keep(schema, &options.target)?.id;
-    let changes_lane = |before: &Installed| before.lane() != Some((&options.target, options.priority.name()));
-    if changes_lane(&before) {
+    let changes_lane =
+        |before: &Installed, wanted: &Options| !before.has_lane_of(wanted) || before.has_another_name_than(wanted);
+    if changes_lane(&before, &wanted) {
         // In front of the table's lock, behind which every writer would wait for a long backfill with us.
         lane::change(schema, oid)?;
     }
@@ -46,14 +48,14 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
     relation::with_lock(oid, mode, || {
         let table = eligible::check(schema, caller, oid, options)?;
-        let options = &options.clone().of_relation(oid);
         let before = Installed::read(capture, oid);
+        let options = &before.wanted(schema, oid, options)?;
         if before.is(options) {
             return Ok(Outcome::Unchanged);
         }
         put_triggers(schema, &table, options, &before);
         // Behind the triggers, which also lock the partitions: nobody can be writing to any of them now.
-        if changes_lane(&before) {
+        if changes_lane(&before, options) {
             lane::change(schema, oid)?; // it is ours already, unless somebody has changed the lane meanwhile
             check_lane(schema, &table, target_id, options)?;
         }
@@ -87,14 +89,24 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
 impl Options {
     /// With what has to be kept of the columns beside their names.
     fn of_relation(mut self, oid: Oid) -> Self {
-        let numbers =
-            |columns: &Option<Vec<String>>| attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default());
+        let numbers = |columns: &Option<Vec<String>>| {
+            attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default()).into_iter().unzip()
+        };
         if self.exclude_attnums.is_empty() && self.columns_attnums.is_empty() {
-            self.exclude_attnums = numbers(&self.exclude);
-            self.columns_attnums = numbers(&self.columns);
+            (self.exclude_attnums, self.exclude_places) = numbers(&self.exclude);
+            (self.columns_attnums, self.columns_places) = numbers(&self.columns);
             let any = !self.exclude_attnums.is_empty() || !self.columns_attnums.is_empty();
             self.attnums_of = any.then(|| oid.to_u32());
         }
+        self
+    }
+
+    /// With the name that the table has now.
+    fn named_now(mut self, capture: Oid, oid: Oid) -> Self {
+        let (schema, table) = attached::name(oid);
+        let name = [schema, table].map(|name| text::to_utf8(&name).into_owned());
+        let is_claimed = attached::another_is_named(capture, oid, &name);
+        self.named = Some(if is_claimed { Default::default() } else { name });
         self
     }
 }
@@ -120,6 +132,34 @@ impl Installed {
         let wanted = wanted(options);
         let names = self.0.iter().map(|t| t.name.as_str());
         names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
+    }
+
+    /// What there is to be: the options with what is kept of the table beside them. The name that it was attached under stays
+    /// while changes wait under the one that it has now in another lane, with which its own go on being compared.
+    fn wanted(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<Options> {
+        let mut wanted = options.clone().of_relation(oid).named_now(schema.capture(), oid);
+        if self.has_lane_of(&wanted) && self.has_another_name_than(&wanted) {
+            let target_id = target::find(schema, &options.target)?.id;
+            if xact::uses_one_snapshot()
+                || attached::waits_elsewhere(schema, &attached::name(oid), target_id, options.priority.name())
+            {
+                wanted.named = self.name().cloned();
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn has_lane_of(&self, options: &Options) -> bool {
+        self.lane() == Some((&options.target, options.priority.name()))
+    }
+
+    fn has_another_name_than(&self, options: &Options) -> bool {
+        self.name().is_some_and(|name| options.named.as_ref() != Some(name))
+    }
+
+    /// The name that it was attached under.
+    fn name(&self) -> Option<&[String; 2]> {
+        self.0.iter().find_map(|t| t.options.as_ref()).and_then(|o| o.named.as_ref())
     }
 
     /// The target and priority of the changes captured so far.

@@ -44,17 +44,26 @@ pub struct Options {
     pub columns: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
-    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order. A column made
-    /// later has a greater one, so that a new one under an old name can be told from the one that was meant; a dump and
-    /// restore can only make them smaller. Absent where 0.1.0 attached the table.
+    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order, so that another column
+    /// of the same name can be told from the one that was meant. 0.1.0 kept none: the update gives them to its tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_attnums: Vec<i16>,
     /// Those of `columns`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns_attnums: Vec<i16>,
-    /// The table whose numbers these are. Another one is there after a restore, where they can have become smaller.
+    /// The places that they had among the table's columns. After a dump and restore they are numbered by their places, and
+    /// one can only have come forward then; what is made later stands behind.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude_places: Vec<i16>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns_places: Vec<i16>,
+    /// The table whose numbers these are: another one is there after a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attnums_of: Option<u32>,
+    /// Schema and name under which it was attached, and under which nobody else's changes can wait in another lane. Empty where
+    /// another table was attached under that name too. Absent where an older library attached the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<[String; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_column: Option<String>,
     /// Columns of another unique index than the primary key. Absent: the primary key, whatever it is called today.
@@ -78,7 +87,10 @@ impl Default for Options {
             exclude: None,
             exclude_attnums: Vec::new(),
             columns_attnums: Vec::new(),
+            exclude_places: Vec::new(),
+            columns_places: Vec::new(),
             attnums_of: None,
+            named: None,
             branch_column: None,
             key_columns: None,
             operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),

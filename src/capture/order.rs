@@ -62,6 +62,12 @@ impl Order {
         }
     }
 
+    /// Takes note that a backfill tells what stands now: what an open query has done before, and has yet to be captured, is
+    /// overtaken by it.
+    pub fn tells_what_stands(&self) {
+        self.note(executor::command());
+    }
+
     /// Whether nothing has been captured of a later command.
     fn note(&self, command: u32) -> bool {
         let now = executor::transaction();

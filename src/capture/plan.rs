@@ -42,6 +42,10 @@ pub struct Plan {
     pub schema_name: Kept,
     pub table_name: Kept,
     pub target_id: i16,
+    /// The table has got a name that another may have had, whose changes may wait in another lane.
+    pub is_renamed: bool,
+    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts.
+    pub renaming_told: Cell<u64>,
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
@@ -219,6 +223,11 @@ impl Plan {
             branch,
             schema_name: Kept::new(&name.0),
             table_name: Kept::new(&name.1),
+            is_renamed: options
+                .named
+                .as_ref()
+                .is_some_and(|[schema, table]| *schema != text::to_utf8(&name.0) || *table != text::to_utf8(&name.1)),
+            renaming_told: Cell::new(0),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,
@@ -336,15 +345,18 @@ fn label(name: &[u8]) -> Vec<u8> {
 fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
     let same_table = options.attnums_of == Some(root.to_u32());
     let lists = [
-        (&options.exclude, &options.exclude_attnums, "exclude"),
-        (&options.columns, &options.columns_attnums, "capture"),
+        (&options.exclude, &options.exclude_attnums, &options.exclude_places, "exclude"),
+        (&options.columns, &options.columns_attnums, &options.columns_places, "capture"),
     ];
-    for (columns, then, what_for) in lists {
-        let Some(columns) = columns.as_deref().filter(|_| !then.is_empty()) else { continue };
-        let now = attached::attribute_numbers(root, columns);
-        let is_another = |now: i16, then: i16| if same_table { now != then } else { now > then };
-        let replaced = columns.iter().zip(now).zip(then).find(|((_, now), then)| is_another(*now, **then));
-        if let Some(((column, _), _)) = replaced {
+    for (columns, numbers, places, what_for) in lists {
+        let Some(columns) = columns.as_deref().filter(|_| !numbers.is_empty()) else { continue };
+        let now = attached::attribute_numbers(root, columns).into_iter().map(|(number, _)| number);
+        let all = columns.iter().zip(now);
+        let replaced = match same_table {
+            true => all.zip(numbers).find(|((_, now), then)| now != *then).map(|(of, _)| of),
+            false => all.zip(places).find(|((_, now), place)| now > *place).map(|(of, _)| of),
+        };
+        if let Some((column, _)) = replaced {
             Error::new(
                 SqlState::ERRCODE_UNDEFINED_COLUMN,
                 format!(

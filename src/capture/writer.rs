@@ -9,6 +9,7 @@ use super::options::Options;
 use super::plan::Plan;
 use super::reason;
 use crate::pg::buffer::VarlenaBuffer;
+use crate::pg::confine;
 use crate::pg::heap::Columns;
 use crate::pg::interrupt;
 use crate::pg::memory::{self, Scratch};
@@ -54,7 +55,8 @@ impl Writer {
         }
     }
 
-    /// Whether a row's encoding can write to rows that are still to come. Then [`Writer::draw_ids`] comes first.
+    /// Whether a row's encoding can run casts of users, which can write to rows that are still to come. Then
+    /// [`Writer::draw_ids`] comes first.
     pub fn runs_users_code(&self) -> bool {
         self.plan.runs_users_code
     }
@@ -67,6 +69,11 @@ impl Writer {
             interrupt::check();
         }
         self.ids.reverse();
+    }
+
+    /// Another table may have had the name of this one.
+    pub fn is_renamed(&self) -> bool {
+        self.plan.is_renamed
     }
 
     /// Writes the row that stands whole in column `n` of a result; returns its id.
@@ -93,7 +100,8 @@ impl Writer {
                 reason: *reason,
             };
             *outbox = append::after_encoding(outbox, plan);
-            outbox.append(plan, id, &change);
+            plan.order.tells_what_stands();
+            confine::our_own(|| outbox.append(plan, id, &change));
             Some(id)
         })
     }

@@ -5,9 +5,10 @@
 //! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also by
 //!   what the session runs later.
 
-use super::externs;
+use super::{externs, spi};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::ffi::c_char;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -15,11 +16,24 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// How many guards are up, one inside the other.
 static HELD: AtomicU32 = AtomicU32::new(0);
 
+thread_local! {
+    static DEFERRED: Cell<Option<Deferred>> = const { Cell::new(None) };
+}
+
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
 /// Fires what has been deferred so far, as who we are now, and has nothing deferred until the transaction ends: as
 /// `SET CONSTRAINTS ALL IMMEDIATE`.
 pub fn all_immediate() {
+    if DEFERRED.get() == Some(Deferred::Something) {
+        Error::new(
+            SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "code of the table's owner writes during a backfill while deferred triggers wait in this transaction",
+        )
+        .detail("They would fire as that owner.")
+        .hint("SET CONSTRAINTS ALL IMMEDIATE; before the backfill, or call it in a transaction of its own.")
+        .raise()
+    }
     let mut all = pg_sys::ConstraintsSetStmt {
         type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
         constraints: core::ptr::null_mut(),
@@ -27,6 +41,59 @@ pub fn all_immediate() {
     };
     // SAFETY: inside a transaction; an empty list stands for ALL, and the statement is only read.
     unsafe { pg_sys::AfterTriggerSetState(&mut all) };
+}
+
+/// What had been deferred when code of others began to run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deferred {
+    Nothing,
+    Something,
+}
+
+/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction that only
+/// reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused itself: where something
+/// had been deferred before, the writing is refused.
+pub struct ImmediateOnWrite(Option<Deferred>);
+
+impl ImmediateOnWrite {
+    /// Looks, as who we are now, at what has been deferred so far.
+    pub fn new() -> Self {
+        let mut deferred = Deferred::Nothing;
+        spi::once("SELECT DISTINCT tgrelid FROM pg_catalog.pg_trigger WHERE tgdeferrable", &[], |row| {
+            // SAFETY: only walks the list of events.
+            if row.get(1).is_some_and(|table| unsafe { pg_sys::AfterTriggerPendingOnRel(table) }) {
+                deferred = Deferred::Something;
+            }
+        });
+        ImmediateOnWrite(DEFERRED.replace(Some(deferred)))
+    }
+}
+
+impl Drop for ImmediateOnWrite {
+    /// Also while an error unwinds.
+    fn drop(&mut self) {
+        DEFERRED.set(self.0);
+    }
+}
+
+/// What `f` writes is our own, and leaves constraints as they are.
+pub fn our_own<R>(f: impl FnOnce() -> R) -> R {
+    let _before = ImmediateOnWrite(DEFERRED.take());
+    f()
+}
+
+/// Called before every query that writes; an `ERROR` jumps over the caller.
+pub(super) fn before_write() {
+    if DEFERRED.get().is_some() {
+        // SAFETY: guarded, and called as a C function is.
+        unsafe { immediate() }
+    }
+}
+
+/// Turns a Rust unwind into an `ERROR` before it reaches the unguarded caller.
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn immediate() {
+    all_immediate();
 }
 
 /// As long as it lives, the statements of [`refused`] raise 42501.

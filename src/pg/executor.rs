@@ -4,7 +4,7 @@
 //! as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never finishes: what it leaves
 //! here goes with its transaction or savepoint.
 
-use super::{bgworker, externs, xact};
+use super::{bgworker, confine, externs, xact};
 use pgrx::pg_sys;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::{c_int, c_void};
@@ -22,6 +22,8 @@ thread_local! {
     static OPEN: RefCell<Vec<Query>> = const { RefCell::new(Vec::new()) };
     /// Counts the transactions that have ended.
     static ENDED: Cell<u64> = const { Cell::new(0) };
+    /// Counts those, and the savepoints rolled back.
+    static UNDONE: Cell<u64> = const { Cell::new(1) };
     /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries may be
     /// open that were started without our hooks.
     static LOADED_DURING: Cell<Option<i64>> = const { Cell::new(None) };
@@ -47,6 +49,7 @@ pub fn init() {
     }
     xact::on_end(|_| {
         ENDED.set(ENDED.get() + 1);
+        UNDONE.set(UNDONE.get() + 1);
         LOADED_DURING.set(None);
         OPEN.with_borrow_mut(Vec::clear);
     });
@@ -89,12 +92,22 @@ pub fn transaction() -> u64 {
     ENDED.get()
 }
 
+/// A number that stays the same as long as nothing that this transaction has done is undone; never 0.
+pub fn undone() -> u64 {
+    UNDONE.get()
+}
+
+/// The command that the next one to write is going to be: what earlier ones have written is visible.
+pub fn command() -> u32 {
+    // SAFETY: plain getter inside a transaction.
+    unsafe { pg_sys::GetCurrentCommandId(false) }
+}
+
 /// Called before COPY .. FROM; the result is for [`copy_ends`].
 pub fn copy_begins() -> usize {
-    // SAFETY: plain getter inside a transaction.
-    let command = unsafe { pg_sys::GetCurrentCommandId(false) };
+    confine::before_write();
     let before = OPEN.with_borrow(Vec::len);
-    push(core::ptr::null(), command);
+    push(core::ptr::null(), command());
     before
 }
 
@@ -119,6 +132,7 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, flags: c_int) {
         let writes = (*query).operation != pg_sys::CmdType::CMD_SELECT || (*(*query).plannedstmt).hasModifyingCTE;
         // What is only explained never finishes.
         if writes && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
+            confine::before_write();
             push(query, (*(*query).estate).es_output_cid);
         }
     }
@@ -148,6 +162,7 @@ unsafe extern "C-unwind" fn savepoint_ends(
     _arg: *mut c_void,
 ) {
     if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
+        UNDONE.set(UNDONE.get() + 1);
         // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
         let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
         OPEN.with_borrow_mut(|open| open.retain(|query| query.level < level));

@@ -243,8 +243,10 @@ struct Connection;
 
 impl Connection {
     fn open() -> Self {
-        // SAFETY: inside a transaction; closed in Drop, or by the abort after an error.
-        if unsafe { pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32) } != pg_sys::SPI_OK_CONNECT as i32 {
+        // SAFETY: inside a transaction, and no commit comes in between; closed in Drop, or by the abort after an error. Not
+        // with SPI_OPT_NONATOMIC, whose memory belongs to the portal that runs us: the abort of a savepoint around that
+        // frees it once with the portal, and once more with the connection.
+        if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }
         Connection

@@ -419,6 +419,7 @@ impl Reader {
                 let high = &mut self.lanes[Priority::High as usize];
                 high.go_back_to(HEAD);
                 (high.at_end, high.committed) = (false, Snapshot::take());
+                self.load_crossing(schema); // of what has just been committed too
             }
             return;
         }

@@ -44,20 +44,22 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
-/// The attribute numbers of these columns, in their order; 0 for one that is not there.
-pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<i16> {
-    let mut found = vec![0; columns.len()];
+/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one that is
+/// not there.
+pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
+    let mut found = vec![(0, 0); columns.len()];
     if columns.is_empty() {
         return found;
     }
     spi::query(
-        "SELECT attname::pg_catalog.text, attnum FROM pg_catalog.pg_attribute
+        "SELECT attname::pg_catalog.text, attnum, (pg_catalog.row_number() OVER (ORDER BY attnum))::pg_catalog.int2
+           FROM pg_catalog.pg_attribute
           WHERE attrelid OPERATOR(pg_catalog.=) $1 AND attnum OPERATOR(pg_catalog.>) 0 AND NOT attisdropped",
         &[relation.into()],
         |row| {
             let name = row.utf8(1);
             if let Some(i) = columns.iter().position(|column| Some(column) == name.as_ref()) {
-                found[i] = row.get(2).unwrap_or_default();
+                found[i] = (row.get(2).unwrap_or_default(), row.get(3).unwrap_or_default());
             }
         },
     );
@@ -171,10 +173,9 @@ pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
           ORDER BY tgtype OPERATOR(pg_catalog.&) 1 DESC, 1",
         &[relation.into(), capture.into()],
         |row| {
-            let argument = row.bytes(2).and_then(|bytes| bytes.strip_suffix(b"\0"));
             found.push(Trigger {
                 name: row.utf8(1).unwrap_or_default(),
-                options: argument.and_then(|json| serde_json::from_str(&text::to_utf8(json)).ok()),
+                options: row.bytes(2).and_then(of_argument),
                 enabled: row.text(3),
             })
         },
@@ -185,6 +186,23 @@ pub fn triggers(capture: Oid, relation: Oid) -> Vec<Trigger> {
 /// The options that a relation was attached with.
 pub fn options(capture: Oid, relation: Oid) -> Option<Options> {
     triggers(capture, relation).into_iter().find_map(|t| t.options)
+}
+
+/// Whether another relation was attached under that name.
+pub fn another_is_named(capture: Oid, relation: Oid, name: &[String; 2]) -> bool {
+    let mut found = false;
+    spi::query(
+        "SELECT tgargs FROM pg_catalog.pg_trigger
+          WHERE tgfoid OPERATOR(pg_catalog.=) $1 AND tgparentid OPERATOR(pg_catalog.=) 0 AND tgrelid OPERATOR(pg_catalog.<>) $2",
+        &[capture.into(), relation.into()],
+        |row| found |= row.bytes(1).and_then(of_argument).is_some_and(|options| options.named.as_ref() == Some(name)),
+    );
+    found
+}
+
+/// The options in a trigger's argument; `None` if they cannot be read.
+fn of_argument(argument: &[u8]) -> Option<Options> {
+    serde_json::from_str(&text::to_utf8(argument.strip_suffix(b"\0")?)).ok()
 }
 
 /// The options of the attached relation of that schema and name.

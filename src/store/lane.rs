@@ -1,4 +1,4 @@
-//! The table `sync_outbox_lane`: which ids went into another lane than their table's. And who may write into lanes, or
+//! The table `sync_outbox_lane`: which ids went into another lane than others of their table's name. And who may write into lanes, or
 //! change them, at the same time.
 
 use super::Schema;
@@ -8,6 +8,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::lane_lock::{self, Lanes, Mode};
 use crate::pg::spi::{self, Arg};
+use crate::pg::xact;
 
 /// The lane of this table stays as it is until the transaction ends: for a backfill.
 pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
@@ -65,4 +66,32 @@ pub fn record(
             last_id.into(),
         ],
     );
+}
+
+/// As [`record`], for this id and whatever comes later. One record is enough for many transactions: who relies on that of another
+/// keeps it from being forgotten until they have committed.
+pub fn record_from(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: Priority, first_id: i64) {
+    let found = !xact::uses_one_snapshot()
+        && spi::first(
+            &schema.sql(
+                "SELECT true FROM @.sync_outbox_lane
+                  WHERE relation_schema OPERATOR(pg_catalog.=) $1 AND relation_name OPERATOR(pg_catalog.=) $2
+                    AND target_id OPERATOR(pg_catalog.=) $3 AND priority OPERATOR(pg_catalog.=) $4::@.sync_outbox_priority
+                    AND first_id OPERATOR(pg_catalog.<=) $5 AND last_id OPERATOR(pg_catalog.=) $6
+                  LIMIT 1 FOR KEY SHARE SKIP LOCKED",
+            ),
+            &[
+                Arg::text_bytes(&table.0),
+                Arg::text_bytes(&table.1),
+                target_id.into(),
+                priority.name().into(),
+                first_id.into(),
+                i64::MAX.into(),
+            ],
+            |_| (),
+        )
+        .is_some();
+    if !found {
+        record(schema, table, target_id, priority, (first_id, i64::MAX));
+    }
 }

@@ -6,6 +6,7 @@ use crate::capture::Priority;
 use crate::delivery::batch::Change;
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
+use crate::pg::xact;
 use std::ffi::CStr;
 use std::ops::ControlFlow;
 
@@ -341,7 +342,7 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
     )
 }
 
-/// Ranges of ids that a backfill put into another lane than their table's: tables whose keys need a look across lanes.
+/// Ranges of ids that went into another lane than others of their table's name: tables whose keys need a look across lanes.
 /// Ranges that are drained are forgotten.
 pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
@@ -353,19 +354,39 @@ pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)>
     if any == 0 {
         return tables;
     }
-    spi::run(
-        &schema.sql(
-            "DELETE FROM @.sync_outbox_lane l WHERE target_id OPERATOR(pg_catalog.=) $1 AND NOT EXISTS (
-                SELECT FROM @.sync_outbox o
-                 WHERE o.target_id OPERATOR(pg_catalog.=) l.target_id AND o.priority OPERATOR(pg_catalog.=) l.priority
-                   AND o.id OPERATOR(pg_catalog.>=) l.first_id AND o.id OPERATOR(pg_catalog.<=) l.last_id)",
-        ),
-        &[target_id.into()],
-    );
+    if !xact::uses_one_snapshot() {
+        forget_drained(schema, target_id);
+    }
     spi::query(&list, &[target_id.into()], |row| {
         tables.push((row.utf8(1).unwrap_or_default(), row.utf8(2).unwrap_or_default()))
     });
     tables
+}
+
+/// Writers that rely on a range have it locked. Nobody does any more once it is locked here, and what those have written who did
+/// is seen by the next statement.
+fn forget_drained(schema: &Schema, target_id: i16) {
+    let drained = "NOT EXISTS (SELECT FROM @.sync_outbox o
+                 WHERE o.target_id OPERATOR(pg_catalog.=) l.target_id AND o.priority OPERATOR(pg_catalog.=) l.priority
+                   AND o.id OPERATOR(pg_catalog.>=) l.first_id AND o.id OPERATOR(pg_catalog.<=) l.last_id)";
+    let mut ranges: Vec<i64> = Vec::new();
+    spi::query(
+        &schema.sql(&format!(
+            "SELECT first_id FROM @.sync_outbox_lane l
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND {drained} FOR UPDATE SKIP LOCKED"
+        )),
+        &[target_id.into()],
+        |row| ranges.extend(row.get::<i64>(1)),
+    );
+    for first_id in ranges {
+        spi::run(
+            &schema.sql(&format!(
+                "DELETE FROM @.sync_outbox_lane l
+                  WHERE target_id OPERATOR(pg_catalog.=) $1 AND first_id OPERATOR(pg_catalog.=) $2 AND {drained}"
+            )),
+            &[target_id.into(), first_id.into()],
+        );
+    }
 }
 
 /// The keys of one table's changes in one lane, in order, until `each` says stop.
