@@ -50,6 +50,20 @@ def test_a_restored_table_loses_a_column_in_front_and_the_excluded_one_is_replac
     assert "4111" not in json.dumps([data for _, _, data in db.changes()])
 
 
+def test_a_restored_table_lost_a_column_before_the_dump_and_the_excluded_one_is_replaced(db):
+    db.run("CREATE TABLE cards (id int PRIMARY KEY, a int, b int, pan text)")
+    db.attach("cards", exclude=["pan"])
+    db.run("ALTER TABLE cards DROP a, DROP b; INSERT INTO cards VALUES (0, 'x')")
+    restored(db, "cards", "id int PRIMARY KEY, pan text")
+    db.run("INSERT INTO cards VALUES (0, 'x')")
+    db.run("ALTER TABLE cards RENAME pan TO pan_old; ALTER TABLE cards ADD pan text")
+    try:
+        db.run("INSERT INTO cards VALUES (1, '4111 1111 1111 1111')")
+    except errors.UndefinedColumn:
+        return
+    assert "4111" not in json.dumps([data for _, _, data in db.changes()])
+
+
 # ---------------------------------------------------------------------------------------------- casts that write
 
 @pytest.mark.parametrize("how", ["in place", "partitioned"])
