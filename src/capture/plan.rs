@@ -44,8 +44,8 @@ pub struct Plan {
     pub target_id: i16,
     /// The table has got a name that another may have had, whose changes may wait in another lane.
     pub is_renamed: bool,
-    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts.
-    pub renaming_told: Cell<u64>,
+    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts, and from which id on.
+    pub renaming_told: Cell<(u64, i64)>,
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
@@ -227,7 +227,7 @@ impl Plan {
                 .named
                 .as_ref()
                 .is_some_and(|[schema, table]| *schema != text::to_utf8(&name.0) || *table != text::to_utf8(&name.1)),
-            renaming_told: Cell::new(0),
+            renaming_told: Cell::new((0, i64::MAX)),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,
