@@ -177,8 +177,7 @@ impl LookingBack {
                 waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
             }
             (rows, sum) = (rows + 1, sum + row.id % queue::PARKED_MODULUS);
-            // The clock is not looked at for every row.
-            let long = !whole && rows % 64 == 0 && began.elapsed() >= STEP;
+            let long = !whole && began.elapsed() >= STEP;
             if long { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         // Only here: a step that is undone is done again.
@@ -236,7 +235,8 @@ impl Reader {
     /// Has the next read begin further back.
     pub fn ask_for_rescan(&mut self, from: Rescan) {
         self.rescan = self.rescan.max(Some(from));
-        self.looking_back = None; // what it has seen is of before
+        // A look that is under way goes on: whoever begins anew each time he is asked never comes to an end. At its end it
+        // compares what it has seen with what is there by then.
     }
 
     /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
@@ -263,7 +263,7 @@ impl Reader {
         self.next_due.map(|due| due.max(self.not_before))
     }
 
-    /// When it last began at the head.
+    /// When it last came to the end of a look back to the head.
     pub fn looked_at_everything(&self) -> Instant {
         self.looked_at_everything
     }
@@ -287,11 +287,12 @@ impl Reader {
         if !going.advance(schema, *target_id, began) {
             return false;
         }
-        let Some(LookingBack { mut from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
+        let Some(LookingBack { from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
             self.looking_back.take()
         else {
             return false;
         };
+        let mut from = self.rescan.map_or(from, |asked_meanwhile| asked_meanwhile.max(from));
         // Somebody has freed a change that was passed over, and has not been able to say so yet.
         if self.waiting.iter().any(|id| !waiting.contains(id)) {
             from = Rescan::Head;
@@ -319,7 +320,7 @@ impl Reader {
             self.crossing_loaded = None; // together with the next snapshot
         }
         if from == Rescan::Head {
-            self.looked_at_everything = started;
+            self.looked_at_everything = Instant::now();
         }
         self.rescan = None;
         self.not_before = Instant::now() + LOOK_BACK_SHARE * (took + began.elapsed());
@@ -338,7 +339,6 @@ impl Reader {
         in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
         let began = Instant::now();
-        let mut passed_over = 0;
         self.cut_short = false;
         self.take_snapshot(schema, news);
         let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
@@ -374,9 +374,8 @@ impl Reader {
                     } else {
                         *first_left = Some(first_left.map_or(left.id, |first| first.min(left.id)));
                     }
-                    passed_over += 1;
-                    // The clock is not looked at for every row.
-                    if passed_over % 64 == 0 && began.elapsed() >= STEP {
+                    // The clock is looked at for every row: it can be large.
+                    if began.elapsed() >= STEP {
                         *cut_short = true;
                         return ControlFlow::Break(());
                     }
