@@ -213,13 +213,12 @@ impl Parked {
     /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the table
     /// has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
-        let table =
-            self.tables.entry(touched.table).or_insert_with(|| Table {
-                first: id,
-                whole: None,
-                keys: HashMap::new(),
-                columns: HashMap::new(),
-            });
+        let table = self.tables.entry(touched.table).or_insert_with(|| Table {
+            first: id,
+            whole: None,
+            keys: HashMap::new(),
+            columns: HashMap::new(),
+        });
         table.first = table.first.min(id);
         let Some((old, new)) = touched.keys else {
             table.whole = Some(table.whole.map_or(id, |first| first.min(id)));

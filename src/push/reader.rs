@@ -121,6 +121,8 @@ pub struct Reader {
     looking_back: Option<LookingBack>,
     /// The last read passed over so much that it ended before its time.
     cut_short: bool,
+    /// News have been put off until that has got somewhere.
+    put_off: bool,
     /// No rescan before this, unless somebody asks for one: the last one was expensive.
     not_before: Instant,
     /// When a HIGH change was last looked for, and may be again.
@@ -222,6 +224,7 @@ impl Reader {
             rescan: Some(Rescan::Head),
             looking_back: None,
             cut_short: false,
+            put_off: false,
             not_before: now,
             high_not_before: now,
             looked_at_everything: now,
@@ -239,8 +242,17 @@ impl Reader {
         // compares what it has seen with what is there by then.
     }
 
+    /// Another sender may have had the turn: nothing that was found out counts any more.
+    pub fn forget(&mut self) {
+        self.cut_short = false;
+        self.ask_for_rescan(Rescan::Head);
+    }
+
     /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
     pub fn has_to_rescan(&self) -> bool {
+        if self.cut_short {
+            return false; // it goes on until it has got somewhere: whoever always begins anew sends nothing
+        }
         let now = Instant::now();
         let is_due = || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now;
         self.rescan.is_some()
@@ -251,7 +263,7 @@ impl Reader {
 
     /// Whether it has gone only some of the way, back or forward.
     pub fn is_under_way(&self) -> bool {
-        self.looking_back.is_some() || self.cut_short
+        self.looking_back.is_some() || self.cut_short || self.put_off
     }
 
     fn crossing_is_old(&self) -> bool {
@@ -339,8 +351,8 @@ impl Reader {
         in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
         let began = Instant::now();
-        self.cut_short = false;
         self.take_snapshot(schema, news);
+        self.cut_short = false;
         let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
         let in_hand = if gone_back { in_hand() } else { HashSet::new() };
         let mut batch = Batch::default();
@@ -386,6 +398,7 @@ impl Reader {
             lane.at_end = !ended.full;
         }
         if !batch.is_empty() {
+            self.cut_short = false; // it has got somewhere
             wal::flush();
         }
         batch
@@ -422,11 +435,19 @@ impl Reader {
             }
             return;
         }
-        if !self.crossing.is_empty() && !self.crossing_is_old() {
+        if self.cut_short {
+            self.news = self.news.min(news.first_id());
+        }
+        // Whoever always begins anew sends nothing.
+        let is_on_its_way =
+            self.cut_short && self.lanes.iter().any(|lane| self.news.min(self.news_before) <= lane.cursor);
+        if is_on_its_way || !self.crossing.is_empty() && !self.crossing_is_old() {
+            self.put_off = is_on_its_way;
             // What may have been announced after the last snapshot is read with the next one.
             self.news = self.news.min(self.news_before);
             return;
         }
+        self.put_off = false;
         let committed = Snapshot::take();
         self.news = self.news.min(news.first_id());
         let from = self.news.min(self.news_before);

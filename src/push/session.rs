@@ -230,7 +230,7 @@ impl Session {
     pub fn forget_what_was_read(&mut self) {
         self.leave_what_was_read_ahead();
         self.suspicion = None;
-        self.reader.ask_for_rescan(Rescan::Head);
+        self.reader.forget();
     }
 
     /// Whether a request is out, or something is to be settled: neither may be forgotten.
