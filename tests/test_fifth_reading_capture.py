@@ -55,12 +55,13 @@ def test_a_restored_table_lost_a_column_before_the_dump_and_the_excluded_one_is_
     db.attach("cards", exclude=["pan"])
     db.run("ALTER TABLE cards DROP a, DROP b; INSERT INTO cards VALUES (0, 'x')")
     restored(db, "cards", "id int PRIMARY KEY, pan text")
+    with pytest.raises(errors.UndefinedColumn):  # nobody can tell by now that it is the same
+        db.run("INSERT INTO cards VALUES (0, 'x')")
+    db.attach("cards", exclude=["pan"])
     db.run("INSERT INTO cards VALUES (0, 'x')")
     db.run("ALTER TABLE cards RENAME pan TO pan_old; ALTER TABLE cards ADD pan text")
-    try:
+    with pytest.raises(errors.UndefinedColumn):
         db.run("INSERT INTO cards VALUES (1, '4111 1111 1111 1111')")
-    except errors.UndefinedColumn:
-        return
     assert "4111" not in json.dumps([data for _, _, data in db.changes()])
 
 

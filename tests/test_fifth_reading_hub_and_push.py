@@ -131,7 +131,7 @@ def test_a_table_whose_code_deadlocks_each_time_does_not_keep_its_store_waiting(
         for _ in range(3):
             with hub.session() as applying:
                 answer = hub.apply(before, bait, after, session=applying)
-                assert answer["acked"] == keys(before, after)
+                assert set(keys(before, after)) <= set(answer["acked"]) and answer["errors"] == []
     finally:
         stop.set()
         thread.join()

@@ -354,7 +354,9 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
         let all = columns.iter().zip(now);
         let replaced = match same_table {
             true => all.zip(numbers).find(|((_, now), then)| now != *then).map(|(of, _)| of),
-            false => all.zip(places).find(|((_, now), place)| now > *place).map(|(of, _)| of),
+            // What stood in front may have been dropped before the dump, so that every number is another one: then a
+            // column that was made later cannot be told from the one that was meant.
+            false => all.zip(places).find(|((_, now), place)| now != *place).map(|(of, _)| of),
         };
         if let Some((column, _)) = replaced {
             Error::new(
@@ -364,7 +366,11 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
                     text::to_utf8(&name.1)
                 ),
             )
-            .detail("The one that was meant has been renamed or dropped.")
+            .detail(if same_table {
+                "The one that was meant has been renamed or dropped."
+            } else {
+                "Columns of the table have been renamed or dropped, before or after it was restored."
+            })
             .hint(again(
                 name,
                 if what_for == "exclude" {
