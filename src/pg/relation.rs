@@ -105,10 +105,7 @@ impl Borrowed<'_> {
     fn column(&self, i: usize) -> Option<Column> {
         // SAFETY: i is below natts.
         unsafe {
-            #[cfg(not(feature = "pg18"))]
-            let att = &*(*self.descriptor()).attrs.as_ptr().add(i);
-            #[cfg(feature = "pg18")]
-            let att = &*pg_sys::TupleDescAttr(self.descriptor(), i as i32);
+            let att = attribute(self.descriptor(), i);
             (!att.attisdropped && att.attgenerated as u8 != b'v').then(|| Column {
                 index: i,
                 name: CStr::from_ptr(att.attname.data.as_ptr()).to_bytes().to_vec(),
@@ -516,6 +513,18 @@ fn look_into(oid: pg_sys::Oid, contents: &mut Contents, seen: &mut Vec<pg_sys::O
     }
 }
 
+/// # Safety
+/// The descriptor lives as long as the result, and `i` is below its number of columns.
+unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, i: usize) -> &'a pg_sys::FormData_pg_attribute {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return &*(*descriptor).attrs.as_ptr().add(i);
+        #[cfg(feature = "pg18")]
+        return &*pg_sys::TupleDescAttr(descriptor, i as i32);
+    }
+}
+
 /// The types of a composite type's columns.
 fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     // The type `record` itself says nothing.
@@ -526,10 +535,7 @@ fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     unsafe {
         let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(oid, -1);
         let column = |i: usize| {
-            #[cfg(not(feature = "pg18"))]
-            let att = &*(*descriptor).attrs.as_ptr().add(i);
-            #[cfg(feature = "pg18")]
-            let att = &*pg_sys::TupleDescAttr(descriptor, i as i32);
+            let att = attribute(descriptor, i);
             (!att.attisdropped).then_some(att.atttypid)
         };
         (0..(*descriptor).natts as usize).filter_map(column).collect()
