@@ -213,7 +213,7 @@ impl Session {
         self.stop = None;
         self.rejected = false;
         self.asked = None;
-        self.reader.ask_for_rescan(Rescan::Left);
+        self.reader.start_again();
     }
 
     /// Settings of the server have changed, or may have.
@@ -372,7 +372,7 @@ impl Session {
                 self.stop = Some(Stop::Enough);
                 return Ok(None);
             }
-            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+            if self.has_to_rescan() && self.suspicion.is_none() {
                 self.settle_all(transactions)?;
                 if !self.rescan(transactions)? {
                     return Ok(None);
@@ -396,7 +396,7 @@ impl Session {
             if !batch.is_empty() {
                 return Ok(Some(batch));
             }
-            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+            if self.has_to_rescan() && self.suspicion.is_none() {
                 continue;
             }
             if self.reader.is_under_way() {
@@ -420,8 +420,13 @@ impl Session {
         }
     }
 
+    fn has_to_rescan(&self) -> bool {
+        self.reader.has_to_rescan(self.ahead.is_some())
+    }
+
     /// Goes back, or some of the way: whether it has come to the end.
     fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, Undone> {
+        let ahead = self.ahead.is_some();
         self.leave_what_was_read_ahead();
         let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
         let done = transactions.step(|| {
@@ -429,7 +434,7 @@ impl Session {
                 report.pending = queue::count(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
                 *last_id = Some(queue::last_id(schema, *id));
             }
-            reader.look_back(schema)
+            reader.look_back(schema, ahead)
         })?;
         if !done {
             return Ok(false);
@@ -551,7 +556,7 @@ impl Session {
             && self.failures == 0
             && self.bounds.max_rows.is_none()
             && self.suspicion.is_none()
-            && !self.reader.has_to_rescan()
+            && !self.has_to_rescan()
             && self.is_current();
         if wanted {
             let batch = self.read(transactions, news, false)?;
