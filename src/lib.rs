@@ -8,10 +8,7 @@
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod api;
-#[cfg(test)]
-mod arbitrary;
 mod capture;
-mod delivery;
 mod error;
 mod hub;
 mod pg;

@@ -318,30 +318,9 @@ pub fn thresholds() -> Thresholds {
     }
 }
 
-/// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delivery {
-    pub batch_rows: usize,
-    pub batch_bytes: usize,
-    pub connect_timeout: Duration,
-    pub request_timeout: Duration,
-    pub retry_interval: Duration,
-    pub retry_max_interval: Duration,
-    pub max_attempts: i32,
-    pub compression: bool,
-    pub allow_http: bool,
-    pub ca_file: Option<String>,
-    pub client_cert_file: Option<String>,
-    pub client_key_file: Option<String>,
-    pub proxy: Option<String>,
-    pub allowed_addresses: String,
-    pub signing_secret_file: Option<String>,
-    /// The user that the server runs as, to whom files with secrets belong.
-    pub server_uid: u32,
-}
-
-pub fn delivery() -> Delivery {
-    Delivery {
+/// What a push session needs to know of the settings.
+pub fn delivery() -> delivery::Settings {
+    delivery::Settings {
         batch_rows: BATCH_ROWS.get() as usize,
         batch_bytes: BATCH_BYTES.get() as usize * 1024,
         connect_timeout: millis(&CONNECT_TIMEOUT),
@@ -358,17 +337,5 @@ pub fn delivery() -> Delivery {
         allowed_addresses: string(&ALLOWED_ADDRESSES),
         signing_secret_file: path(&SIGNING_SECRET_FILE),
         server_uid: crate::pg::file::server_uid(),
-    }
-}
-
-impl Delivery {
-    /// With the files that a target names for itself.
-    pub fn for_target(mut self, target: &crate::store::target::Target) -> Self {
-        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
-        self.ca_file = own(self.ca_file, &target.ca_file);
-        self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
-        self.client_key_file = own(self.client_key_file, &target.client_key_file);
-        self.signing_secret_file = own(self.signing_secret_file, &target.signing_secret_file);
-        self
     }
 }

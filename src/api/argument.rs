@@ -1,11 +1,12 @@
 //! Arguments that several functions take.
 
-use crate::capture::{OPERATIONS, Priority, REASON_MIN_CHARS};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{spi, text};
 use crate::store::target;
 use std::borrow::Cow;
 use std::ffi::CStr;
+use wire::reason::{MAX_CHARS as REASON_MAX_CHARS, MIN_CHARS as REASON_MIN_CHARS};
+use wire::{Operation, Priority};
 
 /// A text as SQL gives it: bytes, because the server encoding is not UTF-8 everywhere.
 pub type Text<'a> = Option<&'a [u8]>;
@@ -65,9 +66,6 @@ fn few(elements: usize, argument: &str) -> Result<()> {
 pub fn trimmed(text: Text<'_>, argument: &str) -> Result<Option<String>> {
     Ok(utf8(text, argument)?.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
-
-/// The most characters of a reason: it is for people to read, and is shown wherever they look.
-pub const REASON_MAX_CHARS: usize = 1_000;
 
 /// Why somebody does something, without white space around it; `None` if nothing is left. 22001 if it is too long.
 pub fn reason(text: Text<'_>) -> Result<Option<String>> {
@@ -169,9 +167,14 @@ fn no_duplicates(list: &[String], argument: &str) -> Result<()> {
 pub fn operations(given: Vec<String>) -> Result<Vec<String>> {
     let given: Vec<String> = given.iter().map(|op| op.trim().to_ascii_uppercase()).collect();
     no_duplicates(&given, "operations")?;
-    match given.iter().find(|op| !OPERATIONS.contains(&op.as_str())) {
+    match given.iter().find(|op| Operation::parse(op).is_none()) {
         Some(unknown) => Err(Error::argument(format!("unknown operation \"{unknown}\""))
             .hint("Use any of 'INSERT', 'UPDATE', 'DELETE' and 'TRUNCATE'.")),
-        None => Ok(OPERATIONS.iter().filter(|op| given.iter().any(|g| g == *op)).map(|&op| op.to_owned()).collect()),
+        None => Ok(Operation::ALL
+            .map(Operation::name)
+            .into_iter()
+            .filter(|op| given.iter().any(|g| g == op))
+            .map(str::to_owned)
+            .collect()),
     }
 }

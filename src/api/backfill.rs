@@ -1,7 +1,7 @@
 //! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
 
 use super::argument::{self, Text};
-use crate::capture::{self, Options, Priority, Writer};
+use crate::capture::{self, Options, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::confine::ImmediateOnWrite;
 use crate::pg::guc::Nest;
@@ -11,6 +11,7 @@ use crate::pg::{Oid, interrupt, spi, xact};
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
+use wire::Priority;
 
 /// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
 /// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.

@@ -1,9 +1,10 @@
 //! What `sync_outbox_configure()` takes, taken apart: plain data, nothing of it is looked up yet.
 
 use super::{argument, token};
-use crate::capture::{Options, Priority};
+use crate::capture::Options;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use wire::Priority;
 
 pub const URL: &str = "webapp_base_url";
 pub const TOKEN: &str = "sync_upload_token";
@@ -158,7 +159,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_config_is_taken_or_refused_with_a_hint(
-            config in crate::arbitrary::json(&[
+            config in wire::properties::json(&[
                 URL, TOKEN, TABLES, "table", "target", "priority", "HIGH", "columns", "exclude", "branch_column", "key_columns",
                 "operations", "INSERT", "include_old", "require_reason", "always", "s.t",
             ])

@@ -4,7 +4,7 @@
 //! its owner, because reading it may run that one's casts; the rows are written as the extension's owner.
 
 use super::argument;
-use crate::capture::{OPERATIONS, Options};
+use crate::capture::Options;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::memory::{self, Scratch};
@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use uuid::Uuid;
+use wire::Operation;
 
 const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
 
@@ -264,10 +265,11 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
         return Err(bad("has no schema_name or table_name"));
     };
     let word = text::to_utf8(row.bytes(4).map_or(b"", |word| &word[..word.len().min(MOST_NAME_BYTES)]));
-    let Some(op) = OPERATIONS.into_iter().find(|op| op.eq_ignore_ascii_case(word.trim())) else {
+    let Some(op) = Operation::ALL.map(Operation::name).into_iter().find(|op| op.eq_ignore_ascii_case(word.trim()))
+    else {
         return Err(bad(&format!("has the unknown op {}", quote_literal(&word))));
     };
-    if row.bytes(5).is_none() && op != "TRUNCATE" {
+    if row.bytes(5).is_none() && op != Operation::Truncate.name() {
         return Err(bad("has no pk"));
     }
     let Some(dedup_key) = keys.of(row.bytes(7).map(text::to_utf8).as_deref(), old_id) else { return Ok(false) };

@@ -2,14 +2,14 @@
 //!
 //! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
 
-use crate::delivery::endpoint::Endpoint;
-use crate::delivery::secret_file;
 use crate::error::Result;
 use crate::pg::Oid;
 use crate::push::credentials::{self, Source, Token};
-use crate::settings::{self, Delivery};
+use crate::settings;
 use crate::store::overview::{self, Setting};
 use crate::store::target::Target;
+use delivery::endpoint::Endpoint;
+use delivery::secret_file;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -22,7 +22,7 @@ const PRIVATE: [&str; 5] = ["ca_file", "client_cert_file", "client_key_file", "s
 
 /// The settings of the server, read once for all targets.
 pub struct Settings {
-    delivery: Delivery,
+    delivery: delivery::Settings,
     all: Vec<Setting>,
     with_private: bool,
 }
@@ -56,7 +56,7 @@ impl Settings {
                 report.insert(name.to_owned(), self.one(setting, column.as_deref()));
             }
         }
-        let delivery = self.delivery.clone().for_target(target);
+        let delivery = target.settings(self.delivery.clone());
         let key = delivery.client_key_file.as_deref();
         let key = key.and_then(|key| secret_file::open(Path::new(key), delivery.server_uid, 0).err());
         let signing = credentials::signing_secrets(&delivery).err();

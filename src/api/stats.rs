@@ -1,18 +1,18 @@
 //! `sync_outbox_stats()`: the queue, a row per attached table and priority.
 
 use super::argument::{self, Answer, Text};
-use crate::capture::Priority;
-use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
 use crate::pg::text;
 use crate::store::Schema;
 use crate::store::stats::{self, Figures, Place};
+use delivery::keys::{Parked, Touched};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
+use wire::Priority;
 
 /// Where figures are given: schema, table, priority.
 type Lane = (String, String, Priority);

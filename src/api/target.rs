@@ -3,7 +3,6 @@
 use super::argument::{self, Text};
 use super::configure::notice_token_elsewhere;
 use super::discard::keep_out;
-use crate::delivery::endpoint;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
@@ -12,6 +11,7 @@ use crate::push::credentials;
 use crate::store::target::{self, Target};
 use crate::store::{Schema, attached, identity, quote_literal};
 use crate::{settings, wake};
+use delivery::endpoint;
 use serde_json::{Map, Value};
 
 /// Something that can be said of a target: a member of `config`, and the column of `sync_outbox_target` that keeps it.
@@ -283,7 +283,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_config_is_taken_or_refused_with_a_hint(
-            config in crate::arbitrary::json(&["base_url", "upload_path", "ca_file", "https://hub", ""])
+            config in wire::properties::json(&["base_url", "upload_path", "ca_file", "https://hub", ""])
         ) {
             match Config::parse(&config) {
                 Ok(config) => assert!(config.members.iter().all(|member| config.names(member.name))),

@@ -1,7 +1,6 @@
 //! `sync_outbox_set_token()`: keeps the upload token in a private file.
 
 use super::argument::{self, Text};
-use crate::delivery::token;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
@@ -10,6 +9,7 @@ use crate::push::credentials::{self, Source};
 use crate::store::Schema;
 use crate::store::target::{self, Target};
 use crate::{settings, wake};
+use wire::token;
 
 /// Keeps `token` for the origin of the target's URL; without one, that of the server's environment. Not transactional, and
 /// works on a standby, where it must be called again: the file is not replicated.

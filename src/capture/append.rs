@@ -1,7 +1,6 @@
 //! Appending to the outbox: straight into the heap while the table is exactly as we made it, by SQL if somebody altered
 //! it.
 
-use super::options::Priority;
 use super::plan::Plan;
 use crate::pg::buffer;
 use crate::pg::executor;
@@ -11,16 +10,16 @@ use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
 use crate::pg::text::Kept;
-use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, lane, queue};
 use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use wire::{Operation, Priority, Status};
 
 /// A change about to be written. `pk`, `data` and `old` are json datums, the others texts.
 pub struct Change {
-    pub event: Event,
+    pub event: Operation,
     pub pk: Option<Datum>,
     pub data: Option<Datum>,
     pub old: Option<Datum>,
@@ -86,7 +85,7 @@ impl Outbox {
             function,
             schema,
             shape: Shape::of(schema, LockMode::RowExclusive),
-            operations: Event::ALL.map(|event| Kept::new(event.name().as_bytes())),
+            operations: Operation::ALL.map(|event| Kept::new(event.name().as_bytes())),
             locked_by: Cell::new(0),
         }
     }
@@ -160,7 +159,7 @@ impl Outbox {
             .map(|(_, (column, field))| {
                 let arg = match (column.1, field) {
                     (Kind::Priority, _) => priority.name().into(),
-                    (Kind::Status, _) => "PENDING".into(),
+                    (Kind::Status, _) => Status::Pending.name().into(),
                     (Kind::Type(oid), Some(datum)) => Arg::datum(oid, *datum),
                     (Kind::Type(oid), None) => Arg::null(oid),
                 };

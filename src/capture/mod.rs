@@ -16,16 +16,16 @@ mod writer;
 
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
-use crate::pg::trigger::{Event, Fired};
+use crate::pg::trigger::Fired;
 use crate::pg::truncation::{self, Telling};
 use crate::pg::{executor, utility};
 use crate::settings;
-pub use options::{OPERATIONS, Options, Priority};
+pub use options::Options;
 use pgrx::pg_sys::Datum;
 use plan::Plan;
 pub use plan::missing as missing_column;
-pub use reason::REASON_MIN_CHARS;
 use std::cell::RefCell;
+use wire::Operation;
 pub use writer::Writer;
 
 pub fn init() {
@@ -77,7 +77,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
-    if event == Event::Truncate {
+    if event == Operation::Truncate {
         return capture_truncate(fired, plan, reason, scratch);
     }
     let _settings = plan.neutral_settings();
@@ -88,10 +88,10 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     if let Some(tuple) = fired.new_row() {
         new.load(tuple, &relation);
     }
-    if event == Event::Update && !plan.mark_changed(old, new, changed) {
+    if event == Operation::Update && !plan.mark_changed(old, new, changed) {
         return;
     }
-    let key_changes = || event == Event::Update && plan.changes_key(changed);
+    let key_changes = || event == Operation::Update && plan.changes_key(changed);
     if plan.captures_truncate && plan.captures_insert && truncation::any() {
         match truncation::telling(plan.root(), &relation) {
             Telling::AsUsual => {}
@@ -106,13 +106,13 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
     match event {
-        Event::Insert => {
+        Operation::Insert => {
             plan.write_key(new, pk.clear());
             plan.write_all(new, data.clear());
             change.data = Some(data.datum());
             change.branch = plan.branch(new, branch);
         }
-        Event::Update => {
+        Operation::Update => {
             plan.write_key(old, pk.clear());
             plan.write_changed(new, changed, data.clear());
             change.data = Some(data.datum());
@@ -122,7 +122,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Delete => {
+        Operation::Delete => {
             plan.write_key(old, pk.clear());
             change.branch = plan.branch(old, branch);
             if plan.include_old {
@@ -130,7 +130,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Truncate => return,
+        Operation::Truncate => return,
     }
     change.pk = Some(pk.datum());
     append::after_encoding(&outbox, plan).append(plan, id, &change);
@@ -152,6 +152,6 @@ fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scrat
 fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>) {
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
-    let change = append::Change { event: Event::Truncate, pk: None, data: None, old: None, branch: None, reason };
+    let change = append::Change { event: Operation::Truncate, pk: None, data: None, old: None, branch: None, reason };
     outbox.append(plan, id, &change);
 }

@@ -2,37 +2,7 @@
 //! dump and restore.
 
 use serde::{Deserialize, Serialize};
-
-/// What goes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Priority {
-    High,
-    #[default]
-    Normal,
-    Low,
-}
-
-impl Priority {
-    /// In the order in which they are sent.
-    pub const ALL: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Priority::High => "HIGH",
-            Priority::Normal => "NORMAL",
-            Priority::Low => "LOW",
-        }
-    }
-
-    /// Reads a name in any case.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|p| p.name().eq_ignore_ascii_case(name.trim()))
-    }
-}
-
-/// What can be captured, in the order of a trigger's events.
-pub const OPERATIONS: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "TRUNCATE"];
+use wire::{Operation, Priority};
 
 /// The options of one attached table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +63,7 @@ impl Default for Options {
             named: None,
             branch_column: None,
             key_columns: None,
-            operations: OPERATIONS[..3].iter().map(|&op| op.to_owned()).collect(),
+            operations: Operation::ALL[..3].iter().map(|operation| operation.name().to_owned()).collect(),
             include_old: false,
             require_reason: false,
             always: false,

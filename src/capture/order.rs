@@ -13,13 +13,14 @@ use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::{Columns, Tuple};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
-use crate::pg::trigger::{Event, Fired};
+use crate::pg::trigger::Fired;
 use crate::pg::{executor, scan};
 use crate::store::attached;
 use pgrx::pg_sys::Datum;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use wire::Operation;
 
 /// What is remembered of an attached table, all its partitions together.
 #[derive(Default)]
@@ -88,13 +89,13 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
     let relation = fired.relation();
     let find = |row: &Columns| plan.key_index().find(&relation, row);
     // Every key that a row of this table or partition has had belongs into it: a key includes what partitions go by.
-    let before = (fired.event() == Event::Delete || key_changes).then(|| find(&scratch.old));
+    let before = (fired.event() == Operation::Delete || key_changes).then(|| find(&scratch.old));
     let after = fired.new_row().map(|new| match plan.knows_versions && !new.superseded_by_us() {
         true => Some(new),
         false => find(&scratch.new),
     });
     let standing = match fired.event() {
-        _ if plan.captures_insert || key_changes => Event::Insert,
+        _ if plan.captures_insert || key_changes => Operation::Insert,
         event => event,
     };
 
@@ -108,11 +109,11 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
         tell(&outbox, id, plan, reason, event, row, [&mut *pk, &mut *data, &mut *branch]);
     };
     if let Some(None) = before {
-        tell(Event::Delete, old);
+        tell(Operation::Delete, old);
     }
     if let Some(None) = after {
         if plan.captures_delete {
-            tell(Event::Delete, new);
+            tell(Operation::Delete, new);
         } else if !is_told_by_the_next(fired, plan) {
             // Nobody asked for deletions, so the row stays as it was.
             tell(standing, new);
@@ -152,7 +153,7 @@ fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Dat
         present.load(row, &table.borrow());
         let outbox = append::outbox(fired.function());
         let id = outbox.draw_id();
-        tell(&outbox, id, plan, reason, Event::Insert, present, [&mut *pk, &mut *data, &mut *branch]);
+        tell(&outbox, id, plan, reason, Operation::Insert, present, [&mut *pk, &mut *data, &mut *branch]);
     });
 }
 
@@ -162,18 +163,18 @@ fn tell(
     id: i64,
     plan: &Plan,
     reason: Option<Datum>,
-    event: Event,
+    event: Operation,
     row: &Columns,
     [pk, data, branch]: [&mut VarlenaBuffer; 3],
 ) {
     plan.write_key(row, pk.clear());
-    if event != Event::Delete {
+    if event != Operation::Delete {
         plan.write_all(row, data.clear());
     }
     let change = Change {
         event,
         pk: Some(pk.datum()),
-        data: (event != Event::Delete).then(|| data.datum()),
+        data: (event != Operation::Delete).then(|| data.datum()),
         old: None,
         branch: plan.branch(row, branch),
         reason,

@@ -3,7 +3,7 @@
 //! Made once per trigger and backend, and thrown away when PostgreSQL says that something it was made from has changed.
 
 use super::encode::{Encoder, write_string};
-use super::options::{Options, Priority};
+use super::options::Options;
 use super::order::Order;
 use crate::error::{Error, SqlState};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
@@ -14,12 +14,13 @@ use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::{self, Borrowed};
 use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
-use crate::pg::trigger::{Event, Fired};
+use crate::pg::trigger::Fired;
 use crate::store::{attached, quote_ident, quote_literal};
 use pgrx::pg_sys::{Datum, Oid};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use wire::{Operation, Priority};
 
 /// How one column is captured.
 struct Captured {
@@ -207,7 +208,7 @@ impl Plan {
                 columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
-        let captures = |event: Event| options.operations.iter().any(|operation| operation == event.name());
+        let captures = |event: Operation| options.operations.iter().any(|operation| operation == event.name());
         let branch = options
             .branch_column
             .as_deref()
@@ -232,10 +233,10 @@ impl Plan {
             priority: options.priority,
             include_old: options.include_old,
             require_reason: options.require_reason,
-            captures_insert: captures(Event::Insert),
-            captures_update: captures(Event::Update),
-            captures_delete: captures(Event::Delete),
-            captures_truncate: captures(Event::Truncate),
+            captures_insert: captures(Operation::Insert),
+            captures_update: captures(Operation::Update),
+            captures_delete: captures(Operation::Delete),
+            captures_truncate: captures(Operation::Truncate),
             knows_versions: written.is_heap(),
             order: Order::of(root),
             key_index: OnceCell::new(),

@@ -16,10 +16,10 @@ use crate::pg::memory::{self, Scratch};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
-use crate::pg::trigger::Event;
 use crate::store::Schema;
 use pgrx::pg_sys::Datum;
 use std::rc::Rc;
+use wire::Operation;
 
 pub struct Writer {
     table: Open,
@@ -92,7 +92,7 @@ impl Writer {
             drop(settings);
             drop(restricted);
             let change = Change {
-                event: Event::Insert,
+                event: Operation::Insert,
                 pk: Some(pk.datum()),
                 data: Some(data.datum()),
                 old: None,

@@ -3,13 +3,10 @@
 //! A change and the memory of its key commit or roll back together. Nothing but accepted tables is written, each as its
 //! owner, in a context from which that owner's code cannot leave (`hard-facts` 1).
 
-mod answer;
-pub mod body;
 mod shape;
 mod statement;
 mod table;
 
-use crate::delivery::keys::{Parked, Touched};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::code_locks::{self, SessionLocks};
 use crate::pg::confine;
@@ -21,15 +18,17 @@ use crate::pg::timeout::{LockWaits, StatementLimit, Time};
 use crate::pg::xact::{self, Caught};
 use crate::settings;
 use crate::store::{Schema, applied};
-use answer::Answer;
-use body::{Change, Op};
+use delivery::keys::{Parked, Touched};
 use statement::Compared;
 use table::{Table, Tables};
+use wire::Operation;
+use wire::answer::AnswerWriter;
+use wire::body::{self, Incoming};
 
 /// Applies a body and returns the answer as JSON text.
 pub fn apply(payload: &str) -> Result<String> {
     let changes = body::parse(payload).map_err(|why| {
-        Error::argument("the payload is not a body of changes").detail(answer::clean(&why)).hint(
+        Error::argument("the payload is not a body of changes").detail(wire::answer::clean(&why)).hint(
             r#"Pass {"changes": [{"schema": .., "table": .., "op": "UPDATE", "pk": {..}, "data": {..}, "dedup_key": ".."}]}."#,
         )
     })?;
@@ -42,7 +41,7 @@ pub fn apply(payload: &str) -> Result<String> {
     let mut waits = Waits::new();
     let mut tables = Tables::new(&schema);
     let mut parked = Parked::default();
-    let mut answer = Answer::default();
+    let mut answer = AnswerWriter::default();
     let mut any_known = false;
     // First, so that nothing that happens later can leave it out.
     xact::commit_durably();
@@ -171,7 +170,7 @@ enum Applied {
 fn apply_one(
     schema: &Schema,
     table: &std::result::Result<Table, String>,
-    change: &Change<'_>,
+    change: &Incoming<'_>,
 ) -> std::result::Result<Applied, Caught> {
     let mut conflict = None;
     let applied = xact::subtransaction(|| {
@@ -220,8 +219,8 @@ fn refuse(why: &str) -> ! {
     Error::new(SqlState::ERRCODE_RAISE_EXCEPTION, why).raise()
 }
 
-fn touched(change: &Change<'_>) -> Touched {
-    let pk = (change.op != Op::Truncate).then_some(change.pk.text);
+fn touched(change: &Incoming<'_>) -> Touched {
+    let pk = (change.operation != Operation::Truncate).then_some(change.pk.text);
     Touched::new(&change.schema, &change.table, pk, Some(change.data.text))
 }
 

@@ -3,9 +3,10 @@
 //! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole row
 //! type would check the domains of columns that the change says nothing about.
 
-use super::body::{Change, Object, Op};
 use super::shape::{Key, Shape};
 use crate::store::quote_ident;
+use wire::Operation;
+use wire::body::{Incoming, Object};
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -25,12 +26,12 @@ pub struct Compared {
 }
 
 /// The statement for a change, or why the table cannot take it.
-pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+pub fn of(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
     must_know_columns(change, table)?;
-    match change.op {
-        Op::Insert => insert(change, table),
-        Op::Update => update(change, table),
-        Op::Delete => {
+    match change.operation {
+        Operation::Insert => insert(change, table),
+        Operation::Update => update(change, table),
+        Operation::Delete => {
             let found = matches_key(key(change, table)?, table);
             Ok(Statement {
                 sql: format!("DELETE FROM {} AS t WHERE {found}{}", from(table), and_unchanged(change, table)),
@@ -38,7 +39,7 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
                 compared: compared(change, table, &found),
             })
         }
-        Op::Truncate => Ok(Statement {
+        Operation::Truncate => Ok(Statement {
             sql: match table.referenced {
                 true => format!("DELETE FROM {}", from(table)),
                 false => format!("TRUNCATE {}", from(table)),
@@ -50,7 +51,7 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
 }
 
 /// A value that has no place here would be lost, and nobody would hear of it.
-fn must_know_columns(change: &Change<'_>, table: &Shape) -> Result<(), String> {
+fn must_know_columns(change: &Incoming<'_>, table: &Shape) -> Result<(), String> {
     if table.ignore_unknown {
         return Ok(());
     }
@@ -72,7 +73,7 @@ fn must_know_columns(change: &Change<'_>, table: &Shape) -> Result<(), String> {
 }
 
 /// An upsert: a backfill, or a retry after the memory of keys was pruned, meets a row that is there already.
-fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+fn insert(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
     let key = key(change, table)?;
     let given = given(&change.data, table);
     if let Some(lost) = key.keys().find(|k| !given.contains(&k.as_str()) && !table.columns[*k].generated) {
@@ -113,7 +114,7 @@ fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     })
 }
 
-fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+fn update(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
     let found = matches_key(key(change, table)?, table);
     let unchanged = and_unchanged(change, table);
     let given = given(&change.data, table);
@@ -132,13 +133,13 @@ fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
 }
 
 /// The columns that can be compared: those whose values the change knows, and the hub does not compute.
-fn known_before<'a>(change: &'a Change<'_>, table: &Shape) -> Vec<&'a str> {
+fn known_before<'a>(change: &'a Incoming<'_>, table: &Shape) -> Vec<&'a str> {
     change.old.as_ref().map(|old| given(old, table)).unwrap_or_default()
 }
 
 /// The condition that the row is as the sender saw it; part of the statement, so that it is checked again when the row
 /// was waited for.
-fn and_unchanged(change: &Change<'_>, table: &Shape) -> String {
+fn and_unchanged(change: &Incoming<'_>, table: &Shape) -> String {
     let columns = known_before(change, table);
     if columns.is_empty() {
         return String::new();
@@ -147,7 +148,7 @@ fn and_unchanged(change: &Change<'_>, table: &Shape) -> String {
     format!(" AND NOT (SELECT {differs} FROM {})", record("$3", "o", &columns, table))
 }
 
-fn compared(change: &Change<'_>, table: &Shape, found: &str) -> Option<Compared> {
+fn compared(change: &Incoming<'_>, table: &Shape, found: &str) -> Option<Compared> {
     let columns = known_before(change, table);
     (!columns.is_empty()).then(|| Compared {
         sql: format!(
@@ -170,7 +171,7 @@ fn differs(column: &str) -> String {
     )
 }
 
-fn key<'t>(change: &Change<'_>, table: &'t Shape) -> Result<&'t Key, String> {
+fn key<'t>(change: &Incoming<'_>, table: &'t Shape) -> Result<&'t Key, String> {
     table.key(change.pk.members.keys().map(|name| &**name))
 }
 
@@ -212,9 +213,9 @@ fn list(parts: impl Iterator<Item = String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::body::parse;
     use super::super::shape::Column;
     use super::*;
+    use wire::body::parse;
 
     fn table(partitioned: bool, referenced: bool) -> Shape {
         let column = |type_name: &str, generated, always_identity| Column {

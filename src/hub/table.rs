@@ -2,7 +2,6 @@
 //!
 //! A table stays locked against DDL from the look-up to the end of the transaction, so that what is known stays true.
 
-use super::body::Change;
 use super::shape::{Column, Shape};
 use crate::error::{Error, SqlState};
 use crate::pg::Oid;
@@ -13,6 +12,7 @@ use crate::pg::xact::{self, Caught};
 use crate::store::{Schema, accepted, quote_ident};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use wire::body::Incoming;
 
 pub struct Table {
     oid: Oid,
@@ -52,7 +52,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The table of a change. Looked up in a subtransaction of its own, whose locks outlive a change that fails.
-    pub fn get(&mut self, change: &Change<'_>) -> Result<&Result<Table, String>, Caught> {
+    pub fn get(&mut self, change: &Incoming<'_>) -> Result<&Result<Table, String>, Caught> {
         match self.known.entry((change.schema.to_string(), change.table.to_string())) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(vacant) => {

@@ -28,7 +28,7 @@ finfo!(pg_finfo_sync_outbox_target_changed);
 pub unsafe extern "C-unwind" fn sync_outbox_capture(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: the function manager passes its call info.
     let fired = unsafe { Fired::from_call(fcinfo) };
-    match fired.filter(|f| f.is_after() && f.is_for_row() == (f.event() != super::trigger::Event::Truncate)) {
+    match fired.filter(|f| f.is_after() && f.is_for_row() == (f.event() != wire::Operation::Truncate)) {
         Some(fired) => crate::capture::capture(&fired),
         None => Error::new(
             SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,

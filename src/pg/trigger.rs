@@ -3,28 +3,7 @@
 use super::heap::Tuple;
 use pgrx::pg_sys;
 use std::ffi::CStr;
-
-/// Which operation fired the trigger.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    Insert,
-    Update,
-    Delete,
-    Truncate,
-}
-
-impl Event {
-    pub const ALL: [Event; 4] = [Event::Insert, Event::Update, Event::Delete, Event::Truncate];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Event::Insert => "INSERT",
-            Event::Update => "UPDATE",
-            Event::Delete => "DELETE",
-            Event::Truncate => "TRUNCATE",
-        }
-    }
-}
+use wire::Operation;
 
 /// A trigger that is being fired.
 pub struct Fired<'a>(&'a pg_sys::TriggerData);
@@ -43,12 +22,13 @@ impl<'a> Fired<'a> {
         }
     }
 
-    pub fn event(&self) -> Event {
+    /// Which operation fired it.
+    pub fn event(&self) -> Operation {
         match self.0.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_INSERT => Event::Insert,
-            pg_sys::TRIGGER_EVENT_UPDATE => Event::Update,
-            pg_sys::TRIGGER_EVENT_DELETE => Event::Delete,
-            _ => Event::Truncate,
+            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
+            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
+            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
+            _ => Operation::Truncate,
         }
     }
 
@@ -88,7 +68,7 @@ impl<'a> Fired<'a> {
     /// The row before the change: UPDATE and DELETE.
     pub fn old(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Event::Update | Event::Delete => Tuple::new(self.0.tg_trigtuple),
+            Operation::Update | Operation::Delete => Tuple::new(self.0.tg_trigtuple),
             _ => None,
         }
     }
@@ -96,8 +76,8 @@ impl<'a> Fired<'a> {
     /// The row after the change: INSERT and UPDATE.
     pub fn new_row(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Event::Insert => Tuple::new(self.0.tg_trigtuple),
-            Event::Update => Tuple::new(self.0.tg_newtuple),
+            Operation::Insert => Tuple::new(self.0.tg_trigtuple),
+            Operation::Update => Tuple::new(self.0.tg_newtuple),
             _ => None,
         }
     }

@@ -5,17 +5,17 @@
 //! which an admin of this database may set (`hard-facts` 22).
 
 use super::token_file::{self, FileError, Kept, TokenFile};
-use crate::delivery::address::Allowed;
-use crate::delivery::endpoint::{self, Endpoint};
-use crate::delivery::secret_file;
-use crate::delivery::signature::Secrets;
-use crate::delivery::token as rules;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{extension, xact};
 use crate::settings;
 use crate::store::target::Target;
+use delivery::address::Allowed;
+use delivery::endpoint::{self, Endpoint};
+use delivery::secret_file;
 use std::path::Path;
 use std::rc::Rc;
+use wire::signature::Secrets;
+use wire::token as rules;
 
 const URL_VARIABLE: &str = "WEBAPP_BASE_URL";
 const TOKEN_VARIABLE: &str = "SYNC_UPLOAD_TOKEN";
@@ -50,7 +50,7 @@ pub fn base_url(target: &Target) -> Option<(String, Source)> {
 }
 
 /// A target's URL, checked, and where it comes from; `None` if nobody gave one.
-pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
+pub fn endpoint(target: &Target, delivery: &delivery::Settings) -> Result<Option<(Endpoint, Source)>> {
     let Some((url, source)) = base_url(target) else { return Ok(None) };
     parse(target, &url, delivery)
         .map(|endpoint| Some((endpoint, source)))
@@ -58,7 +58,7 @@ pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option
 }
 
 /// What `base_url` would mean for a target: 22023 with a hint if it cannot be used.
-pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> Result<Endpoint> {
+pub fn parse(target: &Target, base_url: &str, delivery: &delivery::Settings) -> Result<Endpoint> {
     let path = target.upload_path.clone().unwrap_or_else(settings::upload_path);
     let endpoint = endpoint::parse(base_url, &path, delivery.allow_http)
         .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))?;
@@ -77,7 +77,7 @@ pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> 
 }
 
 /// The secrets that requests to a target are signed with, if any.
-pub fn signing_secrets(delivery: &settings::Delivery) -> Result<Option<Rc<Secrets>>> {
+pub fn signing_secrets(delivery: &delivery::Settings) -> Result<Option<Rc<Secrets>>> {
     let Some(path) = &delivery.signing_secret_file else { return Ok(None) };
     token_file::read_secrets(Path::new(path)).map(|secrets| Some(Rc::new(secrets))).map_err(|error| {
         file_error("the file named by sync_outbox.signing_secret_file", error).hint(

@@ -3,12 +3,12 @@
 //! Only a backfill does that: it puts existing rows into LOW while later changes of the same rows go into their table's
 //! lane. While it lasts, a change waits for every earlier one of its key, whatever lane that is in.
 
-use crate::capture::Priority;
-use crate::delivery::batch::Change;
-use crate::delivery::keys::{self, Touched};
 use crate::store::{Schema, queue};
+use delivery::batch::Change;
+use delivery::keys::{self, Touched};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use wire::Priority;
 
 /// The first id of every key of the tables concerned, by lane; loaded at the beginning of a pass.
 #[derive(Default)]

@@ -2,19 +2,20 @@
 
 use super::credentials::{self, Token};
 use super::report::Stop;
-use crate::delivery::endpoint::Endpoint;
-use crate::delivery::signature::Secrets;
 use crate::error::{Error, Result, SqlState};
-use crate::settings::{self, Delivery};
+use crate::settings;
 use crate::store::{Schema, identity, target};
+use delivery::Settings;
+use delivery::endpoint::Endpoint;
 use std::rc::Rc;
+use wire::signature::Secrets;
 
 #[derive(Clone, PartialEq)]
 pub struct Destination {
     pub endpoint: Endpoint,
     pub token: String,
     pub signing: Option<Rc<Secrets>>,
-    pub settings: Delivery,
+    pub settings: Settings,
 }
 
 impl Destination {
@@ -29,7 +30,7 @@ impl Destination {
         if target.paused {
             return Ok(Err(Stop::Paused));
         }
-        let settings = settings::delivery().for_target(&target);
+        let settings = target.settings(settings::delivery());
         let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
             return Err(no_url(name));
         };

@@ -1,19 +1,19 @@
 //! The connection to one target: its HTTP thread, and the bell that the thread rings when a reply is there.
 
-use crate::delivery::http::{Http, Reply, Request};
 use crate::pg::latch::{self, Bell};
-use crate::settings::Delivery;
+use delivery::Settings;
+use delivery::http::{Http, Reply, Request};
 use std::sync::Arc;
 
 pub struct Link {
     http: Http,
     /// What it was opened with.
-    pub settings: Delivery,
+    pub settings: Settings,
 }
 
 impl Link {
     /// Starts the HTTP thread; the error says which file or setting is wrong.
-    pub fn open(settings: &Delivery, bell: &Arc<Bell>) -> Result<Self, String> {
+    pub fn open(settings: &Settings, bell: &Arc<Bell>) -> Result<Self, String> {
         let bell = bell.clone();
         let http = latch::with_signals_blocked(|| Http::start(settings, move || bell.ring()))?;
         Ok(Link { http, settings: settings.clone() })

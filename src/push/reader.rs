@@ -10,9 +10,6 @@
 //! what comes later in HIGH, which it reads from its head for every batch.
 
 use super::crossing::Crossing;
-use crate::capture::Priority;
-use crate::delivery::batch::Batch;
-use crate::delivery::keys::{Parked, Touched};
 use crate::pg::heap;
 use crate::pg::relation::LockMode;
 use crate::pg::wal;
@@ -21,10 +18,13 @@ use crate::store::run::Run;
 use crate::store::shape::Shape;
 use crate::store::snapshot::Snapshot;
 use crate::store::{Schema, queue};
+use delivery::batch::Batch;
+use delivery::keys::{Parked, Touched};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+use wire::Priority;
 
 /// Below every id.
 const HEAD: i64 = i64::MIN;

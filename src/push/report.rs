@@ -1,7 +1,7 @@
 //! What a session did, and how a flush says it.
 
-use crate::delivery::keys::MOST_KEYS;
 use crate::error::Error;
+use delivery::keys::MOST_KEYS;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -11,28 +11,29 @@
 
 use super::books::Books;
 use super::destination::Destination;
-use super::exchange::{Answered, Ended, Exchange, Said, Trouble};
+use super::exchange::{Answered, Ended, Exchange, Judged, Trouble};
 use super::link::Link;
 use super::reader::{News, Reader, Rescan, Scope};
 use super::report::{Report, Stop};
 use super::settle::{self, Settlement};
 use super::suspicion::{Proof, Suspicion};
 use super::transactions::{Transactions, Undone};
-use crate::capture::Priority;
-use crate::delivery::answer::Word;
-use crate::delivery::batch::Batch;
-use crate::delivery::http::NoResponse;
 use crate::error::{Error, SqlState};
 use crate::pg::latch::Bell;
 use crate::pg::lock::Scope as LockScope;
 use crate::settings;
 use crate::store::{Schema, queue, reclaim, target};
 use crate::wake;
+use delivery::batch::Batch;
+use delivery::http::NoResponse;
+use delivery::outcome::{Failure, FailureKind};
 use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
+use wire::Priority;
+use wire::answer::Verdict;
 
 /// Changes in the first request while the target is not known to answer.
 const PROBE_ROWS: usize = 10;
@@ -565,11 +566,11 @@ impl Session {
             self.report.pending = self.report.acked + pending;
         }
         let Some(exchange) = self.exchange.take() else { return Ok(()) };
-        let Ended { batch, mut answered, refused_by_status, unsent, got_words } = exchange.end();
-        let (convicted, refused_by_status): (Vec<Said>, Vec<Said>) =
-            refused_by_status.into_iter().partition(|said| self.proof.convicts(batch.changes[said.change].id));
-        answered.said.extend(convicted);
-        if got_words {
+        let Ended { batch, mut answered, refused_by_status, unsent, got_verdicts } = exchange.end();
+        let (convicted, refused_by_status): (Vec<Judged>, Vec<Judged>) =
+            refused_by_status.into_iter().partition(|judged| self.proof.convicts(batch.changes[judged.change].id));
+        answered.judged.extend(convicted);
+        if got_verdicts {
             self.proof.renew();
         }
         self.report.blocked += answered.blocked.len() as i64;
@@ -582,20 +583,20 @@ impl Session {
         if answered.too_large {
             self.batch_rows = (batch.len() / 2).max(1);
             self.too_large = true;
-        } else if got_words && !trouble {
+        } else if got_verdicts && !trouble {
             // After a probe it doubles: over a slow link most batches get through before one takes too long.
             let step = if self.too_large { self.batch_rows / 10 + 1 } else { self.batch_rows };
             self.batch_rows = (self.batch_rows + step).min(most);
         }
         if !refused_by_status.is_empty() {
-            self.reader.leave_all(&batch, refused_by_status.iter().map(|said| said.change));
+            self.reader.leave_all(&batch, refused_by_status.iter().map(|judged| judged.change));
             if !trouble {
                 self.suspicion.get_or_insert_default().hold(batch.clone(), refused_by_status);
             }
         }
         self.conclude(batch, answered);
         match self.suspicion.take() {
-            Some(suspicion) if got_words => self.blame_the_changes(suspicion),
+            Some(suspicion) if got_verdicts => self.blame_the_changes(suspicion),
             Some(suspicion) if suspicion.is_certain() => self.blame_the_target(suspicion),
             // In other trouble nothing is proven, and the refused changes are tried again.
             suspicion => self.suspicion = suspicion.filter(|_| !trouble),
@@ -606,7 +607,7 @@ impl Session {
     /// Has words settled, while the next request is out.
     fn conclude(&mut self, batch: Rc<Batch>, answered: Answered) {
         let Some(destination) = &self.destination else { return };
-        if answered.said.is_empty() && answered.trouble.is_none() {
+        if answered.judged.is_empty() && answered.trouble.is_none() {
             return;
         }
         let settlement = Settlement::new(batch, answered, &destination.settings, self.failures);
@@ -626,8 +627,8 @@ impl Session {
     /// The target has had a word on another change: the refusals that were held back count.
     fn blame_the_changes(&mut self, suspicion: Suspicion) {
         self.proof.give();
-        for (batch, said) in suspicion.held {
-            self.conclude(batch, Answered { said, ..Answered::default() });
+        for (batch, judged) in suspicion.held {
+            self.conclude(batch, Answered { judged, ..Answered::default() });
         }
         self.reader.ask_for_rescan(Rescan::Left);
     }
@@ -636,14 +637,14 @@ impl Session {
     fn blame_the_target(&mut self, suspicion: Suspicion) {
         self.proof.withdraw();
         self.rejected = true;
-        for (batch, said) in suspicion.held {
-            let changes = said.iter().map(|said| said.change).collect();
-            let error = said.into_iter().next_back().map(|Said { word, .. }| match word {
-                Word::Refused(error) => error,
+        for (batch, judged) in suspicion.held {
+            let changes = judged.iter().map(|judged| judged.change).collect();
+            let error = judged.into_iter().next_back().map(|Judged { verdict, .. }| match verdict {
+                Verdict::Refused(error) => error,
                 _ => String::new(),
             });
-            let error = error.unwrap_or_default();
-            let trouble = Some(Trouble::Rejected { changes, error });
+            let failure = Failure { kind: FailureKind::Rejected, error: error.unwrap_or_default() };
+            let trouble = Some(Trouble { failure, changes });
             self.conclude(batch, Answered { trouble, ..Answered::default() });
         }
     }

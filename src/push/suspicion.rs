@@ -7,8 +7,8 @@
 //! it is the target's trouble. A proof holds for a while, in which each change can be refused once more before another word
 //! has to come: so a long run of bad changes is through soon, and a proxy that breaks in that time kills nothing.
 
-use super::exchange::Said;
-use crate::delivery::batch::Batch;
+use super::exchange::Judged;
+use delivery::batch::Batch;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,13 @@ const SAMPLES: u32 = 16;
 /// Refusals that are held back.
 #[derive(Default)]
 pub struct Suspicion {
-    pub held: Vec<(Rc<Batch>, Vec<Said>)>,
+    pub held: Vec<(Rc<Batch>, Vec<Judged>)>,
     samples: u32,
 }
 
 impl Suspicion {
     /// Holds back the refusals of another batch.
-    pub fn hold(&mut self, batch: Rc<Batch>, refused: Vec<Said>) {
+    pub fn hold(&mut self, batch: Rc<Batch>, refused: Vec<Judged>) {
         self.held.push((batch, refused));
         self.samples += 1;
     }

@@ -2,15 +2,15 @@
 //!
 //! Nothing here is transactional, and no error shows any of a file's content.
 
-use crate::delivery::secret_file;
-use crate::delivery::signature::{SecretError, Secrets};
-use crate::delivery::token::{self, TokenError};
 use crate::pg::{Oid, file};
+use delivery::secret_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use wire::signature::{SecretError, Secrets};
+use wire::token::{self, TokenError};
 
 /// What is wrong with a file that holds a secret.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +127,7 @@ impl TokenFile {
 mod tests {
     proptest::proptest! {
         #[test]
-        fn whatever_our_own_file_holds_cannot_break_a_header(content in crate::arbitrary::json(&["origin", "token", "t0ken"])) {
+        fn whatever_our_own_file_holds_cannot_break_a_header(content in wire::properties::json(&["origin", "token", "t0ken"])) {
             crate::properties::kept_token(content.as_bytes());
         }
     }

@@ -1,12 +1,12 @@
 //! Rows of the scripts' outbox in ours: in front of everything that was captured, with ids of their own.
 
 use super::Schema;
-use crate::capture::Priority;
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, memory};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 use uuid::Uuid;
+use wire::Priority;
 
 /// Ids that capture draws begin with 1; those below are of imports.
 const FIRST_CAPTURED_ID: i64 = 1;

@@ -3,12 +3,12 @@
 
 use super::Schema;
 use super::relation::LOCK_WAIT_MS;
-use crate::capture::Priority;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
 use crate::pg::lane_lock::{self, Lanes, Mode};
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
+use wire::Priority;
 
 /// The lane of this table stays as it is until the transaction ends: for a backfill.
 pub fn keep(schema: &Schema, table: Oid) -> Result<()> {

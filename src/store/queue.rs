@@ -2,13 +2,14 @@
 
 use super::shape::Kind;
 use super::{Schema, stats};
-use crate::capture::Priority;
-use crate::delivery::batch::Change;
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
+use delivery::batch::Change;
 use std::ffi::CStr;
 use std::ops::ControlFlow;
+use std::time::Duration;
+use wire::{Priority, Status};
 
 /// How long a statement that keeps writers out waits for them.
 const LOCK_WAIT_MS: i32 = 5_000;
@@ -70,7 +71,7 @@ pub struct KeyRow {
 impl KeyRow {
     /// In conflict or dead.
     pub fn waits_for_a_person(&self) -> bool {
-        matches!(self.status.as_str(), "CONFLICT" | "DEAD")
+        Status::parse(&self.status).is_some_and(Status::waits_for_a_person)
     }
 }
 
@@ -83,7 +84,7 @@ pub struct ParkedUpTo {
 
 impl Default for ParkedUpTo {
     fn default() -> Self {
-        ParkedUpTo { status: "PENDING".into(), id: i64::MIN }
+        ParkedUpTo { status: Status::Pending.name().into(), id: i64::MIN }
     }
 }
 
@@ -254,19 +255,18 @@ pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
     .flatten()
 }
 
-/// What becomes of a change that was not acknowledged.
-pub struct Mark<'a> {
-    pub change: &'a Change,
-    pub status: &'static str,
-    pub error: &'a str,
+/// What is written down of a change that was not acknowledged.
+pub struct Mark {
+    pub status: Status,
+    pub error: String,
     /// Counts as a refusal by the target.
     pub refused: bool,
-    /// Not before so many milliseconds from now; `None`: as soon as the target answers.
-    pub wait_ms: Option<i64>,
+    /// Not tried again before; `None`: as soon as the target answers.
+    pub wait: Option<Duration>,
 }
 
 /// Marks a change after an attempt.
-pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
+pub fn mark(schema: &Schema, target_id: i16, change: &Change, mark: &Mark) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox
@@ -280,13 +280,13 @@ pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
         ),
         &[
             target_id.into(),
-            mark.change.priority.name().into(),
-            mark.change.id.into(),
-            Arg::uuids([&mark.change.dedup_key]),
-            mark.status.into(),
+            change.priority.name().into(),
+            change.id.into(),
+            Arg::uuids([&change.dedup_key]),
+            mark.status.name().into(),
             i32::from(mark.refused).into(),
-            Arg::text_utf8(mark.error),
-            Arg::opt(mark.wait_ms),
+            Arg::text_utf8(&mark.error),
+            Arg::opt(mark.wait.map(|wait| wait.as_millis() as i64)),
         ],
     );
 }

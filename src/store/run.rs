@@ -5,9 +5,6 @@
 use super::Schema;
 use super::shape::{self, Shape, column};
 use super::snapshot::Snapshot;
-use crate::capture::Priority;
-use crate::delivery::batch::{Batch, Change, Stored};
-use crate::delivery::keys::Touched;
 use crate::pg::datum::Value;
 use crate::pg::heap;
 use crate::pg::interrupt;
@@ -16,9 +13,13 @@ use crate::pg::scan::Range;
 use crate::pg::spi::{self, Arg, Row};
 use crate::pg::text;
 use crate::pg::xact;
+use delivery::batch::{Batch, Change, Stored};
+use delivery::keys::Touched;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use uuid::Uuid;
+use wire::body::Outgoing;
+use wire::{Operation, Priority};
 
 /// A run of deliverable changes of one lane.
 pub struct Run<'a> {
@@ -157,21 +158,24 @@ fn stored<'a>(
     let (schema, table) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME));
     let (op, branch, reason) = (text(column::OP), text(column::BRANCH), text(column::REASON));
     let [pk, data, old] = json.map(|part| part.map(|part| utf8(part, &mut unsendable)));
-    Stored {
-        id: row.int(column::ID),
-        priority,
-        place: row.place(shape::COLUMNS.len() + 1),
-        dedup_key: row.uuid(column::DEDUP_KEY),
-        txid: row.xid8(column::TXID),
+    let outgoing = Outgoing {
         schema: schema.unwrap_or_default(),
         table: table.unwrap_or_default(),
         op: op.unwrap_or_default(),
         pk,
         data,
         old,
+        dedup_key: row.uuid(column::DEDUP_KEY),
+        id: row.int(column::ID),
+        txid: row.xid8(column::TXID),
         branch,
         reason,
         created_at: String::from_utf8_lossy(created_at),
+    };
+    Stored {
+        outgoing,
+        priority,
+        place: row.place(shape::COLUMNS.len() + 1),
         attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
         refusals: row.get(column::REFUSALS).unwrap_or_default(),
         was_offline: row.oid(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
@@ -193,7 +197,7 @@ fn touched(row: &Row<'_>) -> Touched {
     let mut text = |n| row.bytes(n).map(|bytes| utf8(bytes, &mut ignored));
     let (schema, table, op) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME), text(column::OP));
     let pk = text(column::PK);
-    let data = if op.as_deref() == Some("UPDATE") { text(column::DATA) } else { None };
+    let data = if op.as_deref() == Some(Operation::Update.name()) { text(column::DATA) } else { None };
     Touched::new(&schema.unwrap_or_default(), &table.unwrap_or_default(), pk.as_deref(), data.as_deref())
 }
 

@@ -1,11 +1,11 @@
 //! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its rows
 //! can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
 
-use crate::capture::Priority;
 use crate::error::{Error, SqlState};
 use crate::pg::relation::{self, LockMode, Open, Predicate};
 use crate::pg::{Oid, pg_sys};
 use std::ffi::CStr;
+use wire::Priority;
 
 /// The columns of the outbox as `sql/` makes it, in their order.
 pub const COLUMNS: [(&CStr, Kind); 20] = [

@@ -2,10 +2,10 @@
 
 use super::Schema;
 use super::queue::deliverable;
-use crate::capture::Priority;
 use crate::pg::spi::{self, Arg, Row};
 use pgrx::datum::TimestampWithTimeZone;
 use std::ops::{AddAssign, ControlFlow};
+use wire::Priority;
 
 /// Up to so many changes every figure is exact.
 const EXACT_UP_TO: f64 = 1_000_000.0;

@@ -2,9 +2,9 @@
 
 use super::Schema;
 use super::queue::LANES;
-use crate::capture::Priority;
 use crate::pg::spi::{self, Arg, Ids};
 use pgrx::pg_sys;
+use wire::Priority;
 
 /// Which changes a requeue means, all of one target.
 pub struct Scope<'a> {

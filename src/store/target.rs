@@ -24,6 +24,20 @@ pub struct Target {
     pub paused_reason: Option<String>,
 }
 
+impl Target {
+    /// The settings with the files that the target names for itself.
+    pub fn settings(&self, settings: delivery::Settings) -> delivery::Settings {
+        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
+        delivery::Settings {
+            ca_file: own(settings.ca_file, &self.ca_file),
+            client_cert_file: own(settings.client_cert_file, &self.client_cert_file),
+            client_key_file: own(settings.client_key_file, &self.client_key_file),
+            signing_secret_file: own(settings.signing_secret_file, &self.signing_secret_file),
+            ..settings
+        }
+    }
+}
+
 /// What capture writes into `target_id`.
 pub fn id_for_capture(name: &str) -> i16 {
     if name == DEFAULT {

@@ -48,7 +48,7 @@ impl Allowed {
     /// As [`parse`](Self::parse), with a message for whoever set it.
     pub fn from_setting(list: &str) -> Result<Self, String> {
         Self::parse(list).map_err(|part| {
-            let part = super::answer::sanitise(&part, 60);
+            let part = wire::text::sanitise(&part, 60);
             format!("sync_outbox.allowed_addresses holds \"{part}\", which is neither a network nor an address")
         })
     }

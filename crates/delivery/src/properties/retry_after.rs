@@ -1,6 +1,6 @@
-use super::two_parts;
-use crate::delivery::backoff;
+use crate::backoff;
 use std::time::Duration;
+use wire::properties::two_parts;
 
 /// What a server asks for is between a second and an hour, or nothing. The second line of the input is the response's
 /// `Date`.

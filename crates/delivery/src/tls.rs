@@ -2,7 +2,7 @@
 //! certificate, and takes a file of authorities that it cannot read for an empty one.
 
 use super::secret_file::{self, FileError};
-use crate::settings::Delivery;
+use crate::Settings;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 
 /// The error says which setting is wrong.
-pub fn config(settings: &Delivery) -> Result<TlsConfig, String> {
+pub fn config(settings: &Settings) -> Result<TlsConfig, String> {
     let roots = match &settings.ca_file {
         None => RootCerts::PlatformVerifier,
         Some(path) => {

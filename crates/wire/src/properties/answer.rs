@@ -1,4 +1,4 @@
-use crate::delivery::answer::{Answer, Word};
+use crate::answer::{Answer, Verdict};
 use serde_json::Value;
 use std::collections::HashSet;
 use uuid::Uuid;
@@ -9,11 +9,11 @@ pub fn answer(body: &[u8]) {
     let (Some(answer), Ok(json)) = (Answer::parse(body), serde_json::from_slice::<Value>(body)) else { return };
     let acked = keys(&json["acked"]);
     for key in keys(&json) {
-        assert!(acked.contains(&key) || answer.word(&key) != Word::Acked, "{key} is not in acked");
+        assert!(acked.contains(&key) || answer.verdict(&key) != Verdict::Acked, "{key} is not in acked");
     }
     for member in ["errors", "conflicts"] {
         for key in json[member].as_array().into_iter().flatten().filter_map(key) {
-            assert_ne!(answer.word(&key), Word::Acked, "{key} is in {member}");
+            assert_ne!(answer.verdict(&key), Verdict::Acked, "{key} is in {member}");
         }
     }
 }

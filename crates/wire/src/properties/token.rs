@@ -1,4 +1,4 @@
-use crate::delivery::token;
+use crate::token;
 
 /// What is read from a token's file can stand in a header, and is all of the file but a newline at its end.
 pub fn token(content: &[u8]) {

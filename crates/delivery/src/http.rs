@@ -7,7 +7,7 @@
 use super::address::Allowed;
 use super::resolve::{Filtered, NotAllowed};
 use super::tls;
-use crate::settings::Delivery;
+use crate::Settings;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -85,7 +85,7 @@ pub struct Http {
 
 impl Http {
     /// Starts the thread. The caller blocks signals around this call, because the thread inherits the mask.
-    pub fn start(settings: &Delivery, notify: impl Fn() + Send + 'static) -> Result<Self, String> {
+    pub fn start(settings: &Settings, notify: impl Fn() + Send + 'static) -> Result<Self, String> {
         let (jobs, inbox) = channel::<Request>();
         let (outbox, replies) = channel::<Reply>();
         let agent = Arc::new(OnceLock::new());
@@ -161,7 +161,7 @@ enum Connection {
 }
 
 impl Client {
-    fn new(settings: &Delivery, shared: &OnceLock<ureq::Agent>) -> Result<Self, String> {
+    fn new(settings: &Settings, shared: &OnceLock<ureq::Agent>) -> Result<Self, String> {
         let agent = agent(settings)?;
         let agent = shared.get_or_init(|| agent).clone();
         Ok(Client { agent, compress: settings.compression, expect: true, connected: None })
@@ -188,7 +188,7 @@ impl Client {
             result = self.attempt(request, Connection::New);
         }
         result.map_err(|failure| {
-            let text = super::answer::sanitise(&failure.text, 300);
+            let text = wire::text::sanitise(&failure.text, 300);
             if failure.not_allowed { NoResponse::NotAllowed(text) } else { NoResponse::Offline(text) }
         })
     }
@@ -300,7 +300,7 @@ impl Write for Bounded {
     }
 }
 
-fn agent(settings: &Delivery) -> Result<ureq::Agent, String> {
+fn agent(settings: &Settings) -> Result<ureq::Agent, String> {
     let proxy = settings
         .proxy
         .as_deref()

@@ -4,11 +4,11 @@
 //! halving and bisecting cost no work. Stored JSON is joined, never parsed.
 
 use super::keys::Touched;
-use crate::capture::Priority;
-use std::borrow::Cow;
 use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
+use wire::Priority;
+use wire::body::{self, Outgoing};
 
 /// Where a row is in the heap: block and offset.
 pub type Place = (u32, u16);
@@ -37,23 +37,12 @@ pub struct Change {
     touched: Option<Touched>,
 }
 
-/// A change as it is read from the outbox: text is UTF-8, `pk`, `data` and `old` are JSON, `created_at` is ISO 8601.
+/// A change as it is read from the outbox: what is sent of it, and what is known of it beside.
 #[derive(Clone, Default)]
 pub struct Stored<'a> {
-    pub id: i64,
+    pub outgoing: Outgoing<'a>,
     pub priority: Priority,
     pub place: Place,
-    pub dedup_key: Uuid,
-    pub txid: u64,
-    pub schema: Cow<'a, str>,
-    pub table: Cow<'a, str>,
-    pub op: Cow<'a, str>,
-    pub pk: Option<Cow<'a, str>>,
-    pub data: Option<Cow<'a, str>>,
-    pub old: Option<Cow<'a, str>>,
-    pub branch: Option<Cow<'a, str>>,
-    pub reason: Option<Cow<'a, str>>,
-    pub created_at: Cow<'a, str>,
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
@@ -87,72 +76,30 @@ impl Batch {
         self.buffer.len()
     }
 
-    /// Adds a change; one that cannot be sent is added without its JSON. Members in the order of the wire format: the six
-    /// that every receiver knows, then those that only say more.
+    /// Adds a change; one that cannot be sent is added without its JSON.
     pub fn push(&mut self, stored: &Stored<'_>) {
-        let bytes = most_bytes(stored);
+        let outgoing = &stored.outgoing;
+        let bytes = outgoing.most_bytes();
         if stored.unsendable.is_none() && self.buffer.try_reserve(bytes).is_ok() && leaves_headroom(bytes) {
-            return self.push_json(stored);
+            if !self.buffer.is_empty() {
+                self.buffer.push(b',');
+            }
+            let body::Parts { json, pk, data } = outgoing.write(&mut self.buffer);
+            let change = self.change(stored, json, pk, data);
+            self.changes.push(change);
+            return;
         }
         if bytes > LARGE {
             self.buffer.shrink_to_fit();
         }
-        let why = || format!("not enough memory for {} bytes", most_bytes(stored));
+        let why = || format!("not enough memory for {bytes} bytes");
         let nothing = self.buffer.len()..self.buffer.len();
-        let touched = Touched::new(&stored.schema, &stored.table, stored.pk.as_deref(), stored.data.as_deref());
+        let Outgoing { schema, table, pk, data, .. } = outgoing;
         let change = Change {
             unsendable: Some(stored.unsendable.clone().unwrap_or_else(why)),
-            touched: Some(touched),
+            touched: Some(Touched::new(schema, table, pk.as_deref(), data.as_deref())),
             ..self.change(stored, nothing, None, None)
         };
-        self.changes.push(change);
-    }
-
-    /// There is room for it.
-    fn push_json(&mut self, stored: &Stored<'_>) {
-        let out = &mut self.buffer;
-        if !out.is_empty() {
-            out.push(b',');
-        }
-        let start = out.len();
-        out.extend_from_slice(b"{\"schema\":");
-        string(&stored.schema, out);
-        out.extend_from_slice(b",\"table\":");
-        string(&stored.table, out);
-        out.extend_from_slice(b",\"op\":");
-        string(&stored.op, out);
-        out.extend_from_slice(b",\"pk\":");
-        let pk = stored.pk.as_deref().map(|json| raw(json, out));
-        if pk.is_none() {
-            out.extend_from_slice(b"null");
-        }
-        out.extend_from_slice(b",\"data\":");
-        let data = stored.data.as_deref().map(|json| raw(json, out));
-        if data.is_none() {
-            out.extend_from_slice(b"null");
-        }
-        out.extend_from_slice(b",\"dedup_key\":\"");
-        out.extend_from_slice(stored.dedup_key.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
-        out.extend_from_slice(b"\",\"id\":");
-        out.extend_from_slice(itoa::Buffer::new().format(stored.id).as_bytes());
-        out.extend_from_slice(b",\"txid\":\"");
-        out.extend_from_slice(itoa::Buffer::new().format(stored.txid).as_bytes());
-        out.push(b'"');
-        for (name, value) in [(",\"branch\":", &stored.branch), (",\"reason\":", &stored.reason)] {
-            if let Some(value) = value {
-                out.extend_from_slice(name.as_bytes());
-                string(value, out);
-            }
-        }
-        if let Some(old) = &stored.old {
-            out.extend_from_slice(b",\"old\":");
-            raw(old, out);
-        }
-        out.extend_from_slice(b",\"created_at\":");
-        string(&stored.created_at, out);
-        out.push(b'}');
-        let json = start..out.len();
-        let change = self.change(stored, json, pk, data);
         self.changes.push(change);
     }
 
@@ -164,23 +111,22 @@ impl Batch {
         data: Option<Range<usize>>,
     ) -> Change {
         let before = self.changes.last();
+        let Outgoing { schema, table, .. } = &stored.outgoing;
         Change {
-            id: stored.id,
+            id: stored.outgoing.id,
             priority: stored.priority,
             place: stored.place,
-            dedup_key: stored.dedup_key,
-            branch: shared(stored.branch.as_deref(), before.and_then(|b| b.branch.as_ref())),
-            reason: shared(stored.reason.as_deref(), before.and_then(|b| b.reason.as_ref())),
+            dedup_key: stored.outgoing.dedup_key,
+            branch: shared(stored.outgoing.branch.as_deref(), before.and_then(|b| b.branch.as_ref())),
+            reason: shared(stored.outgoing.reason.as_deref(), before.and_then(|b| b.reason.as_ref())),
             attempts: stored.attempts,
             refusals: stored.refusals,
             was_offline: stored.was_offline,
             unsendable: None,
             json,
             table: match before {
-                Some(before) if before.table.name == stored.table && before.table.schema == stored.schema => {
-                    before.table.clone()
-                }
-                _ => Rc::new(Table { schema: stored.schema.to_string(), name: stored.table.to_string() }),
+                Some(before) if before.table.name == *table && before.table.schema == *schema => before.table.clone(),
+                _ => Rc::new(Table { schema: schema.to_string(), name: table.to_string() }),
             },
             pk,
             data,
@@ -200,17 +146,11 @@ impl Batch {
 
     /// The body of a request with the changes at `picked`, which are in sending order; `None` if there is no memory for it.
     pub fn body(&self, picked: &[usize]) -> Option<Vec<u8>> {
-        let bytes: usize = picked.iter().map(|i| self.changes[*i].json.len() + 1).sum();
+        let json = |i: &usize| &self.buffer[self.changes[*i].json.clone()];
+        let bytes = body::joined_bytes(picked.iter().map(|i| json(i).len()));
         let mut body = Vec::new();
-        body.try_reserve_exact(bytes + 16).ok().filter(|()| leaves_headroom(bytes))?;
-        body.extend_from_slice(b"{\"changes\":[");
-        for (n, i) in picked.iter().enumerate() {
-            if n > 0 {
-                body.push(b',');
-            }
-            body.extend_from_slice(&self.buffer[self.changes[*i].json.clone()]);
-        }
-        body.extend_from_slice(b"]}");
+        body.try_reserve_exact(bytes).ok().filter(|()| leaves_headroom(bytes))?;
+        body::join(picked.iter().map(json), &mut body);
         Some(body)
     }
 
@@ -242,29 +182,9 @@ fn leaves_headroom(bytes: usize) -> bool {
     bytes <= LARGE || Vec::<u8>::new().try_reserve_exact(HEADROOM).is_ok()
 }
 
-/// Room that the JSON of a change needs at most. Stored JSON goes as it is; a character of other text becomes six at most.
-fn most_bytes(stored: &Stored<'_>) -> usize {
-    let length = |text: &Option<Cow<'_, str>>| text.as_ref().map_or(0, |text| text.len());
-    let json: usize = [&stored.pk, &stored.data, &stored.old].into_iter().map(length).sum();
-    let text = [&stored.branch, &stored.reason].into_iter().map(length).sum::<usize>();
-    let names = stored.schema.len() + stored.table.len() + stored.op.len() + stored.created_at.len();
-    json + 6 * (text + names) + 256
-}
-
 /// A text that is usually that of the change before.
 fn shared(text: Option<&str>, before: Option<&Rc<str>>) -> Option<Rc<str>> {
     text.map(|text| before.filter(|before| ***before == *text).cloned().unwrap_or_else(|| text.into()))
-}
-
-fn raw(json: &str, out: &mut Vec<u8>) -> Range<usize> {
-    let start = out.len();
-    out.extend_from_slice(json.as_bytes());
-    start..out.len()
-}
-
-fn string(text: &str, out: &mut Vec<u8>) {
-    // Writing to memory cannot fail.
-    let _ = serde_json::to_writer(out, text);
 }
 
 #[cfg(test)]
@@ -275,9 +195,8 @@ mod tests {
         let mut batch = Batch::default();
         for id in 1..=n {
             let pk = format!("{{\"id\":{id}}}");
-            batch.push(&Stored {
+            let outgoing = Outgoing {
                 id,
-                place: (0, id as u16),
                 dedup_key: Uuid::from_u128(id as u128),
                 txid: 7,
                 schema: "public".into(),
@@ -286,8 +205,9 @@ mod tests {
                 pk: Some(pk.into()),
                 reason: (id != 3).then_some("count".into()),
                 created_at: "2026-01-01T00:00:00+00:00".into(),
-                ..Stored::default()
-            });
+                ..Outgoing::default()
+            };
+            batch.push(&Stored { outgoing, place: (0, id as u16), ..Stored::default() });
         }
         batch
     }

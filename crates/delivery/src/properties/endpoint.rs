@@ -1,7 +1,7 @@
-use super::two_parts;
-use crate::delivery::endpoint;
+use crate::endpoint;
 use std::net::IpAddr;
 use url::{Host, Url};
+use wire::properties::two_parts;
 
 /// A URL that is taken posts to the origin and address it was checked for, and to this machine alone where it is plain
 /// http. The second part of the input is the upload path.

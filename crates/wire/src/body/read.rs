@@ -1,4 +1,4 @@
-//! An uploaded body, taken apart: plain data, PostgreSQL is not needed.
+//! Reading a body.
 //!
 //! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads them with the
 //! types of the hub's own columns.
@@ -6,6 +6,7 @@
 //! A body of many tiny parts would take many times its size in memory, and where there is too little of that the whole
 //! server ends: so parts are counted, and of one change at a time more is kept than where its text is.
 
+use crate::Operation;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -19,21 +20,12 @@ const MOST_CHANGES: usize = 100_000;
 /// Most members of an object: as many columns as a table can have.
 const MOST_MEMBERS: usize = 1_600;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Op {
-    Insert,
-    Update,
-    Delete,
-    Truncate,
-}
-
 /// One change, borrowed from the body.
 #[derive(Debug)]
-pub struct Change<'a> {
+pub struct Incoming<'a> {
     pub schema: Cow<'a, str>,
     pub table: Cow<'a, str>,
-    pub op: Op,
+    pub operation: Operation,
     /// Empty for TRUNCATE only.
     pub pk: Object<'a>,
     /// Empty for DELETE and TRUNCATE.
@@ -61,7 +53,7 @@ impl<'a> Changes<'a> {
         self.0.len()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = Change<'a>> {
+    pub fn iter(&self) -> impl Iterator<Item = Incoming<'a>> {
         self.0.iter().filter_map(|change| parse_change(change.get()).ok()) // all have been read before
     }
 }
@@ -134,7 +126,8 @@ struct Members<'a> {
     schema: Cow<'a, str>,
     #[serde(borrow)]
     table: Cow<'a, str>,
-    op: Op,
+    #[serde(rename = "op")]
+    operation: Operation,
     #[serde(borrow)]
     pk: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -155,28 +148,28 @@ pub fn parse(body: &str) -> Result<Changes<'_>, String> {
     Ok(Changes(changes))
 }
 
-fn parse_change(text: &str) -> Result<Change<'_>, String> {
+fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
     must_be_object(text, "it")?;
     let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let id = uuid::Uuid::try_parse(&members.dedup_key)
         .map_err(|_| format!("dedup_key is not a UUID: \"{}\"", members.dedup_key))?;
-    let pk = match members.op {
-        Op::Truncate => Object::default(),
+    let pk = match members.operation {
+        Operation::Truncate => Object::default(),
         _ => object(members.pk, "pk")?,
     };
-    if members.op != Op::Truncate && pk.members.is_empty() {
+    if members.operation != Operation::Truncate && pk.members.is_empty() {
         return Err("pk names no column".into());
     }
-    let data = match members.op {
-        Op::Insert | Op::Update => object(members.data, "data")?,
-        Op::Delete | Op::Truncate => Object::default(),
+    let data = match members.operation {
+        Operation::Insert | Operation::Update => object(members.data, "data")?,
+        Operation::Delete | Operation::Truncate => Object::default(),
     };
-    let old = match (members.op, members.old) {
-        (Op::Update | Op::Delete, Some(old)) if old.get() != "null" => Some(object(Some(old), "old")?),
+    let old = match (members.operation, members.old) {
+        (Operation::Update | Operation::Delete, Some(old)) if old.get() != "null" => Some(object(Some(old), "old")?),
         _ => None,
     };
-    let Members { schema, table, op, dedup_key, .. } = members;
-    Ok(Change { schema, table, op, pk, data, old, dedup_key, id })
+    let Members { schema, table, operation, dedup_key, .. } = members;
+    Ok(Incoming { schema, table, operation, pk, data, old, dedup_key, id })
 }
 
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
@@ -201,7 +194,7 @@ mod tests {
         format!(r#"{{"changes": [{{"schema": "s", "table": "t", "dedup_key": "{KEY}", {members}}}]}}"#)
     }
 
-    fn first<'a>(changes: &Changes<'a>) -> Change<'a> {
+    fn first<'a>(changes: &Changes<'a>) -> Incoming<'a> {
         changes.iter().next().unwrap()
     }
 
@@ -228,7 +221,7 @@ mod tests {
         let changes = parse(&body).unwrap();
         assert_eq!(changes.len(), 1);
         let change = first(&changes);
-        assert_eq!((&*change.schema, &*change.table, change.op), ("s", "t", Op::Update));
+        assert_eq!((&*change.schema, &*change.table, change.operation), ("s", "t", Operation::Update));
         assert_eq!(change.pk.text, r#"{"id": 7}"#);
         let data: Vec<_> = change.data.members.iter().map(|(name, value)| (&**name, value.get())).collect();
         assert_eq!(data, [("a", "1.50"), ("b", r#"[1, {"c": null}]"#)]);
@@ -293,7 +286,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_body_is_taken_or_refused(
-            body in crate::arbitrary::json(&[
+            body in crate::properties::json(&[
                 "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key", "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
             ])
         ) {
@@ -301,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn a_change_that_is_taken_has_a_key(pk in crate::arbitrary::json(&["id"]), data in crate::arbitrary::json(&["a"])) {
+        fn a_change_that_is_taken_has_a_key(pk in crate::properties::json(&["id"]), data in crate::properties::json(&["a"])) {
             for op in ["INSERT", "UPDATE", "DELETE"] {
                 let body = change(&format!(r#""op": "{op}", "pk": {pk}, "data": {data}, "old": {data}"#));
                 crate::properties::body(body.as_bytes());

@@ -1,4 +1,4 @@
-use crate::delivery::signature::Secrets;
+use crate::signature::Secrets;
 
 /// Secrets that are taken sign: one signature each, at most two, that can stand in a header and differ with the body.
 /// Written down they show nothing but their number.

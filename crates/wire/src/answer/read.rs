@@ -1,5 +1,6 @@
-//! The target's word on each change: `{"acked": [..], "errors": [{"dedup_key", "error"}], "conflicts": [..]}`.
+//! Reading an answer: the target's verdict on each change.
 
+use super::Verdict;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -14,18 +15,6 @@ pub struct Answer {
     acked: Vec<Uuid>,
     errors: HashMap<Uuid, String>,
     conflicts: HashMap<Uuid, String>,
-}
-
-/// The word on one change.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Word {
-    Acked,
-    Refused(String),
-    Conflict(String),
-    /// Not mentioned: that is not an ack.
-    Silent,
-    /// Not the target's word: it cannot be sent at all.
-    Unsendable(String),
 }
 
 impl Answer {
@@ -43,16 +32,16 @@ impl Answer {
         Some(Answer { acked, errors, conflicts })
     }
 
-    /// The word on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
-    pub fn word(&self, key: &Uuid) -> Word {
+    /// The verdict on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
+    pub fn verdict(&self, key: &Uuid) -> Verdict {
         if let Some(error) = self.errors.get(key) {
-            Word::Refused(error.clone())
+            Verdict::Refused(error.clone())
         } else if let Some(error) = self.conflicts.get(key) {
-            Word::Conflict(error.clone())
+            Verdict::Conflict(error.clone())
         } else if self.acked.binary_search(key).is_ok() {
-            Word::Acked
+            Verdict::Acked
         } else {
-            Word::Silent
+            Verdict::Unmentioned
         }
     }
 }
@@ -195,17 +184,6 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
-/// A stranger's text made fit to be stored and shown: no control characters, at most `most` characters.
-pub fn sanitise(text: &str, most: usize) -> String {
-    let mut clean: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most + 1).collect::<String>().trim().to_owned();
-    if clean.chars().count() > most {
-        clean = clean.chars().take(most.saturating_sub(1)).collect();
-        clean.push('…');
-    }
-    clean
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,42 +191,42 @@ mod tests {
     const A: &str = "00000000-0000-0000-0000-00000000000a";
     const B: &str = "00000000-0000-0000-0000-00000000000b";
 
-    fn word(body: &str, key: &str) -> Word {
-        Answer::parse(body.as_bytes()).unwrap().word(&Uuid::try_parse(key).unwrap())
+    fn verdict(body: &str, key: &str) -> Verdict {
+        Answer::parse(body.as_bytes()).unwrap().verdict(&Uuid::try_parse(key).unwrap())
     }
 
     #[test]
     fn reads_every_member() {
         let body =
             format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{B}","error":"no \u0041"}}],"conflicts":null}}"#);
-        assert_eq!(word(&body, A), Word::Acked);
-        assert_eq!(word(&body, B), Word::Refused("no A".into()));
+        assert_eq!(verdict(&body, A), Verdict::Acked);
+        assert_eq!(verdict(&body, B), Verdict::Refused("no A".into()));
     }
 
     #[test]
     fn conflicts_may_be_keys_or_objects() {
-        assert_eq!(word(&format!(r#"{{"conflicts":["{A}"]}}"#), A), Word::Conflict(String::new()));
+        assert_eq!(verdict(&format!(r#"{{"conflicts":["{A}"]}}"#), A), Verdict::Conflict(String::new()));
         let object = format!(r#"{{"conflicts":[{{"dedup_key":"{A}","error":{{"old":1}}}}]}}"#);
-        assert_eq!(word(&object, A), Word::Conflict(r#"{"old":1}"#.into()));
+        assert_eq!(verdict(&object, A), Verdict::Conflict(r#"{"old":1}"#.into()));
     }
 
     #[test]
     fn silence_is_not_an_ack() {
-        assert_eq!(word("{}", A), Word::Silent);
-        assert_eq!(word(r#"{"acked":[]}"#, A), Word::Silent);
+        assert_eq!(verdict("{}", A), Verdict::Unmentioned);
+        assert_eq!(verdict(r#"{"acked":[]}"#, A), Verdict::Unmentioned);
     }
 
     #[test]
     fn strange_entries_are_ignored() {
         let body = format!(r#"{{"acked":[1,-1,1.5,null,true,[["{A}"]],{{"x":{{}}}},"junk","{B}","{B}"],"more":[1]}}"#);
-        assert_eq!(word(&body, B), Word::Acked);
-        assert_eq!(word(&body, A), Word::Silent);
+        assert_eq!(verdict(&body, B), Verdict::Acked);
+        assert_eq!(verdict(&body, A), Verdict::Unmentioned);
     }
 
     #[test]
     fn a_contradiction_is_not_an_ack() {
         let body = format!(r#"{{"acked":["{A}"],"errors":[{{"dedup_key":"{A}"}}]}}"#);
-        assert_eq!(word(&body, A), Word::Refused(String::new()));
+        assert_eq!(verdict(&body, A), Verdict::Refused(String::new()));
     }
 
     #[test]
@@ -256,12 +234,6 @@ mod tests {
         for body in ["", "<html>", "[]", "{\"acked\":", r#"{"acked":"x"}"#, "{\"acked\":[]} trailing"] {
             assert_eq!(Answer::parse(body.as_bytes()), None, "{body}");
         }
-    }
-
-    #[test]
-    fn text_is_made_harmless() {
-        assert_eq!(sanitise("a\u{1b}[31m\nb", 100), "a [31m b");
-        assert_eq!(sanitise("äöü", 2), "ä…");
     }
 
     proptest::proptest! {
@@ -272,15 +244,9 @@ mod tests {
 
         #[test]
         fn nothing_is_acked_that_the_answer_does_not_name(
-            body in crate::arbitrary::json(&["acked", "errors", "conflicts", "dedup_key", "error", A, B])
+            body in crate::properties::json(&["acked", "errors", "conflicts", "dedup_key", "error", A, B])
         ) {
             crate::properties::answer(body.as_bytes());
-        }
-
-        #[test]
-        fn any_text_is_made_harmless(text: String, most in 0..50usize) {
-            let clean = sanitise(&text, most);
-            proptest::prop_assert!(clean.chars().count() <= most.max(1) && !clean.chars().any(char::is_control));
         }
     }
 }

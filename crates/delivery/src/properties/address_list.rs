@@ -1,6 +1,6 @@
-use super::text;
-use crate::delivery::address::Allowed;
+use crate::address::Allowed;
 use std::net::{IpAddr, Ipv4Addr};
+use wire::properties::text;
 
 /// A list allows what it names and nothing else, never a metadata service; what it is refused for stands in it.
 pub fn address_list(input: &[u8]) {

@@ -1,4 +1,4 @@
-//! The hub's answer to a body, in the wire's form.
+//! Writing an answer.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -11,13 +11,13 @@ const ERROR_BYTES: usize = 3000;
 
 /// What became of the changes of a body. A change that stands nowhere was not acked.
 #[derive(Default)]
-pub struct Answer<'a> {
+pub struct AnswerWriter<'a> {
     acked: Vec<Cow<'a, str>>,
     errors: Vec<(Cow<'a, str>, String)>,
     conflicts: Vec<(Cow<'a, str>, String)>,
 }
 
-impl<'a> Answer<'a> {
+impl<'a> AnswerWriter<'a> {
     pub fn ack(&mut self, dedup_key: impl Into<Cow<'a, str>>) {
         self.acked.push(dedup_key.into());
     }
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn exact_text() {
-        assert_eq!(Answer::default().json(), r#"{"acked": [], "errors": [], "conflicts": []}"#);
-        let mut answer = Answer::default();
+        assert_eq!(AnswerWriter::default().json(), r#"{"acked": [], "errors": [], "conflicts": []}"#);
+        let mut answer = AnswerWriter::default();
         answer.ack("a");
         answer.ack("b");
         answer.error("c", "row not found");
@@ -132,7 +132,7 @@ mod tests {
             let text = c.to_string().repeat(10_000);
             assert!(escaped(&clean(&text)) <= ERROR_BYTES + 8, "{c:?}");
         }
-        let mut answer = Answer::default();
+        let mut answer = AnswerWriter::default();
         let key = uuid::Uuid::nil().urn().to_string(); // the longest form
         answer.error(&key, &"\u{1f600}".repeat(10_000));
         assert!(answer.json().len() < 4096);

@@ -1,11 +1,12 @@
 //! What a reply means for the batch that it answers.
 
-use super::answer::{Answer, Word, sanitise};
 use super::backoff;
 use super::batch::Batch;
 use super::http::{NoResponse, Reply, Response};
 use super::keys::Parked;
 use std::time::Duration;
+use wire::answer::{Answer, Verdict};
+use wire::text::sanitise;
 
 /// Characters of a stranger's error text that are kept.
 pub const ERROR_CHARS: usize = 2000;
@@ -13,22 +14,43 @@ pub const ERROR_CHARS: usize = 2000;
 /// The meaning of one reply.
 #[derive(Debug)]
 pub enum Outcome {
-    /// A word on each change.
+    /// A verdict on each change.
     Answered(Answer),
     /// 400, 422: something in it is poison. Bisect; alone, the change is refused.
     Poison { error: String },
     /// 413: halve; alone, the change is refused.
     TooLarge { error: String },
+    /// It says nothing about single changes, and nothing more can be sent now.
+    Failure(Failure),
+}
+
+/// Why nothing more can be sent to a target now.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub error: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum FailureKind {
+    /// The request did not get through: rows become FAILED, the breaker opens. The target may have said how long to wait.
+    NotThrough { retry_after: Option<Duration> },
+    /// Everything that was tried was refused by the status of the responses (see `push/suspicion.rs` of the extension).
+    Rejected,
     /// 401, 403: the token is not accepted. Rows stay as they are.
-    Unauthorized { error: String },
+    Unauthorized,
     /// The endpoint is not what it should be (redirect, 404, ..): rows stay as they are, slow probe.
-    Misconfigured { error: String },
+    Misconfigured,
     /// 410: the target wants no more. Rows stay as they are, and nothing is sent until a person says so.
-    Gone { error: String },
-    /// A setting of ours cannot be used: nothing was sent.
-    Unusable { error: String },
-    /// The request did not get through: rows become FAILED, the breaker opens.
-    NotThrough { error: String, retry_after: Option<Duration> },
+    Gone,
+    /// A setting of ours, or a file that one names, cannot be used: nothing was sent.
+    Unusable,
+}
+
+impl FailureKind {
+    fn with(self, error: String) -> Outcome {
+        Outcome::Failure(Failure { kind: self, error })
+    }
 }
 
 /// Reads a reply by the table of the wire: only a 2xx with a JSON object says anything about single changes.
@@ -36,40 +58,35 @@ pub fn classify(reply: Reply) -> Outcome {
     let response = match reply {
         Ok(response) => response,
         Err(NoResponse::Offline(error)) => {
-            return Outcome::NotThrough { error: format!("offline: {error}"), retry_after: None };
+            return FailureKind::NotThrough { retry_after: None }.with(format!("offline: {error}"));
         }
-        Err(NoResponse::NotAllowed(error)) => return Outcome::Misconfigured { error },
-        Err(NoResponse::Unusable(error)) => return Outcome::Unusable { error },
+        Err(NoResponse::NotAllowed(error)) => return FailureKind::Misconfigured.with(error),
+        Err(NoResponse::Unusable(error)) => return FailureKind::Unusable.with(error),
     };
     let error = describe(&response);
     let retry_after = response.retry_after.as_deref().and_then(|h| backoff::retry_after(h, response.date.as_deref()));
+    let not_through = FailureKind::NotThrough { retry_after };
     match response.status {
         200..=299 => match Answer::parse(&response.body) {
             Some(answer) => Outcome::Answered(answer),
             // A hotel or a proxy answers in the target's place with a page of its own.
-            None if response.html => {
-                Outcome::NotThrough { error: format!("{error} (a web page, and no answer of the target)"), retry_after }
-            }
-            None => {
-                Outcome::NotThrough { error: format!("{error} (the answer is not the JSON it should be)"), retry_after }
-            }
+            None if response.html => not_through.with(format!("{error} (a web page, and no answer of the target)")),
+            None => not_through.with(format!("{error} (the answer is not the JSON it should be)")),
         },
         400 | 422 => Outcome::Poison { error },
         413 => Outcome::TooLarge { error },
-        401 | 403 | 407 => Outcome::Unauthorized { error },
-        410 => Outcome::Gone { error },
-        408 | 409 | 421 | 425 | 429 => Outcome::NotThrough { error, retry_after },
+        401 | 403 | 407 => FailureKind::Unauthorized.with(error),
+        410 => FailureKind::Gone.with(error),
+        408 | 409 | 421 | 425 | 429 => not_through.with(error),
         // Not the target's word: a network on the way wants a login (RFC 6585).
-        511 => Outcome::NotThrough { error: format!("offline: {error}"), retry_after },
-        501 | 505 => Outcome::Misconfigured { error },
-        500..=599 => Outcome::NotThrough { error, retry_after },
+        511 => not_through.with(format!("offline: {error}")),
+        501 | 505 => FailureKind::Misconfigured.with(error),
+        500..=599 => not_through.with(error),
         300..=399 => {
             let to = response.location_host.as_deref().unwrap_or("nowhere");
-            Outcome::Misconfigured {
-                error: sanitise(&format!("{error} (redirect to {to}, not followed)"), ERROR_CHARS),
-            }
+            FailureKind::Misconfigured.with(sanitise(&format!("{error} (redirect to {to}, not followed)"), ERROR_CHARS))
         }
-        _ => Outcome::Misconfigured { error },
+        _ => FailureKind::Misconfigured.with(error),
     }
 }
 
@@ -81,23 +98,23 @@ fn describe(response: &Response) -> String {
     }
 }
 
-/// The word on every picked change. A change that was not acked though a later one of its key was is in conflict: sending
+/// The verdict on every picked change. A change that was not acked though a later one of its key was is in conflict: sending
 /// it again would turn the order of that key around.
-pub fn words(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Word> {
-    let mut words: Vec<Word> = picked.iter().map(|i| answer.word(&batch.changes[*i].dedup_key)).collect();
-    if words.iter().all(|w| *w == Word::Acked) {
-        return words;
+pub fn verdicts(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Verdict> {
+    let mut verdicts: Vec<Verdict> = picked.iter().map(|i| answer.verdict(&batch.changes[*i].dedup_key)).collect();
+    if verdicts.iter().all(|verdict| *verdict == Verdict::Acked) {
+        return verdicts;
     }
     let mut acked_later = Parked::default();
-    for (i, word) in picked.iter().zip(words.iter_mut()).rev() {
+    for (i, verdict) in picked.iter().zip(verdicts.iter_mut()).rev() {
         let touched = batch.touched(&batch.changes[*i]);
-        if *word == Word::Acked {
+        if *verdict == Verdict::Acked {
             acked_later.park(&touched, i64::MIN); // whatever the ids are: the order of sending counts
         } else if acked_later.blocks(&touched, batch.changes[*i].id) {
-            *word = Word::Conflict("later change acked".into());
+            *verdict = Verdict::Conflict("later change acked".into());
         }
     }
-    words
+    verdicts
 }
 
 #[cfg(test)]
@@ -113,11 +130,21 @@ mod tests {
             Outcome::Answered(_) => "answered",
             Outcome::Poison { .. } => "poison",
             Outcome::TooLarge { .. } => "too large",
-            Outcome::Unauthorized { .. } => "unauthorized",
-            Outcome::Misconfigured { .. } => "misconfigured",
-            Outcome::Gone { .. } => "gone",
-            Outcome::Unusable { .. } => "unusable",
-            Outcome::NotThrough { .. } => "not through",
+            Outcome::Failure(failure) => match failure.kind {
+                FailureKind::NotThrough { .. } => "not through",
+                FailureKind::Rejected => "rejected",
+                FailureKind::Unauthorized => "unauthorized",
+                FailureKind::Misconfigured => "misconfigured",
+                FailureKind::Gone => "gone",
+                FailureKind::Unusable => "unusable",
+            },
+        }
+    }
+
+    fn failure(reply: Reply) -> Failure {
+        match classify(reply) {
+            Outcome::Failure(failure) => failure,
+            outcome => panic!("{outcome:?}"),
         }
     }
 
@@ -141,35 +168,30 @@ mod tests {
 
     #[test]
     fn a_200_that_is_not_json_is_no_answer() {
-        let outcome = classify(response(200, "<html>Please log in</html>"));
-        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error.starts_with("http 200")));
+        assert!(failure(response(200, "<html>Please log in</html>")).error.starts_with("http 200"));
         let page = Response { status: 200, html: true, body: b"<html>".to_vec(), ..Response::default() };
-        let outcome = classify(Ok(page));
-        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error.contains("a web page")));
+        assert!(failure(Ok(page)).error.contains("a web page"));
     }
 
     #[test]
     fn a_network_that_wants_a_login_is_offline() {
-        let outcome = classify(response(511, ""));
-        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error == "offline: http 511"));
+        assert_eq!(failure(response(511, "")).error, "offline: http 511");
     }
 
     #[test]
     fn an_address_that_may_not_be_connected_to_is_no_refusal() {
-        let outcome = classify(Err(NoResponse::NotAllowed("is link-local".into())));
-        assert!(matches!(outcome, Outcome::Misconfigured { ref error } if error == "is link-local"));
+        assert_eq!(failure(Err(NoResponse::NotAllowed("is link-local".into()))).error, "is link-local");
     }
 
     #[test]
     fn a_failed_connection_is_offline() {
-        let outcome = classify(Err(NoResponse::Offline("connection refused".into())));
-        assert!(matches!(outcome, Outcome::NotThrough { ref error, .. } if error == "offline: connection refused"));
+        assert_eq!(failure(Err(NoResponse::Offline("connection refused".into()))).error, "offline: connection refused");
     }
 
     #[test]
     fn retry_after_is_passed_on() {
         let reply = Ok(Response { status: 503, retry_after: Some("7".into()), ..Response::default() });
-        let Outcome::NotThrough { retry_after, .. } = classify(reply) else { panic!() };
-        assert_eq!(retry_after, Some(Duration::from_secs(7)));
+        let retry_after = Some(Duration::from_secs(7));
+        assert_eq!(failure(reply).kind, FailureKind::NotThrough { retry_after });
     }
 }
