@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from support.wait import wait_for
 from test_apply import Hub, change, hub, insert, keys, update  # noqa: F401
 
 RAW = "$serde_json::private::RawValue"
@@ -509,3 +510,25 @@ def test_a_database_owner_in_public(hub):
     hub.run("SELECT sync_outbox_accept('bait')")
     print(hub.apply(insert("ledger", id=1), insert("bait", id=1), insert("ledger", id=2)))
     assert not is_super(hub, role)
+
+
+def test_sessions_that_end_in_the_middle_of_a_call_do_not_end_the_server(new_server):
+    """Each is ended while it applies: what measures its waiting must not look at what a process gives back when it ends."""
+    hub = own_hub(new_server, settings={"max_connections": 60})
+    started = hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    hub.run("""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE sales ENABLE ALWAYS TRIGGER slow""")
+    for _ in range(5):
+        def applies(number):
+            with pytest.raises(psycopg.OperationalError):
+                with hub.session() as session:
+                    hub.apply(insert(id=number), session=session)
+        threads = [threading.Thread(target=applies, args=[number]) for number in range(30)]
+        for thread in threads:
+            thread.start()
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        wait_for(lambda: hub.value(sleeping) == 30, 30)
+        hub.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+        for thread in threads:
+            thread.join(30)
+    assert started == hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")

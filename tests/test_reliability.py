@@ -30,11 +30,6 @@ def test_every_fault_of_the_soak_is_listed():
     assert {fault for faults in FAULTS.values() for fault in faults} - listed == set()
 
 
-def test_every_open_defect_has_a_test():
-    lines = (PROJECT / "tests" / "open_defects.txt").read_text().splitlines()
-    assert {line.partition("[")[0] for line in lines if line and not line.startswith("#")} - TESTS == set()
-
-
 def test_every_defect_has_a_row_and_a_test():
     rows = {int(cells[0]) for cells in DOCUMENT.tables("What two hostile readers broke in 0.1.0") if cells[0].isdigit()}
     assert rows == set(range(1, 25))

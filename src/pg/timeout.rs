@@ -202,9 +202,15 @@ fn tick_timeout() -> c_int {
 /// Runs in a signal handler.
 unsafe extern "C-unwind" fn tick() {
     const CLASS: u32 = 0xFF00_0000;
-    // SAFETY: this process has a PGPROC as long as it runs statements; a volatile read, of what the code writes that the
-    // signal has interrupted.
-    let waits_for = unsafe { (&raw const (*pg_sys::MyProc).wait_event_info).read_volatile() };
+    // SAFETY: a volatile read of a pointer that a process clears on its way out, and of what the code writes that the signal has
+    // interrupted: a session that ends while it applies still ticks.
+    let waits_for = unsafe {
+        let process = (&raw const pg_sys::MyProc).read_volatile();
+        if process.is_null() {
+            return;
+        }
+        (&raw const (*process).wait_event_info).read_volatile()
+    };
     if waits_for & CLASS == pg_sys::PG_WAIT_LOCK {
         WAITING.fetch_add(1, Relaxed);
     }
