@@ -50,8 +50,8 @@ test: ## everything: unit tests, then end-to-end tests against private servers
 	$(MAKE) build
 	$(MAKE) e2e
 
-unit: ## tests of the modules that do not touch PostgreSQL
-	$(CARGO) test --release --lib $(FEATURES)
+unit: ## tests of what does not touch PostgreSQL, in the whole workspace
+	$(CARGO) test --release --lib --workspace $(FEATURES)
 
 # JOBS servers of each kind run side by side. One test: make e2e T='tests/test_smoke.py -k flush -n 0'
 JOBS ?= 2
@@ -65,20 +65,20 @@ SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated
 	/usr/bin/python3 tests/soak.py --minutes $(MINUTES) $(SOAK)
 
-# What it found before is checked by `make unit`, see src/properties.
+# What it found before is checked by `make unit`, see the `properties` of each crate.
 SECONDS ?= 30
 fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz where it is missing
 	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
 
 # Files and directories whose SQL names no operator, function or type without its schema.
-SQL_CHECKED = src sql
+SQL_CHECKED = src crates sql
 lint: ## formatting, SQL, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
 	cd sql && sha256sum --check --quiet released.sha256
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	scripts/check-sql.py $(SQL_CHECKED)
-	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
 	scripts/check-dependencies.sh
 
 demo: ## the whole story on two throwaway servers

@@ -7,32 +7,12 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// What is read of an upload. The rest is parsed as well, and dropped.
-#[derive(Deserialize)]
-struct Upload<'a> {
-    #[serde(borrow)]
-    changes: Vec<Change<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Change<'a> {
-    #[serde(borrow)]
-    dedup_key: Cow<'a, str>,
-    #[serde(borrow)]
-    pk: Option<&'a RawValue>,
-}
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    acked: Vec<Cow<'a, str>>,
-}
+use wire::answer::AnswerWriter;
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -117,24 +97,30 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
 
 /// Takes the keys of an upload and acknowledges them.
 fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) -> Result<Vec<u8>> {
-    let upload: Upload = serde_json::from_slice(body)?;
+    let body = std::str::from_utf8(body).map_err(|error| Error::new(ErrorKind::InvalidData, error))?;
+    let changes = wire::body::parse(body).map_err(|why| Error::new(ErrorKind::InvalidData, why))?;
+    let mut answer = AnswerWriter::default();
+    let mut keys = Vec::new();
+    let record = locked(shared, |state| state.config.record);
+    for change in changes.iter() {
+        if record && !change.pk.text.is_empty() {
+            keys.push(RawValue::from_string(change.pk.text.to_owned())?);
+        }
+        answer.ack(change.dedup_key);
+    }
     let config = locked(shared, |state| {
         let stats = &mut state.stats;
         if stats.requests == 0 {
             stats.first_us = arrived;
         }
         stats.requests += 1;
-        stats.changes += upload.changes.len() as u64;
+        stats.changes += changes.len() as u64;
         stats.bytes += bytes_on_the_wire as u64;
-        if state.config.record {
-            let keys = upload.changes.iter().filter_map(|change| change.pk);
-            state.arrivals.extend(keys.map(|pk| (pk.to_owned(), arrived)));
-        }
+        state.arrivals.extend(keys.into_iter().map(|pk| (pk, arrived)));
         state.config
     });
-    let answer = json(&Answer { acked: upload.changes.into_iter().map(|change| change.dedup_key).collect() })?;
     thread::sleep(Duration::from_millis(config.latency_ms));
-    Ok(answer)
+    Ok(answer.json().into_bytes())
 }
 
 /// What matters of a request's head.
