@@ -272,6 +272,7 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
     if row.bytes(5).is_none() && op != Operation::Truncate.name() {
         return Err(bad("has no pk"));
     }
+    memory::reserve_one(&mut keys.now);
     let Some(dedup_key) = keys.of(row.bytes(7).map(text::to_utf8).as_deref(), old_id) else { return Ok(false) };
     let short = schema_name.len().max(table_name.len()) <= MOST_NAME_BYTES;
     let lane = short.then(|| lanes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
@@ -304,7 +305,7 @@ struct Keys {
 }
 
 impl Keys {
-    /// The key of the next change, or `None` if an earlier import has brought it.
+    /// The key of the next change, for which there is room, or `None` if an earlier import has brought it.
     ///
     /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows from
     /// it and the row's id, so that an import that is repeated finds it again.
@@ -319,7 +320,6 @@ impl Keys {
         if self.now.contains(&key) {
             key = digest(&[text, " id ", &old_id]);
         }
-        memory::reserve_one(&mut self.now);
         self.now.insert(key);
         (!self.before.contains(&key)).then_some(key)
     }
