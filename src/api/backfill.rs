@@ -81,7 +81,8 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     drop(policies);
     if let Some(ids) = ids {
         let _owner = ActAs::owner();
-        if priority != source.options.priority || writer.is_renamed() {
+        // Of a table that was renamed the first change has said so.
+        if priority != source.options.priority && !writer.is_renamed() {
             lane::record(&schema, &attached::name(oid), source.target_id, priority, ids);
         }
     }

@@ -17,6 +17,7 @@ use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, identity, lane, quote_literal, target};
 use crate::{settings, wake};
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use uuid::Uuid;
@@ -171,6 +172,8 @@ fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
 struct Lane {
     target_id: i16,
     options: Options,
+    /// Other changes under its name wait in another one, and the sender does not know yet that it has to compare them.
+    crosses: Cell<bool>,
 }
 
 fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
@@ -183,8 +186,9 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name
             let is_attached = attached.is_some();
             let options = attached.unwrap_or_default();
             let target_id = target::find(schema, &options.target)?.id;
-            // Of an attached table only a backfill's can, which the sender knows how to place.
-            if !is_attached && attached::waits_elsewhere(schema, &name, target_id, options.priority.name()) {
+            let crosses = attached::waits_elsewhere(schema, &name, target_id, options.priority.name());
+            // Of an attached table those of a backfill can, or of another that had its name: the sender places them.
+            if !is_attached && crosses {
                 return Err(Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!("changes of table \"{}\" wait with another priority or target", text::to_utf8(&name.1)),
@@ -192,7 +196,7 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name
                 .detail("They would overtake those that are imported, which are older.")
                 .hint("Attach the table as it was, or CALL sync_outbox_drain(); first."));
             }
-            Ok((name, Lane { target_id, options }))
+            Ok((name, Lane { target_id, options, crosses: Cell::new(crosses) }))
         })
         .collect()
 }
@@ -294,6 +298,10 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
         branch_column: lane.options.branch_column.as_deref(),
     }
     .insert(schema);
+    if lane.crosses.take() {
+        let name = (schema_name.to_vec(), table_name.to_vec());
+        lane::record(schema, &name, lane.target_id, lane.options.priority, (id, import::LAST_ID));
+    }
     Ok(true)
 }
 

@@ -134,8 +134,13 @@ impl Outbox {
             None => self.insert(&fields, plan.priority),
         }
         crate::wake::at_commit(id);
-        if plan.is_renamed && plan.renaming_told.replace(executor::undone()) != executor::undone() {
-            self.tell_renaming(plan, id);
+        if plan.is_renamed {
+            let (when, from) = plan.renaming_told.get();
+            // What a cast has written meanwhile has a greater id, and is appended first.
+            if when != executor::undone() || id < from {
+                plan.renaming_told.set((executor::undone(), id));
+                self.tell_renaming(plan, id);
+            }
         }
     }
 

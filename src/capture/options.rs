@@ -21,8 +21,8 @@ pub struct Options {
     /// Those of `columns`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns_attnums: Vec<i16>,
-    /// The places that they had among the table's columns. After a dump and restore they are numbered by their places, and
-    /// one can only have come forward then; what is made later stands behind.
+    /// The places that they had among the table's columns: their numbers after a dump and restore, if no column in front of
+    /// them was dropped meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_places: Vec<i16>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -29,6 +29,10 @@ pub struct Order {
     transaction: Cell<u64>,
     /// The greatest command id captured. What a savepoint took back is not taken out: then more is told by state than need be.
     greatest: Cell<u32>,
+    /// The transaction in which a backfill has told what stood, and the command before which that was.
+    told: Cell<(u64, u32)>,
+    /// Rows that stand are being told one after the other: nobody knows which have been.
+    tells_rows: Cell<bool>,
 }
 
 thread_local! {
@@ -51,6 +55,12 @@ impl Order {
         let command = new.as_ref().map_or_else(|| old.as_ref().map(Tuple::ended_by), Tuple::made_by);
         let in_order = command.is_some_and(|command| self.note(command));
         let open = executor::open();
+        if self.tells_rows.get() {
+            return false; // a cast that writes to a row may have come before that is told
+        }
+        if command.is_some_and(|command| self.told.get().0 == executor::transaction() && command < self.told.get().1) {
+            return false; // what it found is not what a backfill has told
+        }
         if old.is_some_and(|old| old.made_since(open.outermost)) {
             return false; // the version that it changes may not have been told yet
         }
@@ -67,6 +77,7 @@ impl Order {
     /// overtaken by it.
     pub fn tells_what_stands(&self) {
         self.note(executor::command());
+        self.told.set((executor::transaction(), executor::command()));
     }
 
     /// Whether nothing has been captured of a later command.
@@ -145,9 +156,18 @@ pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch:
 }
 
 fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Datum>, scratch: &mut Scratch) {
+    /// Ends the telling on every way out.
+    struct Telling<'a>(&'a Order);
+    impl Drop for Telling<'_> {
+        fn drop(&mut self) {
+            self.0.tells_rows.set(false);
+        }
+    }
     if table.blocks() == 0 {
         return;
     }
+    plan.order.tells_rows.set(true);
+    let _telling = Telling(&plan.order);
     let Scratch { present, pk, data, branch, .. } = scratch;
     scan::standing(table, |row| {
         present.load(row, &table.borrow());

@@ -45,8 +45,8 @@ pub struct Plan {
     pub target_id: i16,
     /// The table has got a name that another may have had, whose changes may wait in another lane.
     pub is_renamed: bool,
-    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts.
-    pub renaming_told: Cell<u64>,
+    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts, and from which id on.
+    pub renaming_told: Cell<(u64, i64)>,
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
@@ -228,7 +228,7 @@ impl Plan {
                 .named
                 .as_ref()
                 .is_some_and(|[schema, table]| *schema != text::to_utf8(&name.0) || *table != text::to_utf8(&name.1)),
-            renaming_told: Cell::new(0),
+            renaming_told: Cell::new((0, i64::MAX)),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,
@@ -355,7 +355,9 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
         let all = columns.iter().zip(now);
         let replaced = match same_table {
             true => all.zip(numbers).find(|((_, now), then)| now != *then).map(|(of, _)| of),
-            false => all.zip(places).find(|((_, now), place)| now > *place).map(|(of, _)| of),
+            // What stood in front may have been dropped before the dump, so that every number is another one: then a
+            // column that was made later cannot be told from the one that was meant.
+            false => all.zip(places).find(|((_, now), place)| now != *place).map(|(of, _)| of),
         };
         if let Some((column, _)) = replaced {
             Error::new(
@@ -365,7 +367,11 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
                     text::to_utf8(&name.1)
                 ),
             )
-            .detail("The one that was meant has been renamed or dropped.")
+            .detail(if same_table {
+                "The one that was meant has been renamed or dropped."
+            } else {
+                "Columns of the table have been renamed or dropped, before or after it was restored."
+            })
             .hint(again(
                 name,
                 if what_for == "exclude" {

@@ -88,7 +88,7 @@ pub fn apply(payload: &str) -> Result<String> {
                 parked.park(&touched(change), position);
             }
             // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
-            Err(caught) if caught.sqlstate == SqlState::ERRCODE_LOCK_NOT_AVAILABLE && !caught.raised_by_code => {
+            Err(caught) if is_in_the_way(&caught) => {
                 let whole_table = || Touched::new(&change.schema, &change.table, None, None);
                 parked.park(&if table_is_known { touched(change) } else { whole_table() }, position);
             }
@@ -224,11 +224,21 @@ fn touched(change: &Incoming<'_>) -> Touched {
     Touched::new(&change.schema, &change.table, pk, Some(change.data.text))
 }
 
+/// Somebody has a lock that the change needs, or waits for one of ours while we wait for his.
+fn is_in_the_way(caught: &Caught) -> bool {
+    let locks = [SqlState::ERRCODE_LOCK_NOT_AVAILABLE, SqlState::ERRCODE_T_R_DEADLOCK_DETECTED];
+    locks.contains(&caught.sqlstate) && !caught.raised_by_code
+}
+
 /// Errors that say something about the server and not about the change: it is not refused, it comes again. Not so where a
 /// trigger has raised them by hand: a change that it always meets so would keep its store waiting for ever.
 fn ends_the_request(caught: &Caught) -> bool {
     let sqlstate = caught.sqlstate;
-    if caught.raised_by_code {
+    if caught.raised_by_code || is_in_the_way(caught) {
+        return false;
+    }
+    // Nor where somebody has set a limit (temp_file_limit): the change always meets it.
+    if sqlstate == SqlState::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED {
         return false;
     }
     // Nor where the locks that there is no room for are its own.

@@ -474,11 +474,12 @@ pub struct Contents {
 /// Looked up in the catalogs, through arrays, ranges, composites and domains.
 pub fn contents(oid: pg_sys::Oid) -> Contents {
     let mut contents = Contents::default();
-    look_into(oid, &mut contents);
+    look_into(oid, &mut contents, &mut Vec::new());
     contents
 }
 
-fn look_into(oid: pg_sys::Oid, contents: &mut Contents) {
+/// `seen` are the composites that have been looked into: each can hold the one below it in many columns.
+fn look_into(oid: pg_sys::Oid, contents: &mut Contents, seen: &mut Vec<pg_sys::Oid>) {
     const NAMES: [pg_sys::Oid; 9] = [
         pg_sys::REGPROCOID,
         pg_sys::REGPROCEDUREOID,
@@ -496,16 +497,21 @@ fn look_into(oid: pg_sys::Oid, contents: &mut Contents) {
     contents.names |= NAMES.contains(&base);
     match json_kind(base) {
         // SAFETY: syscache look-up.
-        JsonKind::Array => look_into(unsafe { pg_sys::get_element_type(base) }, contents),
+        JsonKind::Array => look_into(unsafe { pg_sys::get_element_type(base) }, contents, seen),
         JsonKind::Composite => {
             contents.composites = true;
-            row_types(base).into_iter().for_each(|column| look_into(column, contents));
+            if !seen.contains(&base) {
+                seen.push(base);
+                super::interrupt::check();
+                row_types(base).into_iter().for_each(|column| look_into(column, contents, seen));
+            }
         }
         JsonKind::Cast(_) => contents.casts = true,
         JsonKind::Other => {
             // SAFETY: syscache look-ups.
             let inner = unsafe { [pg_sys::get_range_subtype(base), pg_sys::get_multirange_range(base)] };
-            inner.into_iter().filter(|inner| *inner != pg_sys::InvalidOid).for_each(|inner| look_into(inner, contents));
+            let inner = inner.into_iter().filter(|inner| *inner != pg_sys::InvalidOid);
+            inner.for_each(|inner| look_into(inner, contents, seen));
         }
     }
 }

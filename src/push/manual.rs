@@ -87,7 +87,7 @@ fn push<T: Transactions>(
     progress: &mut dyn FnMut(&Report),
 ) -> Result<Report> {
     let _once = Once::enter()?;
-    while http::given_up() >= MOST_GIVEN_UP {
+    while http::given_up() >= MOST_GIVEN_UP && bounds.until.is_none_or(|until| until > Instant::now()) {
         latch::wait(None, GIVEN_UP);
     }
     let who = role::name(role::current_user());

@@ -121,6 +121,8 @@ pub struct Reader {
     looking_back: Option<LookingBack>,
     /// The last read passed over so much that it ended before its time.
     cut_short: bool,
+    /// News have been put off until that has got somewhere.
+    put_off: bool,
     /// No rescan before this, unless somebody asks for one: the last one was expensive.
     not_before: Instant,
     /// When a HIGH change was last looked for, and may be again.
@@ -177,8 +179,7 @@ impl LookingBack {
                 waiting_tables.insert(format!("\"{}\".\"{}\"", row.schema_name, row.table_name));
             }
             (rows, sum) = (rows + 1, sum + row.id % queue::PARKED_MODULUS);
-            // The clock is not looked at for every row.
-            let long = !whole && rows % 64 == 0 && began.elapsed() >= STEP;
+            let long = !whole && began.elapsed() >= STEP;
             if long { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         // Only here: a step that is undone is done again.
@@ -223,6 +224,7 @@ impl Reader {
             rescan: Some(Rescan::Head),
             looking_back: None,
             cut_short: false,
+            put_off: false,
             not_before: now,
             high_not_before: now,
             looked_at_everything: now,
@@ -236,11 +238,21 @@ impl Reader {
     /// Has the next read begin further back.
     pub fn ask_for_rescan(&mut self, from: Rescan) {
         self.rescan = self.rescan.max(Some(from));
-        self.looking_back = None; // what it has seen is of before
+        // A look that is under way goes on: whoever begins anew each time he is asked never comes to an end. At its end it
+        // compares what it has seen with what is there by then.
+    }
+
+    /// Another sender may have had the turn: nothing that was found out counts any more.
+    pub fn forget(&mut self) {
+        self.cut_short = false;
+        self.ask_for_rescan(Rescan::Head);
     }
 
     /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
     pub fn has_to_rescan(&self) -> bool {
+        if self.cut_short {
+            return false; // it goes on until it has got somewhere: whoever always begins anew sends nothing
+        }
         let now = Instant::now();
         let is_due = || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now;
         self.rescan.is_some()
@@ -251,7 +263,7 @@ impl Reader {
 
     /// Whether it has gone only some of the way, back or forward.
     pub fn is_under_way(&self) -> bool {
-        self.looking_back.is_some() || self.cut_short
+        self.looking_back.is_some() || self.cut_short || self.put_off
     }
 
     fn crossing_is_old(&self) -> bool {
@@ -263,7 +275,7 @@ impl Reader {
         self.next_due.map(|due| due.max(self.not_before))
     }
 
-    /// When it last began at the head.
+    /// When it last came to the end of a look back to the head.
     pub fn looked_at_everything(&self) -> Instant {
         self.looked_at_everything
     }
@@ -287,11 +299,12 @@ impl Reader {
         if !going.advance(schema, *target_id, began) {
             return false;
         }
-        let Some(LookingBack { mut from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
+        let Some(LookingBack { from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
             self.looking_back.take()
         else {
             return false;
         };
+        let mut from = self.rescan.map_or(from, |asked_meanwhile| asked_meanwhile.max(from));
         // Somebody has freed a change that was passed over, and has not been able to say so yet.
         if self.waiting.iter().any(|id| !waiting.contains(id)) {
             from = Rescan::Head;
@@ -319,7 +332,7 @@ impl Reader {
             self.crossing_loaded = None; // together with the next snapshot
         }
         if from == Rescan::Head {
-            self.looked_at_everything = started;
+            self.looked_at_everything = Instant::now();
         }
         self.rescan = None;
         self.not_before = Instant::now() + LOOK_BACK_SHARE * (took + began.elapsed());
@@ -338,9 +351,8 @@ impl Reader {
         in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
         let began = Instant::now();
-        let mut passed_over = 0;
-        self.cut_short = false;
         self.take_snapshot(schema, news);
+        self.cut_short = false;
         let gone_back = self.lanes.iter().any(|lane| lane.cursor < lane.been_at);
         let in_hand = if gone_back { in_hand() } else { HashSet::new() };
         let mut batch = Batch::default();
@@ -374,9 +386,8 @@ impl Reader {
                     } else {
                         *first_left = Some(first_left.map_or(left.id, |first| first.min(left.id)));
                     }
-                    passed_over += 1;
-                    // The clock is not looked at for every row.
-                    if passed_over % 64 == 0 && began.elapsed() >= STEP {
+                    // The clock is looked at for every row: it can be large.
+                    if began.elapsed() >= STEP {
                         *cut_short = true;
                         return ControlFlow::Break(());
                     }
@@ -387,6 +398,7 @@ impl Reader {
             lane.at_end = !ended.full;
         }
         if !batch.is_empty() {
+            self.cut_short = false; // it has got somewhere
             wal::flush();
         }
         batch
@@ -423,11 +435,19 @@ impl Reader {
             }
             return;
         }
-        if !self.crossing.is_empty() && !self.crossing_is_old() {
+        if self.cut_short {
+            self.news = self.news.min(news.first_id());
+        }
+        // Whoever always begins anew sends nothing.
+        let is_on_its_way =
+            self.cut_short && self.lanes.iter().any(|lane| self.news.min(self.news_before) <= lane.cursor);
+        if is_on_its_way || !self.crossing.is_empty() && !self.crossing_is_old() {
+            self.put_off = is_on_its_way;
             // What may have been announced after the last snapshot is read with the next one.
             self.news = self.news.min(self.news_before);
             return;
         }
+        self.put_off = false;
         let committed = Snapshot::take();
         self.news = self.news.min(news.first_id());
         let from = self.news.min(self.news_before);

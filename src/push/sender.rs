@@ -154,7 +154,8 @@ impl Sender {
         if self.idle {
             (self.idle, self.began) = (false, Instant::now());
         }
-        if self.session.looked_at_everything().elapsed() >= settings::interval() {
+        // Not while it does that: it would begin anew with each step.
+        if self.session.looked_at_everything().elapsed() >= settings::interval() && !self.session.is_under_way() {
             self.session.look_at_everything();
         }
         let Sender { session, lock, .. } = self;

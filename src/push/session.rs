@@ -231,7 +231,7 @@ impl Session {
     pub fn forget_what_was_read(&mut self) {
         self.leave_what_was_read_ahead();
         self.suspicion = None;
-        self.reader.ask_for_rescan(Rescan::Head);
+        self.reader.forget();
     }
 
     /// Whether a request is out, or something is to be settled: neither may be forgotten.
@@ -263,7 +263,12 @@ impl Session {
         [self.reader.next_due(), across, self.reclaim_at].into_iter().flatten().min()
     }
 
-    /// When it last began at the head of the outbox.
+    /// Whether it has gone only some of the way, back or forward.
+    pub fn is_under_way(&self) -> bool {
+        self.reader.is_under_way()
+    }
+
+    /// When it last came to the end of a look back to the head of the outbox.
     pub fn looked_at_everything(&self) -> Instant {
         self.reader.looked_at_everything()
     }

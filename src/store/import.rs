@@ -10,6 +10,8 @@ use wire::Priority;
 
 /// Ids that capture draws begin with 1; those below are of imports.
 const FIRST_CAPTURED_ID: i64 = 1;
+/// The greatest id that an imported change can have.
+pub const LAST_ID: i64 = FIRST_CAPTURED_ID - 1;
 
 /// The id that the last of the imported rows gets: the one before everything that is there.
 pub fn last_id(schema: &Schema) -> i64 {

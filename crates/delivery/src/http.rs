@@ -139,6 +139,7 @@ impl Drop for Http {
         if let Some(agent) = self.agent.get() {
             agent.clone().shutdown();
         }
+        given_up(); // forgets those that have ended, which a worker does nowhere else
         GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&self.given_up));
     }
 }

@@ -13,6 +13,8 @@ pub const MOST_KEYS: usize = 100_000;
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub struct Touched {
     table: u64,
+    /// A hash of the names of the key's columns, 0 for every key.
+    columns: u64,
     /// `None`: every key of the table.
     keys: Option<(u64, Option<u64>)>,
 }
@@ -21,9 +23,10 @@ impl Touched {
     /// From the change's key before it, and the columns it captured. Without a key: the whole table.
     pub fn new(schema: &str, table: &str, pk: Option<&str>, data: Option<&str>) -> Self {
         let table = hash(&(schema, table));
-        let everything = Touched { table, keys: None };
+        let everything = Touched { table, columns: 0, keys: None };
         let Some(mut key) = pk.and_then(object) else { return everything };
         let Some(old) = hash_key(&key) else { return everything };
+        let columns = hash(&key.keys().collect::<Vec<_>>());
         let changed = match data.filter(|data| may_name_a_column(data, &key)) {
             None => None,
             // What cannot be read may change the key.
@@ -46,7 +49,7 @@ impl Touched {
                 }
             }
         };
-        Touched { table, keys: Some((old, new.filter(|new| *new != old))) }
+        Touched { table, columns, keys: Some((old, new.filter(|new| *new != old))) }
     }
 }
 
@@ -182,6 +185,8 @@ struct Table {
     /// The first that parks every key.
     whole: Option<i64>,
     keys: HashMap<u64, i64>,
+    /// The first parked change of each set of columns that keys are made of: mostly there is one.
+    columns: HashMap<u64, i64>,
 }
 
 impl Parked {
@@ -197,6 +202,8 @@ impl Parked {
             None => behind(&table.first),
             Some((old, new)) => {
                 table.whole.as_ref().is_some_and(behind)
+                    // Of keys of other columns nobody can say whether they are the same row's.
+                    || table.columns.iter().any(|(columns, first)| *columns != touched.columns && behind(first))
                     || table.keys.get(&old).is_some_and(behind)
                     || new.is_some_and(|new| table.keys.get(&new).is_some_and(behind))
             }
@@ -206,13 +213,19 @@ impl Parked {
     /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the table
     /// has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
-        let table =
-            self.tables.entry(touched.table).or_insert_with(|| Table { first: id, whole: None, keys: HashMap::new() });
+        let table = self.tables.entry(touched.table).or_insert_with(|| Table {
+            first: id,
+            whole: None,
+            keys: HashMap::new(),
+            columns: HashMap::new(),
+        });
         table.first = table.first.min(id);
         let Some((old, new)) = touched.keys else {
             table.whole = Some(table.whole.map_or(id, |first| first.min(id)));
             return false;
         };
+        let first = table.columns.entry(touched.columns).or_insert(id);
+        *first = id.min(*first);
         for key in std::iter::once(old).chain(new) {
             let first = table.keys.entry(key).or_insert(id);
             *first = id.min(*first);
@@ -253,6 +266,15 @@ mod tests {
         assert!(!parked.blocks(&touched(r#"{"id":1}"#, None), 5), "nor for itself, once its time has come");
         assert!(parked.blocks(&touched(r#"{"id":1}"#, None), 6));
         assert!(!parked.blocks(&Touched::new("public", "sales", None, None), 4));
+    }
+
+    #[test]
+    fn keys_of_other_columns_wait_for_each_other() {
+        let mut parked = Parked::default();
+        parked.park(&touched(r#"{"id":1}"#, None), 5);
+        assert!(parked.blocks(&touched(r#"{"number":2}"#, None), 6));
+        assert!(!parked.blocks(&touched(r#"{"number":2}"#, None), 4));
+        assert!(!parked.blocks(&touched(r#"{"id":2}"#, None), 6));
     }
 
     #[test]

@@ -1,0 +1,41 @@
+"""What people say of a target, again and again, while very many of its changes wait for a person."""
+
+import threading
+import time
+
+import pytest
+
+from support.wait import wait_for
+from test_fifth_reading_hub_and_push import with_dead
+
+
+@pytest.mark.parametrize("call", ["COMMIT PREPARED", "SELECT sync_outbox_resume('other')"])
+def test_administration_does_not_keep_a_target_from_sending(live, receiver, call):
+    """Each such call has every sender look at everything, which takes longer than it takes until the next one."""
+    with_dead(live, receiver, 90_000)
+    live.server.set(sync_outbox__interval="1h")
+    live.run("CREATE TABLE other (id int)")
+    live.run("SELECT sync_outbox_target_set('other', '{\"base_url\": \"http://127.0.0.1:1\"}')")
+    time.sleep(3)
+    stop, count = threading.Event(), []
+
+    def go_on():
+        with live.session() as session:
+            while not stop.wait(0.1):
+                if call == "COMMIT PREPARED":
+                    session.execute("BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'other'")
+                    session.execute("COMMIT PREPARED 'other'")
+                else:
+                    session.execute(call)
+                count.append(1)
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        wait_for(lambda: len(count) > 5, 10)
+        began = time.monotonic()
+        live.run("INSERT INTO sales VALUES (1000000)")
+        wait_for(lambda: len(receiver.changes) > 0, 20)
+        print("sent after", time.monotonic() - began, len(count))
+    finally:
+        stop.set()
+        thread.join()
