@@ -1,4 +1,6 @@
-//! Background workers: registering ours, starting them, and the entry points that the postmaster's children call.
+//! Background workers: registering ours, starting them, and connecting them to a database.
+//!
+//! Their main functions are found by name: `entry.rs` exports them.
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
@@ -85,20 +87,4 @@ pub fn connect(database: Option<pg_sys::Oid>) {
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn release_session_locks(_code: i32, _arg: pg_sys::Datum) {
     super::lock::release_all() // no transaction is open any more
-}
-
-/// # Safety
-/// Called by the postmaster's child only.
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn sync_outbox_launcher_main(_argument: pg_sys::Datum) {
-    crate::worker::launcher::main()
-}
-
-/// # Safety
-/// Called by the postmaster's child only, with the argument given in [`Handle::start`].
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn sync_outbox_worker_main(argument: pg_sys::Datum) {
-    crate::worker::database::main(pg_sys::Oid::from(argument.value() as u32))
 }

@@ -1,4 +1,7 @@
-//! The only place with `unsafe`: small safe wrappers, each named after the PostgreSQL idea it stands for.
+//! Small safe wrappers, each named after the PostgreSQL idea it stands for. Beside the C entry points in `entry.rs`, this is
+//! the only place with `unsafe`.
+//!
+//! Nothing here imports from a folder above it: what has to be called back is handed down as a function.
 //!
 //! Everything here must run on the backend's main thread. An `ERROR` of PostgreSQL travels through these wrappers as a
 //! Rust unwind, so their guards release what they hold only on the way out without an error; after one, the abort of the
@@ -11,7 +14,6 @@ pub mod code_locks;
 pub mod confine;
 pub mod database;
 pub mod datum;
-pub mod entry;
 pub mod executor;
 pub mod extension;
 pub mod externs;
