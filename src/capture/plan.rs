@@ -5,7 +5,7 @@
 use super::encode::{Encoder, write_string};
 use super::options::{Options, Priority};
 use super::order::Order;
-use crate::error::{Error, SqlState};
+use crate::error::{Error, SqlState, or_raise};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
@@ -16,8 +16,9 @@ use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
 use crate::pg::trigger::{Event, Fired};
 use crate::store::{attached, quote_ident, quote_literal};
+use once_cell::unsync::OnceCell;
 use pgrx::pg_sys::{Datum, Oid};
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -297,17 +298,16 @@ impl Plan {
 
     /// The index of the table or partition that is written to, in which its rows are found by their key.
     pub fn key_index(&self) -> &KeyIndex {
-        self.key_index.get_or_init(|| {
+        or_raise(self.key_index.get_or_try_init(|| {
             let columns: Vec<usize> = self.key.iter().map(|i| self.columns[*i].index).collect();
-            KeyIndex::over(self.made_from[1], &columns).unwrap_or_else(|| {
+            KeyIndex::over(self.made_from[1], &columns).ok_or_else(|| {
                 Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("\"{}\" has no usable index on its key", String::from_utf8_lossy(self.table_name.bytes())),
+                    format!("\"{}\" has no usable index on its key", text::to_utf8(self.table_name.bytes())),
                 )
                 .hint("It needs a valid, immediate unique index on the key, as when it was attached.")
-                .raise()
             })
-        })
+        }))
     }
 
     /// The branch of a row, as plain text.

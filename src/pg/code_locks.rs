@@ -6,9 +6,9 @@
 
 use super::guc::Nest;
 use super::xact;
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::mem::offset_of;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The most locks that this process was seen to hold when a subtransaction was rolled back.
@@ -26,8 +26,8 @@ struct Advisory {
 
 impl SessionLocks {
     pub fn new() -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| {
+        static REGISTERED: OnceCell<()> = OnceCell::new();
+        REGISTERED.get_or_init(|| {
             xact::on_rollback_of_subtransaction(|| {
                 MOST.fetch_max(held(|_| {}), Relaxed);
             })

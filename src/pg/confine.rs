@@ -7,10 +7,10 @@
 
 use super::{externs, spi};
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_char;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// How many guards are up, one inside the other.
@@ -101,8 +101,8 @@ pub struct Held(());
 
 impl Held {
     pub fn new() -> Self {
-        static HOOKED: Once = Once::new();
-        HOOKED.call_once(|| {
+        static HOOKED: OnceCell<()> = OnceCell::new();
+        HOOKED.get_or_init(|| {
             // SAFETY: on the main thread; the hook found here is called by ours.
             unsafe {
                 NEXT = pg_sys::ProcessUtility_hook;

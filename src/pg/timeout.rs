@@ -2,9 +2,9 @@
 
 use super::externs::{self, STATEMENT_TIMEOUT};
 use super::xact;
+use once_cell::sync::{Lazy, OnceCell};
 use pgrx::pg_sys;
 use std::ffi::c_int;
-use std::sync::Once;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -60,8 +60,8 @@ pub enum Time {
 impl StatementLimit {
     /// `None` is no limit.
     pub fn new(most: Option<Duration>) -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| xact::on_rollback_of_subtransaction(raise_again));
+        static REGISTERED: OnceCell<()> = OnceCell::new();
+        REGISTERED.get_or_init(|| xact::on_rollback_of_subtransaction(raise_again));
         let before = externs::timeout_finishes(STATEMENT_TIMEOUT);
         let ours = most.map_or(i64::MAX, |most| now().saturating_add(most.as_micros() as i64));
         let (replaced, deadline) = match before.unwrap_or(i64::MAX) {
@@ -173,7 +173,7 @@ static WAITING: AtomicI64 = AtomicI64::new(0);
 impl LockWaits {
     pub fn new() -> Self {
         if CLOCKS.fetch_add(1, Relaxed) == 0 {
-            externs::enable_timeout_every(tick_timeout(), now() + 1000 * i64::from(TICK_MS), TICK_MS);
+            externs::enable_timeout_every(*TICK_TIMEOUT, now() + 1000 * i64::from(TICK_MS), TICK_MS);
         }
         LockWaits(())
     }
@@ -188,16 +188,13 @@ impl Drop for LockWaits {
     /// Also while an error unwinds: no abort knows of it.
     fn drop(&mut self) {
         if CLOCKS.fetch_sub(1, Relaxed) == 1 {
-            externs::disable_timeout(tick_timeout(), false);
+            externs::disable_timeout(*TICK_TIMEOUT, false);
         }
     }
 }
 
-fn tick_timeout() -> c_int {
-    use std::sync::OnceLock;
-    static TIMEOUT: OnceLock<c_int> = OnceLock::new();
-    *TIMEOUT.get_or_init(|| externs::register_timeout(tick))
-}
+/// The number that PostgreSQL gives the timeout of [`tick`] in this process.
+static TICK_TIMEOUT: Lazy<c_int> = Lazy::new(|| externs::register_timeout(tick));
 
 /// Runs in a signal handler.
 unsafe extern "C-unwind" fn tick() {

@@ -3,6 +3,7 @@
 use super::externs;
 use super::guc::Nest;
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use std::cell::RefCell;
@@ -153,8 +154,7 @@ thread_local! {
 /// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
 /// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
 pub fn at_commit(f: impl FnOnce() + 'static) {
-    use std::sync::Once;
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -179,7 +179,7 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
         })
     }
     // SAFETY: the callbacks live as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe {
+    REGISTERED.get_or_init(|| unsafe {
         pg_sys::RegisterXactCallback(Some(transaction), core::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction), core::ptr::null_mut());
     });
@@ -190,10 +190,9 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
 
 /// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
 pub fn forbid_prepare() {
-    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     static FORBIDDEN: AtomicBool = AtomicBool::new(false);
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -211,7 +210,7 @@ pub fn forbid_prepare() {
     }
     FORBIDDEN.store(true, Relaxed);
     // SAFETY: the callback lives as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
+    REGISTERED.get_or_init(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.
