@@ -1,5 +1,6 @@
 //! C functions of the server that pgrx does not bind. Signatures are those of the server headers, equal in 15 to 18.
 
+use super::compat;
 use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -58,8 +59,6 @@ mod raw {
             unchanged: bool,
             info: *mut pg_sys::IndexInfo,
         ) -> bool;
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        pub fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo);
         // For `sequence`, likewise: `access/relation.h`, `access/xact.h`, `access/xlog.h`, `access/xloginsert.h`,
         // `storage/bufmgr.h`, `utils/syscache.h`.
         pub fn relation_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
@@ -187,8 +186,7 @@ pub unsafe fn append(table: Oid, index: Oid, row: &NewRow<'_>) {
             let place = &raw mut (*tuple).t_self;
             let unique = pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES;
             raw::index_insert(index, row.key.as_ptr(), KEY_NULLS.as_ptr(), place, table, unique, false, info);
-            #[cfg(any(feature = "pg17", feature = "pg18"))]
-            raw::index_insert_cleanup(index, info);
+            compat::index_insert_cleanup(index, info);
             raw::index_close(index, no_lock);
             raw::table_close(table, no_lock);
         })

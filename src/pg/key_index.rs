@@ -1,5 +1,6 @@
 //! One row by its unique key, as it is at this moment: without the executor, and whatever snapshot the statement has.
 
+use super::compat;
 use super::heap::{Columns, Tuple};
 use super::relation::{Borrowed, LockMode, Open, Predicate};
 use pgrx::pg_sys;
@@ -65,7 +66,8 @@ impl KeyIndex {
                 keys[i].sk_collation = column.collation;
             }
             let slot = pg_sys::table_slot_create(table.raw(), core::ptr::null_mut());
-            let scan = begin(table, &index, n);
+            let now = &raw mut pg_sys::SnapshotSelfData; // a constant of the server
+            let scan = compat::index_beginscan(table.raw(), index.raw(), now, n);
             pg_sys::index_rescan(scan, keys.as_mut_ptr(), n as i32, core::ptr::null_mut(), 0);
             let found = pg_sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
             let row = found.then(|| pg_sys::ExecCopySlotHeapTuple(slot));
@@ -91,18 +93,5 @@ impl KeyColumn {
                 collation: *(*relation).rd_indcollation.add(n),
             }
         }
-    }
-}
-
-/// # Safety
-/// Both relations are open and locked.
-unsafe fn begin(table: &Borrowed<'_>, index: &Open, keys: usize) -> pg_sys::IndexScanDesc {
-    // SAFETY: by contract; the snapshot is a constant of the server.
-    unsafe {
-        let now = &raw mut pg_sys::SnapshotSelfData;
-        #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(table.raw(), index.raw(), now, keys as i32, 0);
-        #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(table.raw(), index.raw(), now, core::ptr::null_mut(), keys as i32, 0);
     }
 }

@@ -11,6 +11,7 @@ pub mod activity;
 pub mod bgworker;
 pub mod buffer;
 pub mod code_locks;
+mod compat;
 pub mod confine;
 pub mod database;
 pub mod datum;

@@ -1,11 +1,8 @@
 //! Processes: this one's signals and exit, and waking or ending another.
 
+use super::compat::pqsignal;
 use super::externs;
 use pgrx::pg_sys;
-#[cfg(not(feature = "pg18"))]
-use pgrx::pg_sys::pqsignal;
-#[cfg(feature = "pg18")]
-use pgrx::pg_sys::pqsignal_be as pqsignal;
 
 /// A running process of this server, as another one can reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

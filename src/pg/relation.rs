@@ -1,5 +1,6 @@
 //! Relations: open ones with a guard, and what their descriptors say.
 
+use super::compat;
 use pgrx::pg_sys;
 use std::ffi::CStr;
 use std::marker::PhantomData;
@@ -80,12 +81,7 @@ impl Borrowed<'_> {
     /// The savepoint that has given it another file, 0 for none.
     fn got_its_file_in(&self) -> pg_sys::SubTransactionId {
         // SAFETY: as above.
-        unsafe {
-            #[cfg(feature = "pg15")]
-            return (*self.0).rd_newRelfilenodeSubid;
-            #[cfg(not(feature = "pg15"))]
-            return (*self.0).rd_newRelfilelocatorSubid;
-        }
+        unsafe { compat::new_file_in(self.0) }
     }
 
     pub(super) fn raw(&self) -> pg_sys::Relation {
@@ -105,10 +101,7 @@ impl Borrowed<'_> {
     fn column(&self, i: usize) -> Option<Column> {
         // SAFETY: i is below natts.
         unsafe {
-            #[cfg(not(feature = "pg18"))]
-            let att = &*(*self.descriptor()).attrs.as_ptr().add(i);
-            #[cfg(feature = "pg18")]
-            let att = &*pg_sys::TupleDescAttr(self.descriptor(), i as i32);
+            let att = compat::attribute(self.descriptor(), i);
             (!att.attisdropped && att.attgenerated as u8 != b'v').then(|| Column {
                 index: i,
                 name: CStr::from_ptr(att.attname.data.as_ptr()).to_bytes().to_vec(),
@@ -520,10 +513,7 @@ fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     unsafe {
         let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(oid, -1);
         let column = |i: usize| {
-            #[cfg(not(feature = "pg18"))]
-            let att = &*(*descriptor).attrs.as_ptr().add(i);
-            #[cfg(feature = "pg18")]
-            let att = &*pg_sys::TupleDescAttr(descriptor, i as i32);
+            let att = compat::attribute(descriptor, i);
             (!att.attisdropped).then_some(att.atttypid)
         };
         (0..(*descriptor).natts as usize).filter_map(column).collect()

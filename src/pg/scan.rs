@@ -1,6 +1,7 @@
 //! Reading a table without the executor: along one of its indexes, for the one query that runs for every change, and as it
 //! stands at this moment.
 
+use super::compat;
 use super::heap::Tuple;
 use super::memory::Scratch;
 use super::relation::Open;
@@ -36,7 +37,8 @@ impl Range<'_> {
                 pg_sys::ScanKeyInit(scan_key, column, strategy as u16, pg_sys::Oid::from(function), value);
             }
             let slot = pg_sys::table_slot_create(self.table.raw(), core::ptr::null_mut());
-            let scan = begin(self.table, self.index, scan_keys.len());
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let scan = compat::index_beginscan(self.table.raw(), self.index.raw(), snapshot, scan_keys.len());
             pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), scan_keys.len() as i32, core::ptr::null_mut(), 0);
 
             let memory = Scratch::new();
@@ -75,18 +77,5 @@ pub fn standing(table: &Open, mut each: impl FnMut(Tuple<'_>)) {
             super::interrupt::check();
         }
         pg_sys::systable_endscan(scan);
-    }
-}
-
-/// # Safety
-/// Both relations are open and locked, and a snapshot is active.
-unsafe fn begin(table: &Open, index: &Open, keys: usize) -> pg_sys::IndexScanDesc {
-    // SAFETY: by contract.
-    unsafe {
-        let snapshot = pg_sys::GetActiveSnapshot();
-        #[cfg(not(feature = "pg18"))]
-        return pg_sys::index_beginscan(table.raw(), index.raw(), snapshot, keys as i32, 0);
-        #[cfg(feature = "pg18")]
-        return pg_sys::index_beginscan(table.raw(), index.raw(), snapshot, core::ptr::null_mut(), keys as i32, 0);
     }
 }

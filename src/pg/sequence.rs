@@ -5,7 +5,7 @@
 //! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
 //! replicates the sequence sees no difference.
 
-use super::{externs, text};
+use super::{compat, externs, text};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -166,7 +166,8 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
             // So that the commit flushes the record, also where it is the only one.
             externs::GetTopTransactionId();
         }
-        let mut record = record_of(sequence);
+        // The head of the WAL record, `xl_seq_rec` of `commands/sequence.h`.
+        let mut record = compat::file_locator(sequence);
         pg_sys::CritSectionCount += 1;
         externs::MarkBufferDirty(buffer);
         if let Some(logged) = logged {
@@ -209,26 +210,6 @@ unsafe fn store(place: *mut Stored, State { last_value, log_cnt, is_called }: St
     }
 }
 
-/// The head of the WAL record (`xl_seq_rec` of `commands/sequence.h`): where the sequence's file is.
-///
-/// # Safety
-/// An open relation.
-#[cfg(feature = "pg15")]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileNode {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_node }
-}
-
-/// As above: since 16 it is called a locator.
-///
-/// # Safety
-/// An open relation.
-#[cfg(not(feature = "pg15"))]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileLocator {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_locator }
-}
-
 /// `InvalidSubTransactionId` of `c.h`.
 const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 
@@ -239,10 +220,7 @@ const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 unsafe fn needs_wal(relation: pg_sys::Relation) -> bool {
     // SAFETY: by contract; plain globals and fields.
     unsafe {
-        #[cfg(feature = "pg15")]
-        let new_file = (*relation).rd_firstRelfilenodeSubid;
-        #[cfg(not(feature = "pg15"))]
-        let new_file = (*relation).rd_firstRelfilelocatorSubid;
+        let new_file = compat::first_new_file_in(relation);
         (*(*relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
             && (pg_sys::wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32
                 || ((*relation).rd_createSubid == NO_SUBTRANSACTION && new_file == NO_SUBTRANSACTION))
