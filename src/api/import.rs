@@ -8,7 +8,7 @@ use crate::capture::{OPERATIONS, Options};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::memory::{self, Scratch};
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, confine, interrupt, text, xact};

@@ -4,13 +4,16 @@
 use super::options::Priority;
 use super::plan::Plan;
 use crate::pg::buffer;
+use crate::pg::clock;
 use crate::pg::executor;
+use crate::pg::function;
 use crate::pg::heap::{self, Field};
-use crate::pg::relation::{self, LockMode};
+use crate::pg::relation_lock::LockMode;
 use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
 use crate::pg::text::Kept;
+use crate::pg::transaction_id;
 use crate::pg::trigger::Event;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, lane, queue};
@@ -56,7 +59,7 @@ pub fn forget(oid: Oid) {
 /// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
 /// truncates it when it is empty knows that nobody is about to commit a change (`hard-facts` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
-    let txid = heap::top_transaction_id();
+    let txid = transaction_id::top();
     let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);
     if let Some(outbox) = &known {
         if outbox.locked_by.get() != txid {
@@ -81,7 +84,7 @@ pub fn after_encoding(outbox: &Rc<Outbox>, plan: &Plan) -> Rc<Outbox> {
 
 impl Outbox {
     fn look_up(function: Oid) -> Self {
-        let schema = relation::schema_of_function(function);
+        let schema = function::schema(function);
         Outbox {
             function,
             schema,
@@ -112,7 +115,7 @@ impl Outbox {
             Some(id.into()),
             Some(Datum::from(txid as i64)),
             Some(Datum::from(key.as_bytes().as_ptr())),
-            Some(heap::now()),
+            Some(clock::now()),
             Some(Datum::from(plan.target_id)),
             Some(priority.into()),
             Some(self.shape.pending.into()),

@@ -7,8 +7,8 @@
 use crate::pg::buffer::Buffer;
 use crate::pg::datum::{self, Function, UsersFunction, Value};
 use crate::pg::guc::Nest;
-use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
+use crate::pg::types::{self, JsonKind};
 use pgrx::pg_sys;
 
 /// How the values of one column are written.
@@ -51,7 +51,7 @@ pub enum Names {
 
 impl Names {
     fn of(type_oid: pg_sys::Oid) -> Self {
-        match relation::contents(type_oid) {
+        match types::contents(type_oid) {
             contents if contents.composites => Names::InFullOf(type_oid),
             contents if contents.names => Names::InFull,
             _ => Names::None,
@@ -64,7 +64,7 @@ impl Names {
             Names::None => false,
             Names::InFull => true,
             Names::InFullOf(type_oid) => {
-                let contents = relation::contents(*type_oid);
+                let contents = types::contents(*type_oid);
                 contents.names && !contents.casts
             }
         };
@@ -75,7 +75,7 @@ impl Names {
 impl Encoder {
     /// The encoder of a type; domains are written as their base type.
     pub fn of(type_oid: pg_sys::Oid) -> Self {
-        let base = relation::base_type(type_oid);
+        let base = types::base_type(type_oid);
         match base {
             pg_sys::BOOLOID => Encoder::Bool,
             pg_sys::INT2OID => Encoder::Int2,
@@ -92,11 +92,11 @@ impl Encoder {
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
             _ => {
                 let names = Names::of(base);
-                let to_json = |function, names| match relation::is_users_type(base) {
+                let to_json = |function, names| match types::is_users_type(base) {
                     true => Encoder::UsersJson(UsersFunction::new(function), names),
                     false => Encoder::ToJson(Function::new(function), names),
                 };
-                match relation::json_kind(base) {
+                match types::json_kind(base) {
                     JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY), names),
                     JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD), names),
                     JsonKind::Cast(function) => to_json(function, Names::None),

@@ -10,8 +10,9 @@ use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
+use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
-use crate::pg::relation::{self, Borrowed};
+use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept};
 use crate::pg::trigger::{Event, Fired};
@@ -74,7 +75,7 @@ thread_local! {
 }
 
 pub fn init() {
-    relation::on_change(|oid| {
+    invalidation::on_change(|oid| {
         super::append::forget(oid);
         MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
             Ok(Some(changed)) => changed.push(oid),
@@ -98,7 +99,7 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     let known = last.or_else(|| PLANS.with_borrow(|plans| plans.get(&trigger).cloned()));
     if known.as_ref().is_some_and(|plan| plan.is_of_partition()) {
         // Who writes to a partition directly has no lock on the root, whose name may have changed.
-        relation::accept_changes();
+        invalidation::accept_changes();
     }
     let all_stale = ALL_STALE.take();
     if all_stale {

@@ -197,32 +197,3 @@ pub(super) fn address((block, offset): (u32, u16)) -> pg_sys::ItemPointerData {
         ip_posid: offset,
     }
 }
-
-/// The top-level transaction id, assigned if there is none yet.
-pub fn top_transaction_id() -> u64 {
-    // SAFETY: inside a transaction that may write.
-    unsafe { pg_sys::GetTopFullTransactionId() }.value
-}
-
-/// The transaction id that will be given out next: above every one of this cluster that is visible to anybody.
-pub fn next_transaction_id() -> u64 {
-    // SAFETY: plain getter.
-    unsafe { pg_sys::ReadNextFullTransactionId() }.value
-}
-
-/// Now, as a `timestamptz` datum (the clock's time, not that of the transaction's start).
-pub fn now() -> pg_sys::Datum {
-    pg_sys::Datum::from(now_micros())
-}
-
-/// Now, in microseconds since 2000-01-01 UTC.
-pub fn now_micros() -> i64 {
-    // SAFETY: plain call.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
-/// The top-level transaction id, 0 if none has been assigned: then this transaction has written nothing.
-pub fn top_transaction_id_if_any() -> u64 {
-    // SAFETY: plain getter.
-    unsafe { pg_sys::GetTopFullTransactionIdIfAny() }.value
-}

@@ -2,7 +2,9 @@
 
 use super::compat;
 use super::heap::{Columns, Tuple};
-use super::relation::{Borrowed, LockMode, Open, Predicate};
+use super::index::Predicate;
+use super::relation::{Borrowed, Open};
+use super::relation_lock::LockMode;
 use pgrx::pg_sys;
 
 /// A unique index that says which row has a key.

@@ -1,5 +1,6 @@
 //! Time limits inside a statement: how long it may take, and how long of that it has waited for locks.
 
+use super::clock;
 use super::externs::{self, STATEMENT_TIMEOUT};
 use super::xact;
 use once_cell::sync::{Lazy, OnceCell};
@@ -7,12 +8,6 @@ use pgrx::pg_sys;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
-
-/// Right now, in PostgreSQL's microseconds.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
 
 /// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is looked
 /// at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it is
@@ -63,7 +58,7 @@ impl StatementLimit {
         static REGISTERED: OnceCell<()> = OnceCell::new();
         REGISTERED.get_or_init(|| xact::on_rollback_of_subtransaction(raise_again));
         let before = externs::timeout_finishes(STATEMENT_TIMEOUT);
-        let ours = most.map_or(i64::MAX, |most| now().saturating_add(most.as_micros() as i64));
+        let ours = most.map_or(i64::MAX, |most| clock::now_micros().saturating_add(most.as_micros() as i64));
         let (replaced, deadline) = match before.unwrap_or(i64::MAX) {
             earlier if earlier <= ours => (None, earlier),
             _ => {
@@ -83,7 +78,7 @@ impl StatementLimit {
     /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit is not
     /// raised any more once the time is over.
     pub fn look(&self, finished: bool) -> Time {
-        if now() < self.deadline {
+        if clock::now_micros() < self.deadline {
             return Time::Left;
         }
         let seen = SEEN.load(Relaxed);
@@ -124,7 +119,7 @@ impl Drop for StatementLimit {
 /// Called when a subtransaction is rolled back: by the error of the limit, or when the time is over anyway.
 fn raise_again() {
     let deadline = DEADLINE.load(Relaxed);
-    if deadline == i64::MAX || now() < deadline {
+    if deadline == i64::MAX || clock::now_micros() < deadline {
         return;
     }
     // SAFETY: a flag of globals.c, read on the main thread.
@@ -134,11 +129,11 @@ fn raise_again() {
     }
     if SEEN.load(Relaxed) == NOTHING {
         SEEN.store(RAISED, Relaxed);
-        externs::enable_timeout_at(STATEMENT_TIMEOUT, now() + TO_CLEAN_UP);
+        externs::enable_timeout_at(STATEMENT_TIMEOUT, clock::now_micros() + TO_CLEAN_UP);
         return;
     }
     SEEN.store(CAUGHT, Relaxed);
-    let gives_up = now() > deadline.saturating_add(TO_GIVE_UP);
+    let gives_up = clock::now_micros() > deadline.saturating_add(TO_GIVE_UP);
     if gives_up {
         // SAFETY: raises like a C function, if at all; nothing here is to be dropped.
         unsafe { tell() };
@@ -173,7 +168,7 @@ static WAITING: AtomicI64 = AtomicI64::new(0);
 impl LockWaits {
     pub fn new() -> Self {
         if CLOCKS.fetch_add(1, Relaxed) == 0 {
-            externs::enable_timeout_every(*TICK_TIMEOUT, now() + 1000 * i64::from(TICK_MS), TICK_MS);
+            externs::enable_timeout_every(*TICK_TIMEOUT, clock::now_micros() + 1000 * i64::from(TICK_MS), TICK_MS);
         }
         LockWaits(())
     }

@@ -11,10 +11,11 @@ use crate::delivery::keys::Touched;
 use crate::pg::datum::Value;
 use crate::pg::heap;
 use crate::pg::interrupt;
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::scan::Range;
 use crate::pg::spi::{self, Arg, Row};
 use crate::pg::text;
+use crate::pg::transaction_id;
 use crate::pg::xact;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -30,7 +31,7 @@ pub struct Run<'a> {
     pub after: i64,
     /// Only changes that it sees.
     pub committed: &'a Snapshot,
-    /// Of FAILED changes only those whose time has come by then (microseconds, as `heap::now_micros()`).
+    /// Of FAILED changes only those whose time has come by then (microseconds, as `clock::now_micros()`).
     pub due_by: i64,
     pub rows: usize,
     pub bytes: usize,
@@ -127,7 +128,7 @@ impl Run<'_> {
     fn is_visible(&self, row: &Row<'_>) -> bool {
         let txid = row.xid8(column::TXID);
         // A number that is still to come belongs to another cluster's transaction, from a dump.
-        (self.committed.sees(txid) || txid >= heap::next_transaction_id()) && Some(txid) != self.own_txid
+        (self.committed.sees(txid) || txid >= transaction_id::next()) && Some(txid) != self.own_txid
     }
 
     /// PENDING, or FAILED and its time has come (those of a request that did not get through have none).

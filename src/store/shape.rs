@@ -3,8 +3,10 @@
 
 use crate::capture::Priority;
 use crate::error::{Error, SqlState};
-use crate::pg::relation::{self, LockMode, Open, Predicate};
-use crate::pg::{Oid, pg_sys};
+use crate::pg::index::Predicate;
+use crate::pg::relation::{self, Open};
+use crate::pg::relation_lock::{self, LockMode};
+use crate::pg::{Oid, pg_sys, types};
 use std::ffi::CStr;
 
 /// The columns of the outbox as `sql/` makes it, in their order.
@@ -95,19 +97,19 @@ impl Shape {
     fn look_up(schema: Oid, mode: LockMode) -> Option<Self> {
         let table = relation::lookup(schema, c"sync_outbox")?;
         let sequence = relation::lookup(schema, c"sync_outbox_id_seq")?;
-        let priority = relation::type_lookup(schema, c"sync_outbox_priority")?;
-        let status = relation::type_lookup(schema, c"sync_outbox_status")?;
-        let label = |label| relation::enum_value(priority, label);
+        let priority = types::lookup(schema, c"sync_outbox_priority")?;
+        let status = types::lookup(schema, c"sync_outbox_status")?;
+        let label = |label| types::enum_value(priority, label);
         let mut shape = Shape {
             table,
             sequence,
             priorities: [label(c"HIGH")?, label(c"NORMAL")?, label(c"LOW")?],
-            pending: relation::enum_value(status, c"PENDING")?,
-            failed: relation::enum_value(status, c"FAILED")?,
+            pending: types::enum_value(status, c"PENDING")?,
+            failed: types::enum_value(status, c"FAILED")?,
             direct: None,
             indexes: Vec::new(),
         };
-        relation::lock(table, mode);
+        relation_lock::lock(table, mode);
         let open = Open::locked(table);
         require_columns(&open);
         shape.indexes = open.indexes();
@@ -136,9 +138,9 @@ impl Shape {
     /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes
     /// of savepoints.
     pub fn lock_for_writing(&self) {
-        relation::lock_for_good(self.table, LockMode::RowExclusive);
-        relation::lock_for_good(self.sequence, LockMode::RowExclusive);
-        self.direct.iter().for_each(|index| relation::lock_for_good(*index, LockMode::RowExclusive));
+        relation_lock::lock_for_good(self.table, LockMode::RowExclusive);
+        relation_lock::lock_for_good(self.sequence, LockMode::RowExclusive);
+        self.direct.iter().for_each(|index| relation_lock::lock_for_good(*index, LockMode::RowExclusive));
     }
 
     /// The outbox and its primary key, if the table is as it was made.
