@@ -4,8 +4,9 @@
 //! This module stands above all others, and beside `pg` it is the only one with `unsafe`: it hands what `pg` calls back,
 //! such as hooks, down as functions, so that `pg` imports nothing from the folders above it.
 
-use crate::error::{Error, SqlState, or_raise};
+use crate::error::{Error, SqlState, or_raise, report_through};
 use crate::pg::shmem::Shared;
+use crate::pg::text;
 use crate::pg::trigger::{Event, Fired};
 use crate::{api, capture, settings, wake, worker};
 use pgrx::pg_sys;
@@ -14,6 +15,7 @@ use pgrx::pg_sys;
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    report_through(text::reportable);
     settings::init();
     capture::init();
     worker::init();

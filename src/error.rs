@@ -1,7 +1,16 @@
 //! Errors that a user sees: SQLSTATE, message in PostgreSQL's style, and a hint that says what to type.
 
+use once_cell::sync::OnceCell;
 pub use pgrx::PgSqlErrorCode as SqlState;
 use pgrx::pg_sys::panic::ErrorReport;
+
+/// Makes of a message what can be reported in the server's encoding.
+static REPORTABLE: OnceCell<fn(String) -> String> = OnceCell::new();
+
+/// Has every text of an error pass through `reportable`. Called when the library is loaded.
+pub fn report_through(reportable: fn(String) -> String) {
+    let _ = REPORTABLE.set(reportable); // a library is loaded once in a process
+}
 
 /// What went wrong, and what to do about it.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,12 +63,13 @@ impl Error {
 
 impl From<Error> for ErrorReport {
     fn from(error: Error) -> Self {
-        let mut report = ErrorReport::new(error.sqlstate, error.message, "sync_outbox");
+        let reportable = REPORTABLE.get().copied().unwrap_or(|text| text);
+        let mut report = ErrorReport::new(error.sqlstate, reportable(error.message), "sync_outbox");
         if let Some(detail) = error.detail {
-            report = report.set_detail(detail);
+            report = report.set_detail(reportable(detail));
         }
         if let Some(hint) = error.hint {
-            report = report.set_hint(hint);
+            report = report.set_hint(reportable(hint));
         }
         report
     }

@@ -105,6 +105,23 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
 }
 
+/// A text of an error, as it can be reported. pgrx hands the bytes of a `String` to PostgreSQL as they are, which takes them
+/// for text in the server's encoding: where that is another one, characters beyond ASCII are written as SQL escapes them in
+/// `U&'..'`.
+pub fn reportable(text: String) -> String {
+    if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() {
+        return text;
+    }
+    text.chars().fold(String::new(), |mut out, c| {
+        match u32::from(c) {
+            0..0x80 => out.push(c),
+            code @ 0x80..0x1_0000 => out += &format!("\\{code:04X}"),
+            code => out += &format!("\\+{code:06X}"),
+        }
+        out
+    })
+}
+
 /// A name as SQL gives it, as UTF-8.
 pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
