@@ -280,7 +280,7 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
     Imported {
         id,
         dedup_key,
-        created_at: Some(row.raw(8)).filter(|(_, null)| !null).map(|(datum, _)| datum),
+        created_at: row.micros(8),
         target_id: lane.target_id,
         priority: lane.options.priority,
         schema_name,

@@ -14,11 +14,11 @@ use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;
-use crate::pg::text::{self, Kept};
+use crate::pg::text::{self, Kept, Varlena};
 use crate::pg::trigger::{Event, Fired};
 use crate::store::{attached, quote_ident, quote_literal};
 use once_cell::unsync::OnceCell;
-use pgrx::pg_sys::{Datum, Oid};
+use pgrx::pg_sys::Oid;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -29,8 +29,6 @@ struct Captured {
     /// `"name":`, escaped once.
     label: Vec<u8>,
     encoder: Encoder,
-    by_value: bool,
-    length: i16,
 }
 
 pub struct Plan {
@@ -194,13 +192,7 @@ impl Plan {
                     || listed(&options.columns, &name).unwrap_or(true)
                         && !listed(&options.exclude, &name).unwrap_or(false)
             })
-            .map(|c| Captured {
-                index: c.index,
-                label: label(&c.name),
-                encoder: Encoder::of(c.type_oid),
-                by_value: c.by_value,
-                length: c.length,
-            })
+            .map(|c| Captured { index: c.index, label: label(&c.name), encoder: Encoder::of(c.type_oid) })
             .collect();
         let key = key_names
             .iter()
@@ -285,7 +277,7 @@ impl Plan {
     pub fn mark_changed(&self, old: &Columns, new: &Columns, changed: &mut Vec<bool>) -> bool {
         changed.clear();
         changed.extend(self.columns.iter().map(|c| match (old.get(c.index), new.get(c.index)) {
-            (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
+            (Some(a), Some(b)) => !a.same_image(b),
             (None, None) => false,
             _ => true,
         }));
@@ -312,7 +304,7 @@ impl Plan {
     }
 
     /// The branch of a row, as plain text.
-    pub fn branch(&self, row: &Columns, text: &mut VarlenaBuffer) -> Option<Datum> {
+    pub fn branch<'b>(&self, row: &Columns, text: &'b mut VarlenaBuffer) -> Option<Varlena<'b>> {
         let (index, encoder) = self.branch.as_ref()?;
         encoder.write_text(row.get(*index)?, text.clear());
         Some(text.datum())

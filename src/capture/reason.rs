@@ -2,18 +2,17 @@
 
 use super::plan::Plan;
 use crate::error::{Error, SqlState};
-use crate::pg::text;
+use crate::pg::text::{self, Varlena};
 use crate::settings;
-use pgrx::pg_sys::Datum;
 
 /// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
 pub const REASON_MIN_CHARS: usize = 5;
 /// Characters a reason may have: it is a sentence, and it travels with every change.
 pub const REASON_MAX_CHARS: usize = 1_000;
 
-/// The reason as a text datum in the current memory context. 23514 if the table wants one and there is none or a
+/// The reason as a text in the current memory context. 23514 if the table wants one and there is none or a
 /// shorter one, 22001 if it is too long.
-pub fn of_session(plan: &Plan) -> Option<Datum> {
+pub fn of_session(plan: &Plan) -> Option<Varlena<'static>> {
     settings::with_reason(|reason| {
         if plan.require_reason && reason.map_or(0, text::characters) < REASON_MIN_CHARS {
             too_short(plan);

@@ -68,7 +68,14 @@ pub(super) unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, i: usize) -> &
         #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
         return &*(*descriptor).attrs.as_ptr().add(i);
         #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
-        return &*pg_sys::TupleDescAttr(descriptor, i as i32);
+        // As TupleDescAttr of `access/tupdesc.h`, which pgrx binds as a guarded call: the attributes stand behind the compact
+        // ones. This is asked of every column of every captured row.
+        return &*(*descriptor)
+            .compact_attrs
+            .as_ptr()
+            .add((*descriptor).natts as usize)
+            .cast::<pg_sys::FormData_pg_attribute>()
+            .add(i);
     }
 }
 

@@ -4,6 +4,12 @@ use super::relation::Open;
 use pgrx::pg_sys;
 
 impl Open {
+    /// For an index: its table.
+    pub(super) fn indexed_table(&self) -> pg_sys::Oid {
+        // SAFETY: rd_index is set for an open index.
+        unsafe { (*(*self.raw()).rd_index).indrelid }
+    }
+
     /// For an index: what has to be known of it to add entries without the executor, or to read along it.
     pub fn index_shape(&self) -> IndexShape {
         // SAFETY: rd_index and the arrays beside it are set for an open index; indkey has indnatts entries, the others

@@ -1,6 +1,7 @@
 //! One row by its unique key, as it is at this moment: without the executor, and whatever snapshot the statement has.
 
 use super::compat;
+use super::datum::ColumnType;
 use super::heap::{Columns, Tuple};
 use super::index::Predicate;
 use super::relation::{Borrowed, Open};
@@ -16,6 +17,7 @@ pub struct KeyIndex {
 struct KeyColumn {
     /// Position in a row of the table.
     index: usize,
+    type_oid: pg_sys::Oid,
     /// The function that says whether two values are equal.
     equal: pg_sys::Oid,
     collation: pg_sys::Oid,
@@ -24,8 +26,8 @@ struct KeyColumn {
 impl KeyIndex {
     /// The index of a table that this transaction has locked, unique over exactly the columns at these positions of a row.
     pub fn over(table: pg_sys::Oid, columns: &[usize]) -> Option<Self> {
-        let indexes = Open::locked(table).indexes();
-        indexes.into_iter().find_map(|oid| {
+        let table = Open::locked(table);
+        table.indexes().into_iter().find_map(|oid| {
             let index = Open::index(oid, LockMode::AccessShare);
             let shape = index.index_shape();
             let keys: Vec<usize> = shape.keys[..shape.key_columns]
@@ -37,7 +39,11 @@ impl KeyIndex {
             (same && shape.unique && shape.btree && shape.valid && shape.predicate == Predicate::All)
                 .then(|| KeyIndex {
                     oid,
-                    columns: keys.into_iter().enumerate().map(|(n, key)| KeyColumn::of(&index, n, key)).collect(),
+                    columns: keys
+                        .into_iter()
+                        .enumerate()
+                        .map(|(n, key)| KeyColumn::of(&table, &index, n, key))
+                        .collect(),
                 })
                 .filter(KeyIndex::tells_apart_what_looks_different)
         })
@@ -56,13 +62,16 @@ impl KeyIndex {
     pub fn find<'a>(&self, table: &Borrowed<'a>, row: &Columns) -> Option<Tuple<'a>> {
         let index = Open::index(self.oid, LockMode::AccessShare);
         let n = self.columns.len();
+        if index.indexed_table() != table.oid() {
+            pgrx::error!("an index of another table was to be searched");
+        }
         // SAFETY: both relations are open and locked; the keys name columns of the index, with the equality of its operator
         // classes and values of the table's types; slot and scan are given back here, or by the abort after an error. The row
         // is a copy.
         unsafe {
             let mut keys = [pg_sys::ScanKeyData::default(); pg_sys::INDEX_MAX_KEYS as usize];
             for (i, column) in self.columns.iter().enumerate() {
-                let value = row.get(column.index)?.0;
+                let value = row.get(column.index)?.datum_of(column.type_oid);
                 let strategy = pg_sys::BTEqualStrategyNumber as u16;
                 pg_sys::ScanKeyInit(&mut keys[i], i as i16 + 1, strategy, column.equal, value);
                 keys[i].sk_collation = column.collation;
@@ -75,15 +84,16 @@ impl KeyIndex {
             let row = found.then(|| pg_sys::ExecCopySlotHeapTuple(slot));
             pg_sys::index_endscan(scan);
             pg_sys::ExecDropSingleTupleTableSlot(slot);
-            row.and_then(Tuple::new)
+            row.and_then(|row| Tuple::new(row, table.descriptor()))
         }
     }
 }
 
 impl KeyColumn {
     /// Column `n` of an index, which is the one at position `column` of the table's rows.
-    fn of(index: &Open, n: usize, column: usize) -> Self {
-        // SAFETY: an open index, whose arrays have an entry for each of its key columns; syscache look-ups.
+    fn of(table: &Open, index: &Open, n: usize, column: usize) -> Self {
+        // SAFETY: an open index, whose arrays have an entry for each of its key columns, and its table, which has those
+        // columns; syscache look-ups.
         unsafe {
             let relation = index.raw();
             let input = *(*relation).rd_opcintype.add(n);
@@ -91,6 +101,7 @@ impl KeyColumn {
             let operator = pg_sys::get_opfamily_member(*(*relation).rd_opfamily.add(n), input, input, strategy);
             KeyColumn {
                 index: column,
+                type_oid: ColumnType::of(table.descriptor(), column).oid,
                 equal: pg_sys::get_opcode(operator),
                 collation: *(*relation).rd_indcollation.add(n),
             }

@@ -16,6 +16,7 @@ mod compat;
 pub mod confine;
 pub mod database;
 pub mod datum;
+pub mod direct;
 pub mod executor;
 pub mod extension;
 pub mod externs;

@@ -13,8 +13,6 @@ pub struct Column {
     pub index: usize,
     pub name: Vec<u8>,
     pub type_oid: pg_sys::Oid,
-    pub by_value: bool,
-    pub length: i16,
     pub not_null: bool,
     pub has_default: bool,
     /// `varchar(10)` has one, `text` has not.
@@ -39,6 +37,12 @@ impl Borrowed<'_> {
     pub fn owner(&self) -> pg_sys::Oid {
         // SAFETY: as above.
         unsafe { (*(*self.0).rd_rel).relowner }
+    }
+
+    /// The type of its rows.
+    pub(super) fn row_type(&self) -> pg_sys::Oid {
+        // SAFETY: as above.
+        unsafe { (*(*self.0).rd_rel).reltype }
     }
 
     /// Whether this is its schema and name.
@@ -107,8 +111,6 @@ impl Borrowed<'_> {
                 index: i,
                 name: CStr::from_ptr(att.attname.data.as_ptr()).to_bytes().to_vec(),
                 type_oid: att.atttypid,
-                by_value: att.attbyval,
-                length: att.attlen,
                 not_null: att.attnotnull,
                 has_default: att.atthasdef,
                 has_modifier: att.atttypmod != -1,
@@ -136,10 +138,22 @@ impl Open {
         Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::AccessShareLock as i32) }, is_index: false }
     }
 
-    /// Opens a table that this transaction has locked.
-    pub fn locked(oid: pg_sys::Oid) -> Self {
+    /// Opens a table with a lock of that mode.
+    pub(super) fn relation(oid: pg_sys::Oid, mode: LockMode) -> Self {
         // SAFETY: as above.
-        Open { relation: unsafe { pg_sys::table_open(oid, pg_sys::NoLock as i32) }, is_index: false }
+        Open { relation: unsafe { pg_sys::table_open(oid, mode.number()) }, is_index: false }
+    }
+
+    /// Opens a table that this transaction has locked. XX000 if it has not.
+    pub fn locked(oid: pg_sys::Oid) -> Self {
+        // SAFETY: as above; what is found without a lock is only asked for its locks.
+        unsafe {
+            let relation = pg_sys::table_open(oid, pg_sys::NoLock as i32);
+            if !pg_sys::CheckRelationLockedByMe(relation, pg_sys::AccessShareLock as i32, true) {
+                pgrx::error!("a table was to be opened that is not locked");
+            }
+            Open { relation, is_index: false }
+        }
     }
 
     pub fn borrow(&self) -> Borrowed<'_> {

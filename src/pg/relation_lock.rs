@@ -1,5 +1,6 @@
 //! Locks on relations, as PostgreSQL's own statements take them.
 
+use super::{externs, transaction_id};
 use pgrx::pg_sys;
 
 /// How strongly a relation is locked.
@@ -37,8 +38,36 @@ pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
     unsafe { pg_sys::LockRelationOid(oid, mode.number()) }
 }
 
-/// As [`lock`]; a savepoint that is rolled back does not give the lock back.
-pub fn lock_for_good(oid: pg_sys::Oid, mode: LockMode) {
+/// Relations that a transaction has locked for writing, to its end: a savepoint that is rolled back does not give them back.
+pub struct WriteLocks {
+    transaction: u64,
+    relations: Vec<pg_sys::Oid>,
+}
+
+impl WriteLocks {
+    /// Those of no relation.
+    pub const NONE: WriteLocks = WriteLocks { transaction: 0, relations: Vec::new() };
+
+    pub fn take(relations: impl IntoIterator<Item = pg_sys::Oid>) -> Self {
+        let relations: Vec<_> = relations.into_iter().collect();
+        relations.iter().for_each(|oid| lock_for_good(*oid, LockMode::RowExclusive));
+        WriteLocks { transaction: transaction_id::top(), relations }
+    }
+
+    /// The id of the transaction that has taken them.
+    pub fn transaction(&self) -> u64 {
+        self.transaction
+    }
+
+    /// Whether the transaction that runs now has locked the relation.
+    pub(super) fn hold(&self, relation: pg_sys::Oid) -> bool {
+        // SAFETY: plain getter.
+        let now = unsafe { externs::GetTopFullTransactionIdIfAny() }.value;
+        self.transaction == now && self.relations.contains(&relation)
+    }
+}
+
+fn lock_for_good(oid: pg_sys::Oid, mode: LockMode) {
     // SAFETY: as sequence.c does it; after an error the abort puts the resource owner back.
     unsafe {
         let owner = pg_sys::CurrentResourceOwner;

@@ -5,6 +5,7 @@
 //! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
 //! replicates the sequence sees no difference.
 
+use super::relation_lock::WriteLocks;
 use super::{compat, externs, text};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
@@ -77,11 +78,14 @@ impl Definition {
     }
 }
 
-/// Draws `n` numbers, at least 1, from a sequence that this transaction has locked with ROW EXCLUSIVE. Returns the
+/// Draws `n` numbers, at least 1, from a sequence that is among `locks`. Returns the
 /// first; each of the others is one increment behind the one before. No rights are asked for: capture works for a
 /// writer who has none on the outbox. 2200H when there are none left.
-pub fn draw(sequence: pg_sys::Oid, n: i64) -> i64 {
-    // SAFETY: inside a transaction on the main thread, the sequence is locked by contract.
+pub fn draw(locks: &WriteLocks, sequence: pg_sys::Oid, n: i64) -> i64 {
+    if !locks.hold(sequence) {
+        pgrx::error!("a number was to be drawn from a sequence that is not locked");
+    }
+    // SAFETY: inside a transaction on the main thread, and the sequence is locked.
     match unsafe { externs::guarded(|| draw_unguarded(sequence, n)) } {
         Ok(first) => first,
         Err(refusal) => refusal.raise(),
@@ -118,7 +122,7 @@ impl Refusal {
 /// what it holds.
 ///
 /// # Safety
-/// As [`draw`], inside a guard.
+/// Inside a transaction on the main thread, and a guard; this transaction has locked the sequence with ROW EXCLUSIVE.
 unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
     // SAFETY: the steps of nextval_internal in sequence.c: the relation is locked; its only block is read under an
     // exclusive lock, verified before anything is changed, and changed in a critical section in which nothing can fail

@@ -3,11 +3,37 @@
 use super::memory;
 use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
-/// A text datum holding a copy of `bytes`.
-pub fn datum(bytes: &[u8]) -> Datum {
+/// A varlena that PostgreSQL reads where it is. It lives as long as what it borrows.
+#[derive(Clone, Copy)]
+pub struct Varlena<'a>(Datum, PhantomData<&'a ()>);
+
+impl Varlena<'_> {
+    /// # Safety
+    /// A varlena with a header of four bytes, neither compressed nor out of line, that lives as long as the result.
+    pub(super) unsafe fn new(datum: Datum) -> Self {
+        Varlena(datum, PhantomData)
+    }
+
+    pub(super) fn datum(self) -> Datum {
+        self.0
+    }
+
+    /// Bytes, the header included.
+    pub(super) fn size(self) -> usize {
+        // SAFETY: by the contract of `new`.
+        unsafe { pgrx::varlena::varsize_4b(self.0.cast_mut_ptr()) }
+    }
+}
+
+/// A text holding a copy of `bytes`, which lives as long as the current memory context.
+pub fn datum(bytes: &[u8]) -> Varlena<'static> {
     // SAFETY: copies `len` bytes into a fresh varlena.
-    Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
+    unsafe {
+        let text = pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32);
+        Varlena::new(Datum::from(text))
+    }
 }
 
 /// How many characters `bytes`, which are in the server encoding, are.
@@ -33,9 +59,9 @@ impl Kept {
         &self.0[4..]
     }
 
-    /// Valid as long as self; PostgreSQL only reads it.
-    pub fn datum(&self) -> Datum {
-        Datum::from(self.0.as_ptr().cast_mut())
+    pub fn datum(&self) -> Varlena<'_> {
+        // SAFETY: a varlena that self holds; PostgreSQL only reads it.
+        unsafe { Varlena::new(Datum::from(self.0.as_ptr().cast_mut())) }
     }
 }
 

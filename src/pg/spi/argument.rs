@@ -1,33 +1,82 @@
 //! Typed arguments of statements.
 
-use crate::pg::{heap, text};
+use crate::pg::heap;
+use crate::pg::text::{self, Varlena};
 use pgrx::{IntoDatum, pg_sys};
 use std::marker::PhantomData;
 
-/// One argument: its type and value.
-pub struct Arg {
+/// One argument of a statement, or a column of a row: its type, and its value or NULL. It lives as long as what it borrows.
+pub struct Arg<'a> {
     pub(super) oid: pg_sys::Oid,
     pub(super) datum: Option<pg_sys::Datum>,
+    borrows: PhantomData<&'a ()>,
 }
 
-impl<T: IntoDatum> From<T> for Arg {
+impl<T: IntoDatum> From<T> for Arg<'_> {
     fn from(value: T) -> Self {
-        Arg { oid: T::type_oid(), datum: value.into_datum() }
+        Arg::new(T::type_oid(), value.into_datum())
     }
 }
 
-impl Arg {
+impl<'a> Arg<'a> {
+    fn new(oid: pg_sys::Oid, datum: Option<pg_sys::Datum>) -> Self {
+        Arg { oid, datum, borrows: PhantomData }
+    }
+
+    pub(in crate::pg) fn type_oid(&self) -> pg_sys::Oid {
+        self.oid
+    }
+
+    pub(in crate::pg) fn value(&self) -> Option<pg_sys::Datum> {
+        self.datum
+    }
+
+    pub fn is_null(&self) -> bool {
+        self.datum.is_none()
+    }
+
     /// NULL of the type that `T` stands for, or the value.
     pub fn opt<T: IntoDatum>(value: Option<T>) -> Self {
-        Arg { oid: T::type_oid(), datum: value.and_then(IntoDatum::into_datum) }
-    }
-
-    pub fn datum(oid: pg_sys::Oid, datum: pg_sys::Datum) -> Self {
-        Arg { oid, datum: Some(datum) }
+        Arg::new(T::type_oid(), value.and_then(IntoDatum::into_datum))
     }
 
     pub fn null(oid: pg_sys::Oid) -> Self {
-        Arg { oid, datum: None }
+        Arg::new(oid, None)
+    }
+
+    /// A label of an enum, by its oid.
+    pub fn label(type_oid: pg_sys::Oid, label: pg_sys::Oid) -> Self {
+        Arg::new(type_oid, Some(label.into()))
+    }
+
+    pub fn xid8(id: u64) -> Self {
+        Arg::new(pg_sys::XID8OID, Some(pg_sys::Datum::from(id as i64)))
+    }
+
+    /// A timestamptz, in microseconds since 2000-01-01 UTC.
+    pub fn timestamptz(micros: i64) -> Self {
+        Arg::new(pg_sys::TIMESTAMPTZOID, Some(micros.into()))
+    }
+
+    pub fn uuid(uuid: &'a uuid::Uuid) -> Self {
+        Arg::new(pg_sys::UUIDOID, Some(pg_sys::Datum::from(uuid.as_bytes().as_ptr())))
+    }
+
+    pub fn text(text: Varlena<'a>) -> Self {
+        Arg::new(pg_sys::TEXTOID, Some(text.datum()))
+    }
+
+    /// A json, whose text is valid.
+    pub fn json(json: Varlena<'a>) -> Self {
+        Arg::new(pg_sys::JSONOID, Some(json.datum()))
+    }
+
+    pub fn opt_text(text: Option<Varlena<'a>>) -> Self {
+        text.map_or(Arg::null(pg_sys::TEXTOID), Arg::text)
+    }
+
+    pub fn opt_json(json: Option<Varlena<'a>>) -> Self {
+        json.map_or(Arg::null(pg_sys::JSONOID), Arg::json)
     }
 
     /// An array of row addresses.
@@ -38,7 +87,7 @@ impl Arg {
     }
 
     /// An array of uuids.
-    pub fn uuids<'a>(uuids: impl IntoIterator<Item = &'a uuid::Uuid>) -> Self {
+    pub fn uuids<'u>(uuids: impl IntoIterator<Item = &'u uuid::Uuid>) -> Self {
         let mut datums: Vec<pg_sys::Datum> =
             uuids.into_iter().map(|u| pg_sys::Datum::from(u.as_bytes().as_ptr())).collect();
         Arg::array(pg_sys::UUIDARRAYOID, pg_sys::UUIDOID, &mut datums, 16, b'c')
@@ -56,7 +105,7 @@ impl Arg {
                 align as core::ffi::c_char,
             )
         };
-        Arg::datum(oid, pg_sys::Datum::from(array))
+        Arg::new(oid, Some(pg_sys::Datum::from(array)))
     }
 
     /// A text of UTF-8, converted to the server encoding; what that cannot hold becomes a question mark.
@@ -71,12 +120,12 @@ impl Arg {
 
     /// A json of UTF-8.
     pub fn json_utf8(text: &str) -> Self {
-        Arg::datum(pg_sys::JSONOID, text::datum(&text::from_utf8(text)))
+        Arg::json(text::datum(&text::from_utf8(text)))
     }
 
     /// A text of bytes in the server encoding.
     pub fn text_bytes(bytes: &[u8]) -> Self {
-        Arg::datum(pg_sys::TEXTOID, text::datum(bytes))
+        Arg::text(text::datum(bytes))
     }
 }
 
@@ -90,8 +139,8 @@ impl<'a> Ids<'a> {
     }
 }
 
-impl From<Ids<'_>> for Arg {
-    fn from(ids: Ids<'_>) -> Self {
-        Arg::datum(pg_sys::INT8ARRAYOID, ids.0)
+impl<'a> From<Ids<'a>> for Arg<'a> {
+    fn from(ids: Ids<'a>) -> Self {
+        Arg::new(pg_sys::INT8ARRAYOID, Some(ids.0))
     }
 }

@@ -11,6 +11,7 @@ mod row;
 pub use argument::{Arg, Ids};
 use pgrx::pg_sys;
 pub use row::Row;
+pub(super) use row::types_of;
 use std::ops::ControlFlow;
 
 /// Hands the rows of a result to `each`, one after the other, until it says stop; whether it did.
@@ -25,11 +26,12 @@ unsafe fn each_row(
     // SAFETY: by contract; both arrays have the descriptor's number of attributes, and the datums point into the tuples.
     unsafe {
         let desc = (*table).tupdesc;
-        let columns = (*desc).natts as usize;
+        let types = types_of(desc);
+        let columns = types.len();
         let (mut values, mut nulls) = (vec![pg_sys::Datum::from(0); columns], vec![true; columns]);
         for i in 0..count {
             pg_sys::heap_deform_tuple(*(*table).vals.add(i), desc, values.as_mut_ptr(), nulls.as_mut_ptr());
-            each(&Row::new(&values, &nulls, desc))?;
+            each(&Row::new(&values, &nulls, &types))?;
         }
     }
     ControlFlow::Continue(())
