@@ -1,8 +1,8 @@
 //! The C functions that PostgreSQL calls in this library: when it is loaded, as SQL functions that take the raw call
 //! information, and as the mains of background workers.
 //!
-//! This module stands above all others, and beside `pg` it is the only one with `unsafe`: it hands what `pg` calls back,
-//! such as hooks, down as functions, so that `pg` imports nothing from the folders above it.
+//! This module stands above all others, and beside `pg` it is the only one with `unsafe`: it hands what `pg` calls
+//! back, such as hooks, down as functions, so that `pg` imports nothing from the folders above it.
 
 use crate::error::{Error, SqlState, or_raise, report_through};
 use crate::pg::shmem::Shared;
@@ -122,7 +122,8 @@ pub unsafe extern "C-unwind" fn sync_outbox_launcher_main(_argument: pg_sys::Dat
 /// The main function of the worker of a database.
 ///
 /// # Safety
-/// Called by PostgreSQL in a background worker only, with the argument that [`crate::pg::bgworker::Handle::start`] gave.
+/// Called by PostgreSQL in a background worker only, with the argument that [`crate::pg::bgworker::Handle::start`]
+/// gave.
 #[unsafe(no_mangle)]
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn sync_outbox_worker_main(argument: pg_sys::Datum) {

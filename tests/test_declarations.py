@@ -1,5 +1,5 @@
-"""The functions of the library take and give what `sql/` declares: nothing else compares the two, because the scripts are
-written by hand, and a value that is read as another type is read wrongly.
+"""The functions of the library take and give what `sql/` declares: nothing else compares the two, because the scripts
+are written by hand, and a value that is read as another type is read wrongly.
 
 The Rust side is read from the sources, the declared side from pg_proc of the installed extension."""
 

@@ -40,7 +40,9 @@ def test_the_second_change_of_a_key_by_a_nested_trigger(years, receiver, altered
     if altered:
         years.alter_outbox()
     years.run("""CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        UPDATE "año" SET "größe" = NEW."größe" || 'é' WHERE "clé" = NEW."clé" AND length("größe") < 3; RETURN NULL; END $$;
+            UPDATE "año" SET "größe" = NEW."größe" || 'é' WHERE "clé" = NEW."clé" AND length("größe") < 3;
+            RETURN NULL;
+        END $$;
         CREATE TRIGGER "!again" AFTER INSERT OR UPDATE ON "año" FOR EACH ROW EXECUTE FUNCTION again()""")
     years.run("""INSERT INTO "año" VALUES ('ñandú', 'ß'), ('ÿ', '')""")
     years.run("""UPDATE "año" SET "clé" = 'ö' || "clé", "größe" = '' """)
@@ -56,7 +58,8 @@ def test_the_second_change_of_a_key_by_a_nested_trigger(years, receiver, altered
 def test_every_operation_sends_what_is_stored(years, receiver):
     years.attach('"año"', include_old=True, operations=["INSERT", "UPDATE", "DELETE", "TRUNCATE"])
     years.run("SET sync_outbox.reason = 'corrección'")
-    years.run("""INSERT INTO "año" VALUES ('clé', 'süß'); UPDATE "año" SET "größe" = '½'; DELETE FROM "año"; TRUNCATE "año" """)
+    years.run("""INSERT INTO "año" VALUES ('clé', 'süß'); UPDATE "año" SET "größe" = '½';
+                 DELETE FROM "año"; TRUNCATE "año" """)
     assert years.flushed()["acked"] == 4
     inserted, updated, deleted, truncated = receiver.changes
     assert inserted["data"] == {"clé": "clé", "größe": "süß"}
@@ -73,7 +76,8 @@ def test_attach_and_detach(years):
     years.attach('"año"', exclude=["größe"])
     assert years.value("SELECT exclude FROM sync_outbox_attached") == ["größe"]
     for arguments, argument in [({"columns": ["señal"]}, "columns"), ({"exclude": ["señal"]}, "exclude"),
-                                ({"branch_column": "señal"}, "branch_column"), ({"key_columns": ["señal"]}, "key_columns")]:
+                                ({"branch_column": "señal"}, "branch_column"),
+                                ({"key_columns": ["señal"]}, "key_columns")]:
         with pytest.raises(errors.UndefinedColumn) as refused:
             years.attach('"año"', **arguments)
         assert argument in str(refused.value)
@@ -99,7 +103,8 @@ def test_flush_and_drain_of_a_branch(years, receiver):
 
 def test_targets(years, receiver, new_receiver):
     other = new_receiver()
-    years.run("SELECT sync_outbox_target_set('sucursal', %s)", [json.dumps({"base_url": other.url, "upload_path": "/añadir"})])
+    config = json.dumps({"base_url": other.url, "upload_path": "/añadir"})
+    years.run("SELECT sync_outbox_target_set('sucursal', %s)", [config])
     with pytest.raises(errors.InvalidParameterValue, match=NO_SUCH_TARGET):
         years.run("SELECT sync_outbox_target_drop('señal')")
     years.run("SELECT sync_outbox_target_set('señal', '{}'); SELECT sync_outbox_target_drop('señal')")
@@ -110,7 +115,8 @@ def test_targets(years, receiver, new_receiver):
         years.run("SELECT sync_outbox_set_token('señal')")
     years.attach('"año"', target="sucursal")
     years.run("""INSERT INTO "año" VALUES ('é', 'ü')""")
-    assert years.flushed(target="sucursal")["acked"] == 1 and other.changes[0]["data"] == {"clé": "é", "größe": "ü"}
+    assert years.flushed(target="sucursal")["acked"] == 1
+    assert other.changes[0]["data"] == {"clé": "é", "größe": "ü"}
 
 
 def test_pause_and_resume(years):
@@ -165,9 +171,10 @@ def test_requeue_and_discard(years):
 
 
 def test_import(years):
-    years.run("""CREATE TABLE antes (id bigint PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb, data jsonb,
-            dedup_key text, created_at timestamptz DEFAULT now());
-        INSERT INTO antes VALUES (1, 'public', 'año', 'INSERT', '{"clé": "ñ"}', '{"clé": "ñ", "größe": "ß"}', 'clé única')""")
+    years.run("""CREATE TABLE antes (id bigint PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb,
+            data jsonb, dedup_key text, created_at timestamptz DEFAULT now());
+        INSERT INTO antes VALUES (1, 'public', 'año', 'INSERT', '{"clé": "ñ"}',
+            '{"clé": "ñ", "größe": "ß"}', 'clé única')""")
     assert years.value("SELECT sync_outbox_import('antes')") == 1
     assert years.changes() == [("INSERT", {"clé": "ñ"}, {"clé": "ñ", "größe": "ß"})]
     assert years.outbox()[0].branch == "ß"
@@ -176,8 +183,8 @@ def test_import(years):
 @pytest.mark.parametrize("function", ["sync_outbox_apply", "sync_outbox_apply_text"])
 def test_accept_and_apply(years, function):
     years.run("""SELECT sync_outbox_accept('"año"', ignore_unknown_columns => true)""")
-    insert = {"id": 1, "dedup_key": "00000000-0000-4000-8000-000000000001", "txid": 1, "schema": "public", "table": "año",
-              "op": "INSERT", "pk": {"clé": "ñ"}, "data": {"clé": "ñ", "größe": "ß"}}
+    insert = {"id": 1, "dedup_key": "00000000-0000-4000-8000-000000000001", "txid": 1, "schema": "public",
+              "table": "año", "op": "INSERT", "pk": {"clé": "ñ"}, "data": {"clé": "ñ", "größe": "ß"}}
     unknown = {**insert, "id": 2, "dedup_key": "00000000-0000-4000-8000-000000000002", "table": "señal"}
     answer = years.value(f"SELECT {function}(%s)", [json.dumps({"changes": [insert, unknown]}, ensure_ascii=False)])
     assert answer["acked"] == [insert["dedup_key"]]
@@ -188,8 +195,8 @@ def test_accept_and_apply(years, function):
 def test_the_extension_in_a_schema_whose_name_is_not_ascii(quiet_server, watched, receiver):
     db = watched(quiet_server).create_database(LATIN1)
     try:
-        db.run("""SET client_encoding = 'UTF8'; SET client_min_messages = warning; CREATE SCHEMA "réplica"; CREATE EXTENSION sync_outbox SCHEMA "réplica";
-            SET search_path = "réplica", public""")
+        db.run("""SET client_encoding = 'UTF8'; SET client_min_messages = warning; CREATE SCHEMA "réplica";
+            CREATE EXTENSION sync_outbox SCHEMA "réplica"; SET search_path = "réplica", public""")
         db.aim(receiver)
         db.run("CREATE TABLE public.t (id int PRIMARY KEY, v text)")
         db.attach("t")

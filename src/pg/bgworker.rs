@@ -29,8 +29,8 @@ pub fn register_launcher() {
 pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
 
 impl Handle {
-    /// Starts the worker of a database; `None` if `max_worker_processes` are taken. This process's latch is set when the
-    /// worker has started and when it has ended; the postmaster never restarts it.
+    /// Starts the worker of a database; `None` if `max_worker_processes` are taken. This process's latch is set when
+    /// the worker has started and when it has ended; the postmaster never restarts it.
     pub fn start(database: pg_sys::Oid) -> Option<Self> {
         // SAFETY: plain global.
         let notify = unsafe { pg_sys::MyProcPid };
@@ -72,8 +72,8 @@ impl Drop for Handle {
 /// Connects this worker as the bootstrap superuser to a database, or with `None` to the shared catalogs only. Ends the
 /// process if the database is gone.
 pub fn connect(database: Option<pg_sys::Oid>) {
-    // SAFETY: once per worker, outside a transaction, with signals unblocked. The callback is registered first, so it runs
-    // after the one that aborts an open transaction.
+    // SAFETY: once per worker, outside a transaction, with signals unblocked. The callback is registered first, so it
+    // runs after the one that aborts an open transaction.
     unsafe {
         pg_sys::before_shmem_exit(Some(release_session_locks), pg_sys::Datum::from(0));
         let database = database.unwrap_or(pg_sys::InvalidOid);

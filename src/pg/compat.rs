@@ -1,7 +1,7 @@
 //! What differs between PostgreSQL's majors: the only module that asks which one it is compiled for.
 //!
-//! A condition names the old majors that do it the old way, and `not(..)` is how the newest does it. So a new major takes
-//! the newest branch, and stops compiling, or linking, only where it differs from the major before.
+//! A condition names the old majors that do it the old way, and `not(..)` is how the newest does it. So a new major
+//! takes the newest branch, and stops compiling, or linking, only where it differs from the major before.
 
 use pgrx::pg_sys::{self, Oid};
 
@@ -68,8 +68,8 @@ pub(super) unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, i: usize) -> &
         #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
         return &*(*descriptor).attrs.as_ptr().add(i);
         #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
-        // As TupleDescAttr of `access/tupdesc.h`, which pgrx binds as a guarded call: the attributes stand behind the compact
-        // ones. This is asked of every column of every captured row.
+        // As TupleDescAttr of `access/tupdesc.h`, which pgrx binds as a guarded call: the attributes stand behind the
+        // compact ones. This is asked of every column of every captured row.
         return &*(*descriptor)
             .compact_attrs
             .as_ptr()

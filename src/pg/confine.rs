@@ -1,9 +1,9 @@
 //! What code of others must not do beside what PostgreSQL's security-restricted operation refuses already.
 //!
-//! - Leave a trigger for the end of the transaction. Up to PostgreSQL 17 a deferred one fires at COMMIT as whoever commits,
-//!   outside every guard: the owner of a table that somebody else writes would run code as that somebody.
-//! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also by
-//!   what the session runs later.
+//! - Leave a trigger for the end of the transaction. Up to PostgreSQL 17 a deferred one fires at COMMIT as whoever
+//!   commits, outside every guard: the owner of a table that somebody else writes would run code as that somebody.
+//! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also
+//!   by what the session runs later.
 
 use super::{externs, spi};
 use crate::error::{Error, SqlState};
@@ -50,9 +50,9 @@ enum Deferred {
     Something,
 }
 
-/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction that only
-/// reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused itself: where something
-/// had been deferred before, the writing is refused.
+/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction
+/// that only reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused
+/// itself: where something had been deferred before, the writing is refused.
 pub struct ImmediateOnWrite(Option<Deferred>);
 
 impl ImmediateOnWrite {

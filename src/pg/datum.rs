@@ -1,7 +1,7 @@
 //! Values of rows: reading a datum of a known type, and a type's own functions kept ready.
 //!
-//! A [`Value`] knows the type that its row's descriptor gives it. Readers that follow a pointer look at that first and raise
-//! XX000 where it is not theirs, so that no datum is taken for another kind of one.
+//! A [`Value`] knows the type that its row's descriptor gives it. Readers that follow a pointer look at that first and
+//! raise XX000 where it is not theirs, so that no datum is taken for another kind of one.
 
 use super::buffer::Buffer;
 use super::{compat, externs, types};
@@ -148,8 +148,8 @@ pub(super) unsafe fn varlena(datum: &pg_sys::Datum) -> &[u8] {
     }
 }
 
-/// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no digits
-/// that only read back by rounding to even.
+/// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no
+/// digits that only read back by rounding to even.
 pub fn shortest_float8(value: f64, out: &mut Buffer) {
     let mut buffer = [0; 32];
     // SAFETY: the longest result, with its NUL, is DOUBLE_SHORTEST_DECIMAL_LEN = 25 bytes.
@@ -183,9 +183,9 @@ pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&
     }
 }
 
-/// A function of users that gives the json of a type: looked up for every call, whose state ends with the current memory
-/// context. A function in SQL keeps in its state where it is: after an error in a savepoint, or where it comes back to itself,
-/// that is not one to go on from; and it can get another owner, body or language meanwhile.
+/// A function of users that gives the json of a type: looked up for every call, whose state ends with the current
+/// memory context. A function in SQL keeps in its state where it is: after an error in a savepoint, or where it comes
+/// back to itself, that is not one to go on from; and it can get another owner, body or language meanwhile.
 pub struct UsersFunction {
     oid: pg_sys::Oid,
     takes: pg_sys::Oid,

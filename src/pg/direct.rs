@@ -1,7 +1,8 @@
-//! Rows that are appended, read and deleted without the executor, in a table in which nothing else has to happen for a row.
+//! Rows that are appended, read and deleted without the executor, in a table in which nothing else has to happen for a
+//! row.
 //!
-//! [`Direct`] knows how the table and its index have been found. Whether they still are so is looked at again wherever that is
-//! relied on: it costs a comparison for each column, of what is read for every row anyway.
+//! [`Direct`] knows how the table and its index have been found. Whether they still are so is looked at again wherever
+//! that is relied on: it costs a comparison for each column, of what is read for every row anyway.
 
 use super::datum::{ColumnType, Value, wrong_type};
 use super::heap;
@@ -21,8 +22,8 @@ pub struct Direct<const N: usize, const K: usize> {
 }
 
 impl<const N: usize, const K: usize> Direct<N, K> {
-    /// `None` if the table does not have columns of exactly these types, or more has to happen for a row, or the index is another
-    /// one than that over the columns with these attribute numbers.
+    /// `None` if the table does not have columns of exactly these types, or more has to happen for a row, or the index
+    /// is another one than that over the columns with these attribute numbers.
     pub fn of(table: &Open, index: &Open, types: [pg_sys::Oid; N], keys: [usize; K]) -> Option<Self> {
         let direct = Direct { table: table.borrow().oid(), index: index.borrow().oid(), types, keys };
         // SAFETY: open relations.
@@ -120,14 +121,15 @@ impl<const N: usize, const K: usize> Opened<'_, N, K> {
         self.table.blocks()
     }
 
-    /// Deletes the row version at `place` (block and offset; the block is one that the table has) if it is there and visible,
-    /// nobody has replaced or deleted it, and `is_it` knows it by its first three columns, none of which may be NULL. Returns
-    /// whether it did. A snapshot must be active.
+    /// Deletes the row version at `place` (block and offset; the block is one that the table has) if it is there and
+    /// visible, nobody has replaced or deleted it, and `is_it` knows it by its first three columns, none of which may
+    /// be NULL. Returns whether it did. A snapshot must be active.
     pub fn delete(&self, place: (u32, u16), is_it: impl FnOnce([Value; 3]) -> bool) -> bool {
         let mut tuple = pg_sys::HeapTupleData { t_self: heap::address(place), ..Default::default() };
         let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;
         let (table, columns) = (self.table.raw(), self.table.descriptor());
-        // SAFETY: the table is open and locked, and a heap of these columns; the buffer is pinned while the tuple is looked at.
+        // SAFETY: the table is open and locked, and a heap of these columns; the buffer is pinned while the tuple is
+        // looked at.
         unsafe {
             if self.mode != LockMode::RowExclusive || !pg_sys::ActiveSnapshotSet() {
                 pgrx::error!("a row was to be deleted without a lock or a snapshot");

@@ -34,7 +34,8 @@ mod raw {
         pub fn die(signal: c_int);
         /// `postmaster/interrupt.h`; as above
         pub fn SignalHandlerForConfigReload(signal: c_int);
-        // For `append`, whose calls share one guard: `access/heapam.h`, `access/genam.h`, `access/table.h`, `catalog/index.h`.
+        // For `append`, whose calls share one guard: `access/heapam.h`, `access/genam.h`, `access/table.h`,
+        // `catalog/index.h`.
         pub fn table_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
         pub fn table_close(relation: pg_sys::Relation, lock: pg_sys::LOCKMODE);
         pub fn index_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
@@ -172,8 +173,8 @@ pub struct NewRow<'a> {
 /// Appends a row to a heap and its entry to one unique index over columns that are not NULL, if the two are found fit.
 ///
 /// # Safety
-/// Both relations are locked by this transaction; `fits` says of the open ones that values and NULLs are as many as the table
-/// has columns, and `key` as the index has, of their types, and that the index is a btree. It raises nothing.
+/// Both relations are locked by this transaction; `fits` says of the open ones that values and NULLs are as many as the
+/// table has columns, and `key` as the index has, of their types, and that the index is a btree. It raises nothing.
 pub unsafe fn append(
     table: Oid,
     index: Oid,

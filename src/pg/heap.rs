@@ -34,11 +34,11 @@ impl Tuple<'_> {
     }
 }
 
-/// Command ids of row versions, as their stored headers tell them: only for versions of a heap that an AFTER trigger was
-/// handed, whose header is that of the moment in which the trigger was fired.
+/// Command ids of row versions, as their stored headers tell them: only for versions of a heap that an AFTER trigger
+/// was handed, whose header is that of the moment in which the trigger was fired.
 impl Tuple<'_> {
-    /// The command that made this version, which our transaction has made. `None` if the header no longer says so: a version
-    /// that COPY .. FREEZE made keeps no command id when it is replaced.
+    /// The command that made this version, which our transaction has made. `None` if the header no longer says so: a
+    /// version that COPY .. FREEZE made keeps no command id when it is replaced.
     pub fn made_by(&self) -> Option<u32> {
         match self.flags() {
             flags if flags & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN => None,
@@ -60,7 +60,8 @@ impl Tuple<'_> {
         unsafe { pg_sys::HeapTupleHeaderGetCmax((*self.0).t_data) }
     }
 
-    /// Whether our transaction has made this version, which it has replaced or deleted since, by `command` or a later one.
+    /// Whether our transaction has made this version, which it has replaced or deleted since, by `command` or a later
+    /// one.
     pub fn made_since(&self, command: u32) -> bool {
         let flags = self.flags();
         // A version that was made and ended by one transaction has a combo command id, unless it was born frozen.
@@ -73,8 +74,8 @@ impl Tuple<'_> {
 
     /// Whether this version, which our transaction has ended, was replaced by another one, and not deleted.
     pub fn was_replaced(&self) -> bool {
-        // SAFETY: the header of a live tuple, and the tuple's own address. A row that moved to another partition was deleted
-        // and inserted.
+        // SAFETY: the header of a live tuple, and the tuple's own address. A row that moved to another partition was
+        // deleted and inserted.
         unsafe {
             let next = &(*(*self.0).t_data).t_ctid;
             let here = &(*self.0).t_self;
@@ -111,7 +112,8 @@ pub struct Columns {
 impl Columns {
     /// Takes `tuple` apart.
     pub fn load(&mut self, Tuple(tuple, descriptor, _): Tuple<'_>) {
-        // SAFETY: a tuple of that descriptor, whose number of attributes both arrays have; the datums point into the tuple.
+        // SAFETY: a tuple of that descriptor, whose number of attributes both arrays have; the datums point into the
+        // tuple.
         unsafe {
             let n = (*descriptor).natts as usize;
             self.values.resize(n, pg_sys::Datum::from(0));
@@ -127,8 +129,8 @@ impl Columns {
     /// # Safety
     /// `row` is a non-NULL datum of the relation's row type.
     pub(super) unsafe fn load_whole_row(&mut self, row: pg_sys::Datum, relation: &super::relation::Borrowed<'_>) {
-        // SAFETY: by contract a composite datum, which starts with a tuple header; the copy lives as long as the current
-        // memory context, as long as the values are used.
+        // SAFETY: by contract a composite datum, which starts with a tuple header; the copy lives as long as the
+        // current memory context, as long as the values are used.
         unsafe {
             let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(row.cast_mut_ptr()).cast();
             let mut tuple = pg_sys::HeapTupleData {

@@ -20,8 +20,9 @@ impl Open {
             let columns = usize::min(form.indnkeyatts as usize, keys.len());
             let descriptor = self.borrow();
             let in_usual_order = (0..columns).all(|i| {
-                // What an index stores (of a name: a cstring) need not have a default operator class. The type cache keeps the
-                // answer, and is told when an operator class comes or goes: this is asked at every read of the outbox.
+                // What an index stores (of a name: a cstring) need not have a default operator class. The type cache
+                // keeps the answer, and is told when an operator class comes or goes: this is asked at every read of
+                // the outbox.
                 let of_type = descriptor
                     .column(i)
                     .map(|column| {

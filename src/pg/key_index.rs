@@ -24,7 +24,8 @@ struct KeyColumn {
 }
 
 impl KeyIndex {
-    /// The index of a table that this transaction has locked, unique over exactly the columns at these positions of a row.
+    /// The index of a table that this transaction has locked, unique over exactly the columns at these positions of a
+    /// row.
     pub fn over(table: pg_sys::Oid, columns: &[usize]) -> Option<Self> {
         let table = Open::locked(table);
         table.indexes().into_iter().find_map(|oid| {
@@ -65,9 +66,9 @@ impl KeyIndex {
         if index.indexed_table() != table.oid() {
             pgrx::error!("an index of another table was to be searched");
         }
-        // SAFETY: both relations are open and locked; the keys name columns of the index, with the equality of its operator
-        // classes and values of the table's types; slot and scan are given back here, or by the abort after an error. The row
-        // is a copy.
+        // SAFETY: both relations are open and locked; the keys name columns of the index, with the equality of its
+        // operator classes and values of the table's types; slot and scan are given back here, or by the abort after an
+        // error. The row is a copy.
         unsafe {
             let mut keys = [pg_sys::ScanKeyData::default(); pg_sys::INDEX_MAX_KEYS as usize];
             for (i, column) in self.columns.iter().enumerate() {

@@ -77,7 +77,8 @@ pub fn at_exit(f: fn()) {
     unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::from(f as usize)) }
 }
 
-/// Runs `f(argument)` when it is dropped, or when the process ends before that: for what must not stay in shared memory.
+/// Runs `f(argument)` when it is dropped, or when the process ends before that: for what must not stay in shared
+/// memory.
 pub struct Cleanup {
     job: *mut Job,
 }

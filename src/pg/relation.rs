@@ -180,8 +180,8 @@ impl Open {
         self.borrow().columns()
     }
 
-    /// Whether a row can be put into this table, or taken from it, without anything else having to happen: a heap with no
-    /// rules, triggers, row security or constraints that would have to be checked.
+    /// Whether a row can be put into this table, or taken from it, without anything else having to happen: a heap with
+    /// no rules, triggers, row security or constraints that would have to be checked.
     pub fn is_plain_heap(&self) -> bool {
         // SAFETY: fields of an open relation; trigdesc and constr may be null.
         unsafe {

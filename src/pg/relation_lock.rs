@@ -38,7 +38,8 @@ pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
     unsafe { pg_sys::LockRelationOid(oid, mode.number()) }
 }
 
-/// Relations that a transaction has locked for writing, to its end: a savepoint that is rolled back does not give them back.
+/// Relations that a transaction has locked for writing, to its end: a savepoint that is rolled back does not give them
+/// back.
 pub struct WriteLocks {
     transaction: u64,
     relations: Vec<pg_sys::Oid>,

@@ -1,5 +1,5 @@
-//! Reading a table without the executor: along one of its indexes, for the one query that runs for every change, and as it
-//! stands at this moment.
+//! Reading a table without the executor: along one of its indexes, for the one query that runs for every change, and as
+//! it stands at this moment.
 
 use super::datum::{ColumnType, wrong_type};
 use super::direct::Opened;
@@ -20,8 +20,8 @@ pub struct Range<'a, const N: usize> {
 }
 
 impl<const N: usize> Range<'_, N> {
-    /// Hands over the rows that are visible now, in the order of the index, until `each` says stop. The row has the table's
-    /// columns and behind them its address (a ctid). Interrupts are served between rows.
+    /// Hands over the rows that are visible now, in the order of the index, until `each` says stop. The row has the
+    /// table's columns and behind them its address (a ctid). Interrupts are served between rows.
     pub fn read(&self, mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
         let (smallint, priority) = self.equal;
         let (table, index) = (&self.opened.table, &self.opened.index);
@@ -35,8 +35,8 @@ impl<const N: usize> Range<'_, N> {
             (2, strategy, pg_sys::F_ENUM_EQ, priority.into()),
             (3, pg_sys::BTGreaterStrategyNumber, pg_sys::F_INT8GT, self.above.into()),
         ];
-        // SAFETY: both relations are open and locked; the keys name columns of the index and comparison functions of their
-        // types; the slot and the scan are given back here, or by the abort after an error.
+        // SAFETY: both relations are open and locked; the keys name columns of the index and comparison functions of
+        // their types; the slot and the scan are given back here, or by the abort after an error.
         super::xact::with_snapshot(|| unsafe {
             let mut scan_keys = [pg_sys::ScanKeyData::default(); 3];
             for (scan_key, (column, strategy, function, value)) in scan_keys.iter_mut().zip(keys) {
@@ -75,12 +75,13 @@ impl<const N: usize> Range<'_, N> {
     }
 }
 
-/// Hands over every row that stands in a table at this moment: our own transaction's writes, its current statement's included,
-/// and what others have committed. Interrupts are served between rows; what is allocated for one goes with it.
+/// Hands over every row that stands in a table at this moment: our own transaction's writes, its current statement's
+/// included, and what others have committed. Interrupts are served between rows; what is allocated for one goes with
+/// it.
 pub fn standing(table: &Open, mut each: impl FnMut(Tuple<'_>)) {
     let memory = Scratch::new();
-    // SAFETY: the relation is open and locked; without an index this reads any table from its beginning; the scan is given back
-    // here, or by the abort after an error. A row is valid until the next is asked for.
+    // SAFETY: the relation is open and locked; without an index this reads any table from its beginning; the scan is
+    // given back here, or by the abort after an error. A row is valid until the next is asked for.
     unsafe {
         let now = &raw mut pg_sys::SnapshotSelfData;
         let scan = pg_sys::systable_beginscan(table.raw(), pg_sys::InvalidOid, false, now, 0, core::ptr::null_mut());

@@ -1,6 +1,7 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
-use super::memory;
+use super::{memory, xact};
+use pgrx::PgLogLevel;
 use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -115,7 +116,7 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
         return memory::copy(text.as_bytes());
     }
     let convert = |text: &str| {
-        super::xact::subtransaction(|| {
+        xact::subtransaction(|| {
             // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
             unsafe {
                 let converted =
@@ -131,11 +132,12 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
 }
 
-/// A text of an error, as it can be reported. pgrx hands the bytes of a `String` to PostgreSQL as they are, which takes them
-/// for text in the server's encoding: where that is another one, characters beyond ASCII are written as SQL escapes them in
-/// `U&'..'`.
-pub fn reportable(text: String) -> String {
-    if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() {
+/// A text of an error, as it can be reported. pgrx hands the bytes of a `String` to PostgreSQL as they are, which takes
+/// them for text in the server's encoding: where that is another one, characters beyond ASCII are written as SQL
+/// escapes them in `U&'..'`. An error that we are going to catch ourselves stays as it is.
+pub fn reportable(text: String, level: PgLogLevel) -> String {
+    let comes_back = level == PgLogLevel::ERROR && xact::is_catching();
+    if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() || comes_back {
         return text;
     }
     text.chars().fold(String::new(), |mut out, c| {
@@ -153,8 +155,8 @@ pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
 }
 
-/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or too
-/// little memory. Raises nothing.
+/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or
+/// too little memory. Raises nothing.
 pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     if server_is_utf8() || bytes.is_ascii() {
         return std::str::from_utf8(bytes)
@@ -166,8 +168,8 @@ pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     let mut piece = [0u8; ROOM];
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the function
-        // stops in front of what it cannot convert and says how far it came.
+        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the
+        // function stops in front of what it cannot convert and says how far it came.
         let (done, made) = unsafe {
             let (from, to) = (pg_sys::GetDatabaseEncoding(), pg_sys::pg_enc::PG_UTF8 as i32);
             let conversion = pg_sys::FindDefaultConversionProc(from, to);

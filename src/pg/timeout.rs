@@ -9,15 +9,15 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is looked
-/// at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it is
-/// earlier, and is put back when this is dropped.
+/// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is
+/// looked at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it
+/// is earlier, and is put back when this is dropped.
 ///
 /// Code that runs inside may catch that error, and any error by its name. So the rollback of a subtransaction, without
-/// which nothing is caught, has the error raised again: once more after [`TO_CLEAN_UP`], and from then on at the next look
-/// for interrupts. In PL/pgSQL that comes before the next statement, outside the block that has just caught one, so that
-/// each block catches at most one. Other languages can call us in loops in which every call is a block of its own: their
-/// session ends after [`TO_GIVE_UP`].
+/// which nothing is caught, has the error raised again: once more after [`TO_CLEAN_UP`], and from then on at the next
+/// look for interrupts. In PL/pgSQL that comes before the next statement, outside the block that has just caught one,
+/// so that each block catches at most one. Other languages can call us in loops in which every call is a block of its
+/// own: their session ends after [`TO_GIVE_UP`].
 pub struct StatementLimit {
     /// When the limit was to be reached that we have replaced.
     replaced: Option<Option<i64>>,
@@ -75,8 +75,8 @@ impl StatementLimit {
         self.replaced.is_some()
     }
 
-    /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit is not
-    /// raised any more once the time is over.
+    /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit
+    /// is not raised any more once the time is over.
     pub fn look(&self, finished: bool) -> Time {
         if clock::now_micros() < self.deadline {
             return Time::Left;
@@ -154,8 +154,9 @@ unsafe extern "C-unwind" fn tell() {
     pgrx::log!("sync_outbox ends this session: code of a table catches the error of a time limit again and again");
 }
 
-/// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it does.
-/// PostgreSQL tells when a wait begins, by its timers, and not when it ends; and what comes after one is not waiting.
+/// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it
+/// does. PostgreSQL tells when a wait begins, by its timers, and not when it ends; and what comes after one is not
+/// waiting.
 pub struct LockWaits(());
 
 const TICK_MS: c_int = 10;
@@ -173,7 +174,8 @@ impl LockWaits {
         LockWaits(())
     }
 
-    /// Microseconds of waiting, in all; of a difference of two such numbers, a tick at either end is a matter of chance.
+    /// Microseconds of waiting, in all; of a difference of two such numbers, a tick at either end is a matter of
+    /// chance.
     pub fn waited(&self) -> i64 {
         1000 * i64::from(TICK_MS) * WAITING.load(Relaxed)
     }
@@ -194,8 +196,8 @@ static TICK_TIMEOUT: Lazy<c_int> = Lazy::new(|| externs::register_timeout(tick))
 /// Runs in a signal handler.
 unsafe extern "C-unwind" fn tick() {
     const CLASS: u32 = 0xFF00_0000;
-    // SAFETY: this process has a PGPROC as long as it runs statements; a volatile read, of what the code writes that the
-    // signal has interrupted.
+    // SAFETY: this process has a PGPROC as long as it runs statements; a volatile read, of what the code writes that
+    // the signal has interrupted.
     let waits_for = unsafe { (&raw const (*pg_sys::MyProc).wait_event_info).read_volatile() };
     if waits_for & CLASS == pg_sys::PG_WAIT_LOCK {
         WAITING.fetch_add(1, Relaxed);

@@ -48,8 +48,8 @@ pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
     }
 }
 
-/// The function that gives the json of a type, or of the one under a domain, where the text of its output function would not
-/// be it. It takes one argument of the type, and returns a json.
+/// The function that gives the json of a type, or of the one under a domain, where the text of its output function
+/// would not be it. It takes one argument of the type, and returns a json.
 pub(super) fn json_function(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     match json_kind(base_type(type_oid)) {
         JsonKind::Array => Some(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY)),

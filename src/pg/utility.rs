@@ -1,8 +1,8 @@
-//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the background
-//! processes must know of.
+//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the
+//! background processes must know of.
 //!
-//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
-//! psql shows, and nobody's DDL may look different because this library is loaded.
+//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names
+//! that psql shows, and nobody's DDL may look different because this library is loaded.
 
 use super::{executor, externs, truncation};
 use once_cell::sync::OnceCell;
@@ -18,7 +18,8 @@ pub struct Background {
     pub before_extension_change: fn(),
     /// Called before COMMIT PREPARED.
     pub before_commit_prepared: fn(),
-    /// Runs a statement, which needs the named database to have no connections. It calls its last argument exactly once.
+    /// Runs a statement, which needs the named database to have no connections. It calls its last argument exactly
+    /// once.
     pub without_worker: fn(Option<&CStr>, &mut dyn FnMut()),
 }
 
@@ -164,8 +165,8 @@ unsafe extern "C-unwind" fn before(kind: Kind) {
 /// Runs the statement while the worker of the database stays away.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn around(call: Call) {
-    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so that
-    // the guard in `without_worker` is dropped.
+    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so
+    // that the guard in `without_worker` is dropped.
     unsafe {
         let name = database_named(call.statement).map(|name| CStr::from_ptr(name));
         let mut statement = || pg_guard_ffi_boundary(|| call.next());

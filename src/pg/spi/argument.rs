@@ -5,7 +5,8 @@ use crate::pg::text::{self, Varlena};
 use pgrx::{IntoDatum, pg_sys};
 use std::marker::PhantomData;
 
-/// One argument of a statement, or a column of a row: its type, and its value or NULL. It lives as long as what it borrows.
+/// One argument of a statement, or a column of a row: its type, and its value or NULL. It lives as long as what it
+/// borrows.
 pub struct Arg<'a> {
     pub(super) oid: pg_sys::Oid,
     pub(super) datum: Option<pg_sys::Datum>,
@@ -129,7 +130,8 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// A `bigint[]` argument of a function, as it was given: nothing of it is copied, so that a long one costs nothing here.
+/// A `bigint[]` argument of a function, as it was given: nothing of it is copied, so that a long one costs nothing
+/// here.
 #[derive(Clone, Copy)]
 pub struct Ids<'a>(pg_sys::Datum, PhantomData<&'a ()>);
 

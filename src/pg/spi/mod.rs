@@ -1,8 +1,8 @@
 //! SQL from Rust: kept plans, typed arguments and rows (SPI).
 //!
-//! pgrx's own `Spi` assigns a transaction id whenever a statement may write, and its read-only form does not see what the
-//! same function did before. Here a statement runs with a fresh snapshot (as in PL/pgSQL) and draws no transaction id
-//! until it writes, so that an idle worker costs none.
+//! pgrx's own `Spi` assigns a transaction id whenever a statement may write, and its read-only form does not see what
+//! the same function did before. Here a statement runs with a fresh snapshot (as in PL/pgSQL) and draws no transaction
+//! id until it writes, so that an idle worker costs none.
 
 mod argument;
 mod plans;
@@ -23,7 +23,8 @@ unsafe fn each_row(
     count: usize,
     mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
-    // SAFETY: by contract; both arrays have the descriptor's number of attributes, and the datums point into the tuples.
+    // SAFETY: by contract; both arrays have the descriptor's number of attributes, and the datums point into the
+    // tuples.
     unsafe {
         let desc = (*table).tupdesc;
         let types = types_of(desc);
@@ -41,9 +42,9 @@ struct Connection;
 
 impl Connection {
     fn open() -> Self {
-        // SAFETY: inside a transaction, and no commit comes in between; closed in Drop, or by the abort after an error. Not
-        // with SPI_OPT_NONATOMIC, whose memory belongs to the portal that runs us: the abort of a savepoint around that
-        // frees it once with the portal, and once more with the connection.
+        // SAFETY: inside a transaction, and no commit comes in between; closed in Drop, or by the abort after an error.
+        // Not with SPI_OPT_NONATOMIC, whose memory belongs to the portal that runs us: the abort of a savepoint around
+        // that frees it once with the portal, and once more with the connection.
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }

@@ -1,5 +1,5 @@
-//! Rows of results. Every column is read as the type that it has: XX000 where a statement gives another one than its reader
-//! wants.
+//! Rows of results. Every column is read as the type that it has: XX000 where a statement gives another one than its
+//! reader wants.
 
 use crate::pg::datum::{self, ColumnType, Value, wrong_type};
 use crate::pg::heap::Columns;
