@@ -5,7 +5,8 @@ use crate::capture::{self, Options, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::confine::ImmediateOnWrite;
 use crate::pg::guc::Nest;
-use crate::pg::relation::{self as pg_relation, LockMode, Open};
+use crate::pg::relation::Open;
+use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, interrupt, spi, xact};
 use crate::store::relation::{self, Kind, Relation};
@@ -94,7 +95,7 @@ impl Source {
         let _owner = ActAs::owner();
         relation::find(schema, oid)?.require_owner(caller)?;
         lane::keep(schema, oid)?;
-        pg_relation::lock(oid, LockMode::AccessShare); // what is looked up from here on stays as it is
+        relation_lock::lock(oid, LockMode::AccessShare); // what is looked up from here on stays as it is
         let table = relation::find(schema, oid)?;
         table.require_owner(caller)?;
         let Some(options) = attached::options(schema.capture(), oid) else { return Err(not_attached(schema, &table)) };

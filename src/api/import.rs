@@ -8,7 +8,7 @@ use crate::capture::Options;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::memory::{self, Scratch};
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, confine, interrupt, text, xact};
@@ -287,7 +287,7 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
     Imported {
         id,
         dedup_key,
-        created_at: Some(row.raw(8)).filter(|(_, null)| !null).map(|(datum, _)| datum),
+        created_at: row.micros(8),
         target_id: lane.target_id,
         priority: lane.options.priority,
         schema_name,

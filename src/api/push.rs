@@ -1,15 +1,17 @@
 //! `sync_outbox_flush` and `sync_outbox_drain`.
 
-use super::argument::{self, Text};
+use super::argument::{self, Answer, Text};
 use crate::error::{Result, or_raise};
+use crate::pg::text;
 use crate::push;
 use std::borrow::Cow;
 
 /// Pushes now; answers JSON text (json is stored as text). Errors: 22023 bad argument or URL, 55000 no URL or standby, 25001 isolation level,
 /// 25006 read-only transaction, 54000 an argument that is too long. An unreachable server is no error: the answer says so.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> String {
-    or_raise(Which::read(branch, target).and_then(|which| push::flush(which.branch, max_rows, &which.target)))
+fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> Answer {
+    let answer = Which::read(branch, target).and_then(|which| push::flush(which.branch, max_rows, &which.target));
+    text::from_utf8(&or_raise(answer))
 }
 
 /// `CALL sync_outbox_drain(branch, target)`, whose entry point is called with the means to see whether it may commit.

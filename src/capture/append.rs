@@ -3,28 +3,30 @@
 
 use super::plan::Plan;
 use crate::pg::buffer;
+use crate::pg::clock;
 use crate::pg::executor;
-use crate::pg::heap::{self, Field};
-use crate::pg::relation::{self, LockMode};
+use crate::pg::function;
+use crate::pg::relation_lock::{LockMode, WriteLocks};
 use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text::Kept;
+use crate::pg::text::{Kept, Varlena};
+use crate::pg::transaction_id;
 use crate::store::shape::{self, Kind, Shape};
 use crate::store::{Schema, lane, queue};
-use pgrx::pg_sys::{Datum, Oid};
+use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use wire::{Operation, Priority, Status};
 
-/// A change about to be written. `pk`, `data` and `old` are json datums, the others texts.
-pub struct Change {
+/// A change about to be written. `pk`, `data` and `old` are json, the others text.
+pub struct Change<'a> {
     pub event: Operation,
-    pub pk: Option<Datum>,
-    pub data: Option<Datum>,
-    pub old: Option<Datum>,
-    pub branch: Option<Datum>,
-    pub reason: Option<Datum>,
+    pub pk: Option<Varlena<'a>>,
+    pub data: Option<Varlena<'a>>,
+    pub old: Option<Varlena<'a>>,
+    pub branch: Option<Varlena<'a>>,
+    pub reason: Option<Varlena<'a>>,
 }
 
 /// The outbox that a capture function writes to: the one in its own schema.
@@ -34,8 +36,8 @@ pub struct Outbox {
     shape: Shape,
     /// The names of operations, by [`Event`].
     operations: [Kept; 4],
-    /// The transaction that has locked it.
-    locked_by: Cell<u64>,
+    /// Those of the transaction that has locked it last.
+    locks: RefCell<WriteLocks>,
 }
 
 thread_local! {
@@ -55,11 +57,11 @@ pub fn forget(oid: Oid) {
 /// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
 /// truncates it when it is empty knows that nobody is about to commit a change (`hard-facts` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
-    let txid = heap::top_transaction_id();
+    let txid = transaction_id::top();
     let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);
     if let Some(outbox) = &known {
-        if outbox.locked_by.get() != txid {
-            outbox.lock(txid);
+        if outbox.locks.borrow().transaction() != txid {
+            outbox.lock();
         }
         if !STALE.get() {
             return outbox.clone();
@@ -68,7 +70,7 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
     OUTBOX.take();
     STALE.set(false);
     let outbox = Rc::new(Outbox::look_up(function));
-    outbox.lock(txid);
+    outbox.lock();
     OUTBOX.set(Some(outbox.clone()));
     outbox
 }
@@ -80,58 +82,56 @@ pub fn after_encoding(outbox: &Rc<Outbox>, plan: &Plan) -> Rc<Outbox> {
 
 impl Outbox {
     fn look_up(function: Oid) -> Self {
-        let schema = relation::schema_of_function(function);
+        let schema = function::schema(function);
         Outbox {
             function,
             schema,
             shape: Shape::of(schema, LockMode::RowExclusive),
             operations: Operation::ALL.map(|event| Kept::new(event.name().as_bytes())),
-            locked_by: Cell::new(0),
+            locks: RefCell::new(WriteLocks::NONE),
         }
     }
 
-    fn lock(&self, txid: u64) {
-        self.shape.lock_for_writing();
-        self.locked_by.set(txid);
+    fn lock(&self) {
+        let locks = self.shape.lock_for_writing();
+        self.locks.replace(locks);
     }
 
     /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the changes
     /// of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it does comes later.
     pub fn draw_id(&self) -> i64 {
-        sequence::draw(self.shape.sequence, 1)
+        sequence::draw(&self.locks.borrow(), self.shape.sequence, 1)
     }
 
     /// Writes one change.
-    pub fn append(&self, plan: &Plan, id: i64, change: &Change) {
+    pub fn append(&self, plan: &Plan, id: i64, change: &Change<'_>) {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
-        let txid = self.locked_by.get();
         let key = uuid::Uuid::now_v7();
-        let priority = self.shape.priority(plan.priority);
-        let fields: [Field; 20] = [
-            Some(id.into()),
-            Some(Datum::from(txid as i64)),
-            Some(Datum::from(key.as_bytes().as_ptr())),
-            Some(heap::now()),
-            Some(Datum::from(plan.target_id)),
-            Some(priority.into()),
-            Some(self.shape.pending.into()),
-            Some(0.into()),
-            Some(0.into()),
-            Some(plan.schema_name.datum()),
-            Some(plan.table_name.datum()),
-            Some(self.operations[change.event as usize].datum()),
-            change.pk,
-            change.data,
-            change.branch,
-            change.old,
-            change.reason,
-            None,
-            None,
-            None,
+        let fields: [Arg; 20] = [
+            id.into(),
+            Arg::xid8(self.locks.borrow().transaction()),
+            Arg::uuid(&key),
+            Arg::timestamptz(clock::now_micros()),
+            plan.target_id.into(),
+            self.shape.priority(plan.priority),
+            self.shape.status_pending(),
+            0_i32.into(),
+            0_i32.into(),
+            Arg::text(plan.schema_name.datum()),
+            Arg::text(plan.table_name.datum()),
+            Arg::text(self.operations[change.event as usize].datum()),
+            Arg::opt_json(change.pk),
+            Arg::opt_json(change.data),
+            Arg::opt_text(change.branch),
+            Arg::opt_json(change.old),
+            Arg::opt_text(change.reason),
+            Arg::null(pg_sys::TIMESTAMPTZOID),
+            Arg::null(pg_sys::TIMESTAMPTZOID),
+            Arg::null(pg_sys::TEXTOID),
         ];
-        match self.shape.direct_oids() {
-            Some((table, index)) => heap::append(table, index, &fields, &shape::KEY),
-            None => self.insert(&fields, plan.priority),
+        match self.shape.appendable() {
+            Some(direct) => direct.append(&self.locks.borrow(), &fields),
+            None => self.insert(fields, plan.priority),
         }
         crate::wake::at_commit(id);
         if plan.is_renamed {
@@ -153,20 +153,19 @@ impl Outbox {
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
-    fn insert(&self, fields: &[Field; 20], priority: Priority) {
+    fn insert(&self, fields: [Arg; 20], priority: Priority) {
         let _owner = ActAs::owner();
         let written = shape::COLUMNS
             .iter()
             .zip(fields)
             .enumerate()
-            .filter(|(i, (_, field))| field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
+            .filter(|(i, (_, field))| !field.is_null() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
         let (columns, args): (Vec<_>, Vec<Arg>) = written
             .map(|(_, (column, field))| {
-                let arg = match (column.1, field) {
-                    (Kind::Priority, _) => priority.name().into(),
-                    (Kind::Status, _) => Status::Pending.name().into(),
-                    (Kind::Type(oid), Some(datum)) => Arg::datum(oid, *datum),
-                    (Kind::Type(oid), None) => Arg::null(oid),
+                let arg = match column.1 {
+                    Kind::Priority => priority.name().into(),
+                    Kind::Status => Status::Pending.name().into(),
+                    Kind::Type(_) => field,
                 };
                 (column, arg)
             })

@@ -5,10 +5,10 @@
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
 
 use crate::pg::buffer::Buffer;
-use crate::pg::datum::{self, Function, UsersFunction, Value};
+use crate::pg::datum::{self, Function, Output, UsersFunction, Value};
 use crate::pg::guc::Nest;
-use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
+use crate::pg::types::{self, JsonKind};
 use pgrx::pg_sys;
 
 /// How the values of one column are written.
@@ -20,7 +20,7 @@ pub enum Encoder {
     Float4,
     Float8,
     /// Text that is a number unless it says NaN or Infinity.
-    Numeric(Function),
+    Numeric(Output),
     /// A varlena whose bytes are the text.
     Text,
     Bytea,
@@ -34,9 +34,9 @@ pub enum Encoder {
     /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
     UsersJson(UsersFunction, Names),
     /// An output function that gives json as it is.
-    RawOutput(Function),
+    RawOutput(Output),
     /// Anything else: its text, quoted.
-    Output(Function, Names),
+    Output(Output, Names),
 }
 
 /// How names of tables, functions, types and so on are written that are part of a value (`regclass` and its kin).
@@ -51,7 +51,7 @@ pub enum Names {
 
 impl Names {
     fn of(type_oid: pg_sys::Oid) -> Self {
-        match relation::contents(type_oid) {
+        match types::contents(type_oid) {
             contents if contents.composites => Names::InFullOf(type_oid),
             contents if contents.names => Names::InFull,
             _ => Names::None,
@@ -64,7 +64,7 @@ impl Names {
             Names::None => false,
             Names::InFull => true,
             Names::InFullOf(type_oid) => {
-                let contents = relation::contents(*type_oid);
+                let contents = types::contents(*type_oid);
                 contents.names && !contents.casts
             }
         };
@@ -75,7 +75,7 @@ impl Names {
 impl Encoder {
     /// The encoder of a type; domains are written as their base type.
     pub fn of(type_oid: pg_sys::Oid) -> Self {
-        let base = relation::base_type(type_oid);
+        let base = types::base_type(type_oid);
         match base {
             pg_sys::BOOLOID => Encoder::Bool,
             pg_sys::INT2OID => Encoder::Int2,
@@ -83,25 +83,26 @@ impl Encoder {
             pg_sys::INT8OID => Encoder::Int8,
             pg_sys::FLOAT4OID => Encoder::Float4,
             pg_sys::FLOAT8OID => Encoder::Float8,
-            pg_sys::NUMERICOID => Encoder::Numeric(Function::output(base)),
+            pg_sys::NUMERICOID => Encoder::Numeric(Function::output(type_oid)),
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Encoder::Text,
             pg_sys::BYTEAOID => Encoder::Bytea,
             pg_sys::UUIDOID => Encoder::Uuid,
             pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Encoder::DateTime(base),
             pg_sys::JSONOID => Encoder::Json,
-            pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
+            pg_sys::JSONBOID => Encoder::RawOutput(Function::output(type_oid)),
             _ => {
-                let names = Names::of(base);
-                let to_json = |function, names| match relation::is_users_type(base) {
-                    true => Encoder::UsersJson(UsersFunction::new(function), names),
-                    false => Encoder::ToJson(Function::new(function), names),
+                let names = match types::json_kind(base) {
+                    JsonKind::Cast(_) => Names::None,
+                    _ => Names::of(base),
                 };
-                match relation::json_kind(base) {
-                    JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY), names),
-                    JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD), names),
-                    JsonKind::Cast(function) => to_json(function, Names::None),
-                    JsonKind::Other => Encoder::Output(Function::output(base), names),
+                if types::is_users_type(base) {
+                    if let Some(function) = UsersFunction::to_json(type_oid) {
+                        return Encoder::UsersJson(function, names);
+                    }
+                } else if let Some(function) = Function::to_json(type_oid) {
+                    return Encoder::ToJson(function, names);
                 }
+                Encoder::Output(Function::output(type_oid), names)
             }
         }
     }

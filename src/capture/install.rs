@@ -6,7 +6,7 @@
 use super::eligible;
 use super::options::Options;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::{Oid, spi, text, xact};
 use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};

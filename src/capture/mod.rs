@@ -16,12 +16,12 @@ mod writer;
 
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
+use crate::pg::text::Varlena;
 use crate::pg::trigger::Fired;
 use crate::pg::truncation::{self, Telling};
 use crate::pg::{executor, utility};
 use crate::settings;
 pub use options::Options;
-use pgrx::pg_sys::Datum;
 use plan::Plan;
 pub use plan::missing as missing_column;
 use std::cell::RefCell;
@@ -73,7 +73,7 @@ pub fn capture(fired: &Fired<'_>) {
     SCRATCH.set(Some(scratch));
 }
 
-fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
     let event = fired.event();
     let relation = fired.relation();
@@ -83,10 +83,10 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
     let _settings = plan.neutral_settings();
 
     if let Some(tuple) = fired.old() {
-        old.load(tuple, &relation);
+        old.load(tuple);
     }
     if let Some(tuple) = fired.new_row() {
-        new.load(tuple, &relation);
+        new.load(tuple);
     }
     if event == Operation::Update && !plan.mark_changed(old, new, changed) {
         return;
@@ -138,7 +138,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
 
 /// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
 /// the first of that has told the TRUNCATE, or all of it is told now.
-fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     let settled = truncation::settle(plan.root());
     if !settled.told {
         append_truncate(fired, plan, reason);
@@ -149,7 +149,7 @@ fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scrat
     }
 }
 
-fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>) {
+fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) {
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
     let change = append::Change { event: Operation::Truncate, pk: None, data: None, old: None, branch: None, reason };

@@ -13,10 +13,10 @@ use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::{Columns, Tuple};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
+use crate::pg::text::Varlena;
 use crate::pg::trigger::Fired;
 use crate::pg::{executor, scan};
 use crate::store::attached;
-use pgrx::pg_sys::Datum;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -96,7 +96,13 @@ impl Order {
 
 /// Tells the present state of every key that a change touches, which has been taken apart into `scratch`. A key whose row is
 /// gone comes first: a row that has moved to another key keeps its other unique values.
-pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_changes: bool, scratch: &mut Scratch) {
+pub fn tell_state(
+    fired: &Fired<'_>,
+    plan: &Plan,
+    reason: Option<Varlena<'_>>,
+    key_changes: bool,
+    scratch: &mut Scratch,
+) {
     let relation = fired.relation();
     let find = |row: &Columns| plan.key_index().find(&relation, row);
     // Every key that a row of this table or partition has had belongs into it: a key includes what partitions go by.
@@ -131,14 +137,14 @@ pub fn tell_state(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, key_cha
         }
     }
     for row in [before, after].into_iter().flatten().flatten() {
-        present.load(row, &relation);
+        present.load(row);
         tell(standing, present);
     }
 }
 
 /// Tells every row that stands in a table that has just been told to be empty: what triggers wrote to it before we were asked
 /// has been told before that. Nearly always there is nothing, and no block to be looked at.
-pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     if !plan.captures_insert {
         return;
     }
@@ -155,7 +161,7 @@ pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch:
     }
 }
 
-fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Datum>, scratch: &mut Scratch) {
+fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     /// Ends the telling on every way out.
     struct Telling<'a>(&'a Order);
     impl Drop for Telling<'_> {
@@ -170,7 +176,7 @@ fn tell_rows_of(table: &Open, plan: &Plan, fired: &Fired<'_>, reason: Option<Dat
     let _telling = Telling(&plan.order);
     let Scratch { present, pk, data, branch, .. } = scratch;
     scan::standing(table, |row| {
-        present.load(row, &table.borrow());
+        present.load(row);
         let outbox = append::outbox(fired.function());
         let id = outbox.draw_id();
         tell(&outbox, id, plan, reason, Operation::Insert, present, [&mut *pk, &mut *data, &mut *branch]);
@@ -182,7 +188,7 @@ fn tell(
     outbox: &Rc<Outbox>,
     id: i64,
     plan: &Plan,
-    reason: Option<Datum>,
+    reason: Option<Varlena<'_>>,
     event: Operation,
     row: &Columns,
     [pk, data, branch]: [&mut VarlenaBuffer; 3],

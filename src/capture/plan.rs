@@ -5,19 +5,21 @@
 use super::encode::{Encoder, write_string};
 use super::options::Options;
 use super::order::Order;
-use crate::error::{Error, SqlState};
+use crate::error::{Error, SqlState, or_raise};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
+use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
-use crate::pg::relation::{self, Borrowed};
+use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;
-use crate::pg::text::{self, Kept};
+use crate::pg::text::{self, Kept, Varlena};
 use crate::pg::trigger::Fired;
 use crate::store::{attached, quote_ident, quote_literal};
-use pgrx::pg_sys::{Datum, Oid};
-use std::cell::{Cell, OnceCell, RefCell};
+use once_cell::unsync::OnceCell;
+use pgrx::pg_sys::Oid;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use wire::{Operation, Priority};
@@ -28,8 +30,6 @@ struct Captured {
     /// `"name":`, escaped once.
     label: Vec<u8>,
     encoder: Encoder,
-    by_value: bool,
-    length: i16,
 }
 
 pub struct Plan {
@@ -74,7 +74,7 @@ thread_local! {
 }
 
 pub fn init() {
-    relation::on_change(|oid| {
+    invalidation::on_change(|oid| {
         super::append::forget(oid);
         MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
             Ok(Some(changed)) => changed.push(oid),
@@ -98,7 +98,7 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     let known = last.or_else(|| PLANS.with_borrow(|plans| plans.get(&trigger).cloned()));
     if known.as_ref().is_some_and(|plan| plan.is_of_partition()) {
         // Who writes to a partition directly has no lock on the root, whose name may have changed.
-        relation::accept_changes();
+        invalidation::accept_changes();
     }
     let all_stale = ALL_STALE.take();
     if all_stale {
@@ -193,13 +193,7 @@ impl Plan {
                     || listed(&options.columns, &name).unwrap_or(true)
                         && !listed(&options.exclude, &name).unwrap_or(false)
             })
-            .map(|c| Captured {
-                index: c.index,
-                label: label(&c.name),
-                encoder: Encoder::of(c.type_oid),
-                by_value: c.by_value,
-                length: c.length,
-            })
+            .map(|c| Captured { index: c.index, label: label(&c.name), encoder: Encoder::of(c.type_oid) })
             .collect();
         let key = key_names
             .iter()
@@ -284,7 +278,7 @@ impl Plan {
     pub fn mark_changed(&self, old: &Columns, new: &Columns, changed: &mut Vec<bool>) -> bool {
         changed.clear();
         changed.extend(self.columns.iter().map(|c| match (old.get(c.index), new.get(c.index)) {
-            (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
+            (Some(a), Some(b)) => !a.same_image(b),
             (None, None) => false,
             _ => true,
         }));
@@ -298,21 +292,20 @@ impl Plan {
 
     /// The index of the table or partition that is written to, in which its rows are found by their key.
     pub fn key_index(&self) -> &KeyIndex {
-        self.key_index.get_or_init(|| {
+        or_raise(self.key_index.get_or_try_init(|| {
             let columns: Vec<usize> = self.key.iter().map(|i| self.columns[*i].index).collect();
-            KeyIndex::over(self.made_from[1], &columns).unwrap_or_else(|| {
+            KeyIndex::over(self.made_from[1], &columns).ok_or_else(|| {
                 Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("\"{}\" has no usable index on its key", String::from_utf8_lossy(self.table_name.bytes())),
+                    format!("\"{}\" has no usable index on its key", text::to_utf8(self.table_name.bytes())),
                 )
                 .hint("It needs a valid, immediate unique index on the key, as when it was attached.")
-                .raise()
             })
-        })
+        }))
     }
 
     /// The branch of a row, as plain text.
-    pub fn branch(&self, row: &Columns, text: &mut VarlenaBuffer) -> Option<Datum> {
+    pub fn branch<'b>(&self, row: &Columns, text: &'b mut VarlenaBuffer) -> Option<Varlena<'b>> {
         let (index, encoder) = self.branch.as_ref()?;
         encoder.write_text(row.get(*index)?, text.clear());
         Some(text.datum())

@@ -2,14 +2,13 @@
 
 use super::plan::Plan;
 use crate::error::{Error, SqlState};
-use crate::pg::text;
+use crate::pg::text::{self, Varlena};
 use crate::settings;
-use pgrx::pg_sys::Datum;
 use wire::reason::{MAX_CHARS, MIN_CHARS};
 
-/// The reason as a text datum in the current memory context. 23514 if the table wants one and there is none or a
+/// The reason as a text in the current memory context. 23514 if the table wants one and there is none or a
 /// shorter one, 22001 if it is too long.
-pub fn of_session(plan: &Plan) -> Option<Datum> {
+pub fn of_session(plan: &Plan) -> Option<Varlena<'static>> {
     settings::with_reason(|reason| {
         if plan.require_reason && reason.map_or(0, text::characters) < MIN_CHARS {
             too_short(plan);

@@ -16,8 +16,8 @@ use crate::pg::memory::{self, Scratch};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
+use crate::pg::text::Varlena;
 use crate::store::Schema;
-use pgrx::pg_sys::Datum;
 use std::rc::Rc;
 use wire::Operation;
 
@@ -25,7 +25,7 @@ pub struct Writer {
     table: Open,
     plan: Plan,
     outbox: Rc<Outbox>,
-    reason: Option<Datum>,
+    reason: Option<Varlena<'static>>,
     /// Drawn before the first row is encoded; from the last to the first.
     ids: Vec<i64>,
     memory: Scratch,

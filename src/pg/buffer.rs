@@ -2,6 +2,7 @@
 //! Rust allocation that fails ends the process, and with it every session of the server.
 
 use super::externs;
+use super::text::Varlena;
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys::{self, Datum};
 use std::cell::Cell;
@@ -152,11 +153,16 @@ impl VarlenaBuffer {
         &mut self.0
     }
 
-    /// The datum; valid until the buffer changes.
-    pub fn datum(&mut self) -> Datum {
+    /// The varlena; the buffer stays as it is as long as that lives.
+    pub fn datum(&mut self) -> Varlena<'_> {
+        if self.0.length < 4 {
+            self.clear();
+        }
         // SAFETY: the buffer holds the header's four bytes, aligned by palloc, and is not longer than a datum can be.
-        unsafe { pgrx::set_varsize_4b(self.0.data.cast(), self.0.length as i32) };
-        Datum::from(self.0.data)
+        unsafe {
+            pgrx::set_varsize_4b(self.0.data.cast(), self.0.length as i32);
+            Varlena::new(Datum::from(self.0.data))
+        }
     }
 
     /// As [`Buffer::shrink`].
@@ -166,11 +172,9 @@ impl VarlenaBuffer {
     }
 }
 
-/// 54000 if these values, which are varlenas of ours, do not fit into one row together.
-pub fn check_row<const N: usize>(values: [Option<Datum>; N]) {
-    // SAFETY: made by `VarlenaBuffer::datum`, with a header of four bytes.
-    let size = |value: Datum| unsafe { pgrx::varlena::varsize_4b(value.cast_mut_ptr()) };
-    if values.into_iter().flatten().map(size).sum::<usize>() > MOST - OTHERS {
+/// 54000 if these values do not fit into one row together.
+pub fn check_row<const N: usize>(values: [Option<Varlena<'_>>; N]) {
+    if values.into_iter().flatten().map(Varlena::size).sum::<usize>() > MOST - OTHERS {
         too_large();
     }
 }

@@ -1,14 +1,14 @@
-//! What code of others does with locks in our session: advisory locks that it leaves or takes away, and the room for locks that
-//! it uses up.
+//! What code of others does with locks in our session: advisory locks that it leaves or takes away, and the room for
+//! locks that it uses up.
 //!
 //! PostgreSQL rolls nothing back here: an advisory lock of the session stays until it is given back, and
 //! `pg_advisory_unlock_all()` gives back everybody's.
 
 use super::guc::Nest;
 use super::xact;
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::mem::offset_of;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The most locks that this process was seen to hold when a subtransaction was rolled back.
@@ -26,8 +26,8 @@ struct Advisory {
 
 impl SessionLocks {
     pub fn new() -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| {
+        static REGISTERED: OnceCell<()> = OnceCell::new();
+        REGISTERED.get_or_init(|| {
             xact::on_rollback_of_subtransaction(|| {
                 MOST.fetch_max(held(|_| {}), Relaxed);
             })
@@ -43,7 +43,8 @@ impl SessionLocks {
         if advisory.is_empty() {
             return SessionLocks(Vec::new());
         }
-        // PostgreSQL keeps to itself how often the session holds a lock, and warns when it is given back once too often.
+        // PostgreSQL keeps to itself how often the session holds a lock, and warns when it is given back once too
+        // often.
         let quiet = Nest::new();
         quiet.set("client_min_messages", "error").set("log_min_messages", "fatal");
         SessionLocks(
@@ -111,14 +112,14 @@ pub fn has_held_very_many() -> bool {
     MOST.load(Relaxed) > TIMES * usize::try_from(share).unwrap_or(usize::MAX / TIMES)
 }
 
-/// Calls `f` with each lock that this process has in the shared table of locks; returns how many there are. `f` must not
-/// raise, nor take locks.
+/// Calls `f` with each lock that this process has in the shared table of locks; returns how many there are. `f` must
+/// not raise, nor take locks.
 fn held(mut f: impl FnMut(*const pg_sys::PROCLOCK)) -> usize {
     let mut count = 0;
     for partition in 0..pg_sys::NUM_LOCK_PARTITIONS as usize {
-        // SAFETY: a list in the PGPROC of this process. Its links are those of dlist_node also where it is the older SHM_QUEUE.
-        // Only this process removes from it; another one may add a lock that we hold by the fast path, so the list is read
-        // under the lock of its partition, unless it is empty.
+        // SAFETY: a list in the PGPROC of this process. Its links are those of dlist_node also where it is the older
+        // SHM_QUEUE. Only this process removes from it; another one may add a lock that we hold by the fast path, so
+        // the list is read under the lock of its partition, unless it is empty.
         unsafe {
             let head = (&raw mut (*pg_sys::MyProc).myProcLocks[partition]).cast::<pg_sys::dlist_node>();
             let first = (&raw const (*head).next).read_volatile();

@@ -1,16 +1,16 @@
 //! What code of others must not do beside what PostgreSQL's security-restricted operation refuses already.
 //!
-//! - Leave a trigger for the end of the transaction. Up to PostgreSQL 17 a deferred one fires at COMMIT as whoever commits,
-//!   outside every guard: the owner of a table that somebody else writes would run code as that somebody.
-//! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also by
-//!   what the session runs later.
+//! - Leave a trigger for the end of the transaction. Up to PostgreSQL 17 a deferred one fires at COMMIT as whoever
+//!   commits, outside every guard: the owner of a table that somebody else writes would run code as that somebody.
+//! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also
+//!   by what the session runs later.
 
 use super::{externs, spi};
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_char;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// How many guards are up, one inside the other.
@@ -50,9 +50,9 @@ enum Deferred {
     Something,
 }
 
-/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction that only
-/// reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused itself: where something
-/// had been deferred before, the writing is refused.
+/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction
+/// that only reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused
+/// itself: where something had been deferred before, the writing is refused.
 pub struct ImmediateOnWrite(Option<Deferred>);
 
 impl ImmediateOnWrite {
@@ -101,8 +101,8 @@ pub struct Held(());
 
 impl Held {
     pub fn new() -> Self {
-        static HOOKED: Once = Once::new();
-        HOOKED.call_once(|| {
+        static HOOKED: OnceCell<()> = OnceCell::new();
+        HOOKED.get_or_init(|| {
             // SAFETY: on the main thread; the hook found here is called by ours.
             unsafe {
                 NEXT = pg_sys::ProcessUtility_hook;

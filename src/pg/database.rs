@@ -47,12 +47,5 @@ pub fn by_name(name: &CStr) -> Option<pg_sys::Oid> {
 
 /// Whether the current user owns it (superusers own all).
 pub fn is_owned(oid: pg_sys::Oid) -> bool {
-    let user = super::role::current_user();
-    // SAFETY: catalog look-up inside a transaction.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        return pg_sys::pg_database_ownercheck(oid, user);
-        #[cfg(not(feature = "pg15"))]
-        return pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
-    }
+    super::compat::is_database_owner(oid, super::role::current_user())
 }

@@ -1,8 +1,8 @@
 //! Which writing queries are open: what a trigger of one of them has to know about the others.
 //!
-//! Hooks where a query starts and finishes; its AFTER triggers are fired before it has finished. They are passed through in C,
-//! as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never finishes: what it leaves
-//! here goes with its transaction or savepoint.
+//! Hooks where a query starts and finishes; its AFTER triggers are fired before it has finished. They are passed
+//! through in C, as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never
+//! finishes: what it leaves here goes with its transaction or savepoint.
 
 use super::{bgworker, confine, externs, xact};
 use pgrx::pg_sys;
@@ -24,8 +24,8 @@ thread_local! {
     static ENDED: Cell<u64> = const { Cell::new(0) };
     /// Counts those, and the savepoints rolled back.
     static UNDONE: Cell<u64> = const { Cell::new(1) };
-    /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries may be
-    /// open that were started without our hooks.
+    /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries
+    /// may be open that were started without our hooks.
     static LOADED_DURING: Cell<Option<i64>> = const { Cell::new(None) };
     static IS_LOGICAL_WORKER: OnceCell<bool> = const { OnceCell::new() };
 }
@@ -58,8 +58,8 @@ pub fn init() {
 /// The writing queries that are open.
 #[derive(Clone, Copy)]
 pub struct Open {
-    /// The command of the outermost one: what an earlier command has written is finished, triggers included. 0 if it is not
-    /// known, and beyond all commands if there is none.
+    /// The command of the outermost one: what an earlier command has written is finished, triggers included. 0 if it is
+    /// not known, and beyond all commands if there is none.
     pub outermost: u32,
     /// Whether there may be more than one.
     pub nested: bool,

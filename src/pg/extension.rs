@@ -2,7 +2,8 @@
 
 use pgrx::{FromDatum, pg_sys};
 
-/// Who owns it, the schema its objects are in, and which version of `sql/` they are of: the library's own may be another.
+/// Who owns it, the schema its objects are in, and which version of `sql/` they are of: the library's own may be
+/// another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extension {
     pub oid: pg_sys::Oid,
@@ -32,8 +33,8 @@ impl std::fmt::Display for Version {
 
 /// `None` where the database has no extension of ours.
 pub fn installed() -> Option<Extension> {
-    // SAFETY: an ordinary catalog scan inside a transaction with an explicit key; closed on every path. The version is read
-    // while its tuple is held.
+    // SAFETY: an ordinary catalog scan inside a transaction with an explicit key; closed on every path. The version is
+    // read while its tuple is held.
     unsafe {
         let oid = pg_sys::get_extension_oid(c"sync_outbox".as_ptr(), true);
         if oid == pg_sys::InvalidOid {

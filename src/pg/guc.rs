@@ -4,11 +4,11 @@ use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
 /// A nest level. When it is dropped, every setting is what it was, and so is the current user: not only what was set
-/// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself puts
-/// such a guard around code of a table's owner, for instance when it builds an index.
+/// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself
+/// puts such a guard around code of a table's owner, for instance when it builds an index.
 ///
-/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that catches
-/// the error, restores both, because it was opened before this level was.
+/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that
+/// catches the error, restores both, because it was opened before this level was.
 pub struct Nest {
     level: i32,
     user: pg_sys::Oid,
@@ -26,8 +26,8 @@ impl Nest {
         Nest { level, user, context }
     }
 
-    /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings and not
-    /// just C variables: a user's cast may change and restore them in between.
+    /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings
+    /// and not just C variables: a user's cast may change and restore them in between.
     pub fn neutral_output() -> Self {
         let nest = Nest::new();
         nest.set("DateStyle", "ISO")
@@ -80,8 +80,8 @@ impl Nest {
     }
 }
 
-/// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less: until the nest level that
-/// is open now ends.
+/// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less: until the nest level
+/// that is open now ends.
 pub fn limit_lock_wait(ms: i32) {
     // SAFETY: plain global of proc.c; 0 is no limit.
     let session = unsafe { pg_sys::LockTimeout };
@@ -93,9 +93,10 @@ pub fn limit_lock_wait(ms: i32) {
 impl Drop for Nest {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the stack.
-            // As an abort, not as a commit, which would hand a SET made in between on to the level below. The user comes
-            // last, because restoring the setting `role` or `session_authorization` also sets the current user.
+            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the
+            // stack. As an abort, not as a commit, which would hand a SET made in between on to the level below. The
+            // user comes last, because restoring the setting `role` or `session_authorization` also sets the current
+            // user.
             unsafe {
                 pg_sys::AtEOXact_GUC(false, self.level);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);

@@ -36,8 +36,8 @@ impl Bell {
     }
 }
 
-/// Sleeps until the latch is set, `bell` rings or `timeout` is over; serves interrupts (raises on cancel or termination).
-/// Leaves the process if the postmaster has died.
+/// Sleeps until the latch is set, `bell` rings or `timeout` is over; serves interrupts (raises on cancel or
+/// termination). Leaves the process if the postmaster has died.
 pub fn wait(bell: Option<&Bell>, timeout: Duration) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     if bell.is_some() {

@@ -1,8 +1,8 @@
 //! The sender's lock: one sender per target.
 //!
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
-//! advisory locks, which any role can take (`hard-facts` 15). Who has to wait stands in PostgreSQL's own queue for it: first
-//! come, first served. The holder asks between two requests whether somebody waits.
+//! advisory locks, which any role can take (`hard-facts` 15). Who has to wait stands in PostgreSQL's own queue for it:
+//! first come, first served. The holder asks between two requests whether somebody waits.
 
 use super::xact;
 use crate::error::{Error, SqlState};
@@ -27,8 +27,8 @@ pub struct SenderLock {
 }
 
 impl SenderLock {
-    /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout` allows, if
-    /// that is less. Inside a transaction. Raises on cancel.
+    /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout`
+    /// allows, if that is less. Inside a transaction. Raises on cancel.
     pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: Scope, patience: Duration) -> Option<Self> {
         let lock = Self::try_acquire(outbox, target, scope);
         let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
@@ -69,7 +69,8 @@ impl SenderLock {
     }
 }
 
-/// Releases every lock of the process, those that outlive transactions too: what an abort does if a transaction was open.
+/// Releases every lock of the process, those that outlive transactions too: what an abort does if a transaction was
+/// open.
 pub fn release_all() {
     // SAFETY: outside a transaction, where the process holds only locks that it has taken for its session.
     unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }

@@ -1,11 +1,8 @@
 //! Processes: this one's signals and exit, and waking or ending another.
 
+use super::compat::pqsignal;
 use super::externs;
 use pgrx::pg_sys;
-#[cfg(not(feature = "pg18"))]
-use pgrx::pg_sys::pqsignal;
-#[cfg(feature = "pg18")]
-use pgrx::pg_sys::pqsignal_be as pqsignal;
 
 /// A running process of this server, as another one can reach it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +77,8 @@ pub fn at_exit(f: fn()) {
     unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::from(f as usize)) }
 }
 
-/// Runs `f(argument)` when it is dropped, or when the process ends before that: for what must not stay in shared memory.
+/// Runs `f(argument)` when it is dropped, or when the process ends before that: for what must not stay in shared
+/// memory.
 pub struct Cleanup {
     job: *mut Job,
 }

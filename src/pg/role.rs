@@ -19,15 +19,15 @@ impl ActAs {
     }
 
     /// As `user`, unable to leave that role or to plant anything that outlives the block: for statements that can run
-    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes). Call [`super::confine::all_immediate`]
-    /// before, as the caller, or hold a [`super::confine::ImmediateOnWrite`].
+    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes). Call
+    /// [`super::confine::all_immediate`] before, as the caller, or hold a [`super::confine::ImmediateOnWrite`].
     pub fn restricted(user: pg_sys::Oid) -> Self {
         let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
         ActAs { nest: switch(user, flags), held: Some(Held::new()) }
     }
 
-    /// As `user`, otherwise as [`ActAs::confined`]: for a statement of ours, with names as the caller writes them, in which that
-    /// user's code can run while it is planned or read.
+    /// As `user`, otherwise as [`ActAs::confined`]: for a statement of ours, with names as the caller writes them, in
+    /// which that user's code can run while it is planned or read.
     pub fn confined_as(user: pg_sys::Oid) -> Self {
         let nest = Nest::new();
         enter(user, pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION);

@@ -5,7 +5,8 @@
 //! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
 //! replicates the sequence sees no difference.
 
-use super::{externs, text};
+use super::relation_lock::WriteLocks;
+use super::{compat, externs, text};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
@@ -77,11 +78,14 @@ impl Definition {
     }
 }
 
-/// Draws `n` numbers, at least 1, from a sequence that this transaction has locked with ROW EXCLUSIVE. Returns the
+/// Draws `n` numbers, at least 1, from a sequence that is among `locks`. Returns the
 /// first; each of the others is one increment behind the one before. No rights are asked for: capture works for a
 /// writer who has none on the outbox. 2200H when there are none left.
-pub fn draw(sequence: pg_sys::Oid, n: i64) -> i64 {
-    // SAFETY: inside a transaction on the main thread, the sequence is locked by contract.
+pub fn draw(locks: &WriteLocks, sequence: pg_sys::Oid, n: i64) -> i64 {
+    if !locks.hold(sequence) {
+        pgrx::error!("a number was to be drawn from a sequence that is not locked");
+    }
+    // SAFETY: inside a transaction on the main thread, and the sequence is locked.
     match unsafe { externs::guarded(|| draw_unguarded(sequence, n)) } {
         Ok(first) => first,
         Err(refusal) => refusal.raise(),
@@ -118,7 +122,7 @@ impl Refusal {
 /// what it holds.
 ///
 /// # Safety
-/// As [`draw`], inside a guard.
+/// Inside a transaction on the main thread, and a guard; this transaction has locked the sequence with ROW EXCLUSIVE.
 unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
     // SAFETY: the steps of nextval_internal in sequence.c: the relation is locked; its only block is read under an
     // exclusive lock, verified before anything is changed, and changed in a critical section in which nothing can fail
@@ -166,7 +170,8 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
             // So that the commit flushes the record, also where it is the only one.
             externs::GetTopTransactionId();
         }
-        let mut record = record_of(sequence);
+        // The head of the WAL record, `xl_seq_rec` of `commands/sequence.h`.
+        let mut record = compat::file_locator(sequence);
         pg_sys::CritSectionCount += 1;
         externs::MarkBufferDirty(buffer);
         if let Some(logged) = logged {
@@ -209,26 +214,6 @@ unsafe fn store(place: *mut Stored, State { last_value, log_cnt, is_called }: St
     }
 }
 
-/// The head of the WAL record (`xl_seq_rec` of `commands/sequence.h`): where the sequence's file is.
-///
-/// # Safety
-/// An open relation.
-#[cfg(feature = "pg15")]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileNode {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_node }
-}
-
-/// As above: since 16 it is called a locator.
-///
-/// # Safety
-/// An open relation.
-#[cfg(not(feature = "pg15"))]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileLocator {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_locator }
-}
-
 /// `InvalidSubTransactionId` of `c.h`.
 const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 
@@ -239,10 +224,7 @@ const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 unsafe fn needs_wal(relation: pg_sys::Relation) -> bool {
     // SAFETY: by contract; plain globals and fields.
     unsafe {
-        #[cfg(feature = "pg15")]
-        let new_file = (*relation).rd_firstRelfilenodeSubid;
-        #[cfg(not(feature = "pg15"))]
-        let new_file = (*relation).rd_firstRelfilelocatorSubid;
+        let new_file = compat::first_new_file_in(relation);
         (*(*relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
             && (pg_sys::wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32
                 || ((*relation).rd_createSubid == NO_SUBTRANSACTION && new_file == NO_SUBTRANSACTION))

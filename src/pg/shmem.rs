@@ -3,12 +3,13 @@
 //! It exists only where the library was preloaded; nothing that runs without preloading may touch it. A crash of any
 //! process makes the postmaster set it up anew.
 
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::{AssertPGRXSharedMemory, PgLwLock, PgSharedMemoryInitialization};
 use std::ffi::CStr;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Types that may live in shared memory.
@@ -16,9 +17,6 @@ use std::time::{Duration, Instant};
 /// # Safety
 /// The type holds no pointer and nothing that belongs to one process, and is `Sync`.
 pub unsafe trait Shared: Sync + 'static {}
-
-// SAFETY: oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
-unsafe impl Shared for crate::worker::shared::Table {}
 
 /// A value in shared memory. No `ERROR` can be raised while a guard of it lives, because interrupts are held off.
 pub struct Locked<T> {
@@ -29,7 +27,7 @@ pub struct Locked<T> {
 impl<T: Shared> Locked<T> {
     /// `name` is that of the segment and of the lock's wait event.
     pub const fn new(name: &'static CStr, initial: fn() -> T) -> Self {
-        // SAFETY: the caller gives a name of its own.
+        // SAFETY: names must differ, and no more than one lock is ever requested, see `request`.
         Locked { lock: unsafe { PgLwLock::new(name) }, initial }
     }
 
@@ -125,7 +123,7 @@ struct Hooks {
     startup: pg_sys::shmem_startup_hook_type,
 }
 
-static SEGMENT: OnceLock<&'static dyn Segment> = OnceLock::new();
+static SEGMENT: OnceCell<&'static dyn Segment> = OnceCell::new();
 static mut NEXT: Hooks = Hooks { request: None, startup: None };
 
 #[pgrx::pg_guard]

@@ -1,13 +1,40 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
-use super::memory;
+use super::{memory, xact};
+use pgrx::PgLogLevel;
 use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
-/// A text datum holding a copy of `bytes`.
-pub fn datum(bytes: &[u8]) -> Datum {
+/// A varlena that PostgreSQL reads where it is. It lives as long as what it borrows.
+#[derive(Clone, Copy)]
+pub struct Varlena<'a>(Datum, PhantomData<&'a ()>);
+
+impl Varlena<'_> {
+    /// # Safety
+    /// A varlena with a header of four bytes, neither compressed nor out of line, that lives as long as the result.
+    pub(super) unsafe fn new(datum: Datum) -> Self {
+        Varlena(datum, PhantomData)
+    }
+
+    pub(super) fn datum(self) -> Datum {
+        self.0
+    }
+
+    /// Bytes, the header included.
+    pub(super) fn size(self) -> usize {
+        // SAFETY: by the contract of `new`.
+        unsafe { pgrx::varlena::varsize_4b(self.0.cast_mut_ptr()) }
+    }
+}
+
+/// A text holding a copy of `bytes`, which lives as long as the current memory context.
+pub fn datum(bytes: &[u8]) -> Varlena<'static> {
     // SAFETY: copies `len` bytes into a fresh varlena.
-    Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
+    unsafe {
+        let text = pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32);
+        Varlena::new(Datum::from(text))
+    }
 }
 
 /// How many characters `bytes`, which are in the server encoding, are.
@@ -33,9 +60,9 @@ impl Kept {
         &self.0[4..]
     }
 
-    /// Valid as long as self; PostgreSQL only reads it.
-    pub fn datum(&self) -> Datum {
-        Datum::from(self.0.as_ptr().cast_mut())
+    pub fn datum(&self) -> Varlena<'_> {
+        // SAFETY: a varlena that self holds; PostgreSQL only reads it.
+        unsafe { Varlena::new(Datum::from(self.0.as_ptr().cast_mut())) }
     }
 }
 
@@ -89,7 +116,7 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
         return memory::copy(text.as_bytes());
     }
     let convert = |text: &str| {
-        super::xact::subtransaction(|| {
+        xact::subtransaction(|| {
             // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
             unsafe {
                 let converted =
@@ -105,13 +132,31 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
 }
 
+/// A text of an error, as it can be reported. pgrx hands the bytes of a `String` to PostgreSQL as they are, which takes
+/// them for text in the server's encoding: where that is another one, characters beyond ASCII are written as SQL
+/// escapes them in `U&'..'`. An error that we are going to catch ourselves stays as it is.
+pub fn reportable(text: String, level: PgLogLevel) -> String {
+    let comes_back = level == PgLogLevel::ERROR && xact::is_catching();
+    if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() || comes_back {
+        return text;
+    }
+    text.chars().fold(String::new(), |mut out, c| {
+        match u32::from(c) {
+            0..0x80 => out.push(c),
+            code @ 0x80..0x1_0000 => out += &format!("\\{code:04X}"),
+            code => out += &format!("\\+{code:06X}"),
+        }
+        out
+    })
+}
+
 /// A name as SQL gives it, as UTF-8.
 pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
 }
 
-/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or too
-/// little memory. Raises nothing.
+/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or
+/// too little memory. Raises nothing.
 pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     if server_is_utf8() || bytes.is_ascii() {
         return std::str::from_utf8(bytes)
@@ -123,8 +168,8 @@ pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     let mut piece = [0u8; ROOM];
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the function
-        // stops in front of what it cannot convert and says how far it came.
+        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the
+        // function stops in front of what it cannot convert and says how far it came.
         let (done, made) = unsafe {
             let (from, to) = (pg_sys::GetDatabaseEncoding(), pg_sys::pg_enc::PG_UTF8 as i32);
             let conversion = pg_sys::FindDefaultConversionProc(from, to);

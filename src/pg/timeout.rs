@@ -1,28 +1,23 @@
 //! Time limits inside a statement: how long it may take, and how long of that it has waited for locks.
 
+use super::clock;
 use super::externs::{self, STATEMENT_TIMEOUT};
 use super::xact;
+use once_cell::sync::{Lazy, OnceCell};
 use pgrx::pg_sys;
 use std::ffi::c_int;
-use std::sync::Once;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Right now, in PostgreSQL's microseconds.
-pub fn now() -> i64 {
-    // SAFETY: reads the clock.
-    unsafe { pg_sys::GetCurrentTimestamp() }
-}
-
-/// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is looked
-/// at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it is
-/// earlier, and is put back when this is dropped.
+/// Ends the statement that runs with 57014, as `statement_timeout` does, unless it is over before. That setting is
+/// looked at when a statement begins, so that setting it inside one comes too late. The caller's own limit counts if it
+/// is earlier, and is put back when this is dropped.
 ///
 /// Code that runs inside may catch that error, and any error by its name. So the rollback of a subtransaction, without
-/// which nothing is caught, has the error raised again: once more after [`TO_CLEAN_UP`], and from then on at the next look
-/// for interrupts. In PL/pgSQL that comes before the next statement, outside the block that has just caught one, so that
-/// each block catches at most one. Other languages can call us in loops in which every call is a block of its own: their
-/// session ends after [`TO_GIVE_UP`].
+/// which nothing is caught, has the error raised again: once more after [`TO_CLEAN_UP`], and from then on at the next
+/// look for interrupts. In PL/pgSQL that comes before the next statement, outside the block that has just caught one,
+/// so that each block catches at most one. Other languages can call us in loops in which every call is a block of its
+/// own: their session ends after [`TO_GIVE_UP`].
 pub struct StatementLimit {
     /// When the limit was to be reached that we have replaced.
     replaced: Option<Option<i64>>,
@@ -60,10 +55,10 @@ pub enum Time {
 impl StatementLimit {
     /// `None` is no limit.
     pub fn new(most: Option<Duration>) -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| xact::on_rollback_of_subtransaction(raise_again));
+        static REGISTERED: OnceCell<()> = OnceCell::new();
+        REGISTERED.get_or_init(|| xact::on_rollback_of_subtransaction(raise_again));
         let before = externs::timeout_finishes(STATEMENT_TIMEOUT);
-        let ours = most.map_or(i64::MAX, |most| now().saturating_add(most.as_micros() as i64));
+        let ours = most.map_or(i64::MAX, |most| clock::now_micros().saturating_add(most.as_micros() as i64));
         let (replaced, deadline) = match before.unwrap_or(i64::MAX) {
             earlier if earlier <= ours => (None, earlier),
             _ => {
@@ -80,10 +75,10 @@ impl StatementLimit {
         self.replaced.is_some()
     }
 
-    /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit is not
-    /// raised any more once the time is over.
+    /// To be asked as soon as code of others returns: with an error, or because it has finished. The error of the limit
+    /// is not raised any more once the time is over.
     pub fn look(&self, finished: bool) -> Time {
-        if now() < self.deadline {
+        if clock::now_micros() < self.deadline {
             return Time::Left;
         }
         let seen = SEEN.load(Relaxed);
@@ -124,7 +119,7 @@ impl Drop for StatementLimit {
 /// Called when a subtransaction is rolled back: by the error of the limit, or when the time is over anyway.
 fn raise_again() {
     let deadline = DEADLINE.load(Relaxed);
-    if deadline == i64::MAX || now() < deadline {
+    if deadline == i64::MAX || clock::now_micros() < deadline {
         return;
     }
     // SAFETY: a flag of globals.c, read on the main thread.
@@ -134,11 +129,11 @@ fn raise_again() {
     }
     if SEEN.load(Relaxed) == NOTHING {
         SEEN.store(RAISED, Relaxed);
-        externs::enable_timeout_at(STATEMENT_TIMEOUT, now() + TO_CLEAN_UP);
+        externs::enable_timeout_at(STATEMENT_TIMEOUT, clock::now_micros() + TO_CLEAN_UP);
         return;
     }
     SEEN.store(CAUGHT, Relaxed);
-    let gives_up = now() > deadline.saturating_add(TO_GIVE_UP);
+    let gives_up = clock::now_micros() > deadline.saturating_add(TO_GIVE_UP);
     if gives_up {
         // SAFETY: raises like a C function, if at all; nothing here is to be dropped.
         unsafe { tell() };
@@ -159,8 +154,9 @@ unsafe extern "C-unwind" fn tell() {
     pgrx::log!("sync_outbox ends this session: code of a table catches the error of a time limit again and again");
 }
 
-/// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it does.
-/// PostgreSQL tells when a wait begins, by its timers, and not when it ends; and what comes after one is not waiting.
+/// Measures, while it lives, how long this process waits for heavyweight locks: it looks every [`TICK_MS`] whether it
+/// does. PostgreSQL tells when a wait begins, by its timers, and not when it ends; and what comes after one is not
+/// waiting.
 pub struct LockWaits(());
 
 const TICK_MS: c_int = 10;
@@ -173,12 +169,13 @@ static WAITING: AtomicI64 = AtomicI64::new(0);
 impl LockWaits {
     pub fn new() -> Self {
         if CLOCKS.fetch_add(1, Relaxed) == 0 {
-            externs::enable_timeout_every(tick_timeout(), now() + 1000 * i64::from(TICK_MS), TICK_MS);
+            externs::enable_timeout_every(*TICK_TIMEOUT, clock::now_micros() + 1000 * i64::from(TICK_MS), TICK_MS);
         }
         LockWaits(())
     }
 
-    /// Microseconds of waiting, in all; of a difference of two such numbers, a tick at either end is a matter of chance.
+    /// Microseconds of waiting, in all; of a difference of two such numbers, a tick at either end is a matter of
+    /// chance.
     pub fn waited(&self) -> i64 {
         1000 * i64::from(TICK_MS) * WAITING.load(Relaxed)
     }
@@ -188,16 +185,13 @@ impl Drop for LockWaits {
     /// Also while an error unwinds: no abort knows of it.
     fn drop(&mut self) {
         if CLOCKS.fetch_sub(1, Relaxed) == 1 {
-            externs::disable_timeout(tick_timeout(), false);
+            externs::disable_timeout(*TICK_TIMEOUT, false);
         }
     }
 }
 
-fn tick_timeout() -> c_int {
-    use std::sync::OnceLock;
-    static TIMEOUT: OnceLock<c_int> = OnceLock::new();
-    *TIMEOUT.get_or_init(|| externs::register_timeout(tick))
-}
+/// The number that PostgreSQL gives the timeout of [`tick`] in this process.
+static TICK_TIMEOUT: Lazy<c_int> = Lazy::new(|| externs::register_timeout(tick));
 
 /// Runs in a signal handler.
 unsafe extern "C-unwind" fn tick() {

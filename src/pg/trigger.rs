@@ -68,7 +68,7 @@ impl<'a> Fired<'a> {
     /// The row before the change: UPDATE and DELETE.
     pub fn old(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Operation::Update | Operation::Delete => Tuple::new(self.0.tg_trigtuple),
+            Operation::Update | Operation::Delete => self.tuple(self.0.tg_trigtuple),
             _ => None,
         }
     }
@@ -76,9 +76,14 @@ impl<'a> Fired<'a> {
     /// The row after the change: INSERT and UPDATE.
     pub fn new_row(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Operation::Insert => Tuple::new(self.0.tg_trigtuple),
-            Operation::Update => Tuple::new(self.0.tg_newtuple),
+            Operation::Insert => self.tuple(self.0.tg_trigtuple),
+            Operation::Update => self.tuple(self.0.tg_newtuple),
             _ => None,
         }
+    }
+
+    fn tuple(&self, tuple: pg_sys::HeapTuple) -> Option<Tuple<'a>> {
+        // SAFETY: the rows that a trigger is handed are of its relation, which stays open and locked while it runs.
+        unsafe { Tuple::new(tuple, (*self.0.tg_relation).rd_att) }
     }
 }

@@ -1,13 +1,14 @@
 //! Which TRUNCATE statements are open, and what they have emptied by now.
 //!
-//! PostgreSQL empties all tables of a statement at once, and fires their AFTER TRUNCATE triggers one by one then: what one of
-//! them writes to a table of the statement is captured before that table's own trigger is fired. Here a trigger of a row learns
-//! that its table has been emptied, which it sees by the table's file: it is another one. A table that has got its file in the
-//! same savepoint keeps it, and then it cannot be seen; the changes of its rows are kept back until the TRUNCATE is told, behind
-//! which the rows are that stand there.
+//! PostgreSQL empties all tables of a statement at once, and fires their AFTER TRUNCATE triggers one by one then: what
+//! one of them writes to a table of the statement is captured before that table's own trigger is fired. Here a trigger
+//! of a row learns that its table has been emptied, which it sees by the table's file: it is another one. A table that
+//! has got its file in the same savepoint keeps it, and then it cannot be seen; the changes of its rows are kept back
+//! until the TRUNCATE is told, behind which the rows are that stand there.
 //!
-//! Hooks where such a statement begins and where it names a table, also one that CASCADE has brought; passed through in C, as in
-//! `utility.rs`. A statement that fails never ends: what it leaves here goes with its transaction or savepoint.
+//! Hooks where such a statement begins and where it names a table, also one that CASCADE has brought; passed through in
+//! C, as in `utility.rs`. A statement that fails never ends: what it leaves here goes with its transaction or
+//! savepoint.
 
 use super::relation::Borrowed;
 use super::{externs, xact};
@@ -39,8 +40,8 @@ static mut NEXT: pg_sys::object_access_hook_type = None;
 
 /// Installs the hook. Called from `_PG_init`.
 pub fn init() {
-    // SAFETY: a process with one thread; the hook found here is called by ours. The callback lives as long as the library,
-    // which is never unloaded.
+    // SAFETY: a process with one thread; the hook found here is called by ours. The callback lives as long as the
+    // library, which is never unloaded.
     unsafe {
         NEXT = pg_sys::object_access_hook;
         pg_sys::object_access_hook = Some(object_access);
@@ -76,9 +77,13 @@ pub(super) fn ends(before: usize) {
 unsafe extern "C-unwind" fn refuse() {
     Error::new(
         SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        "changes of a table that was truncated could not be captured: the trigger \"!sync_outbox_truncate\" was not fired",
+        "changes of a table that was truncated could not be captured: \
+         the trigger \"!sync_outbox_truncate\" was not fired",
     )
-    .hint("Leave that trigger enabled, and sync_outbox.capture as it is, while a trigger of TRUNCATE writes to the table.")
+    .hint(
+        "Leave that trigger enabled, and sync_outbox.capture as it is, \
+         while a trigger of TRUNCATE writes to the table.",
+    )
     .raise()
 }
 
@@ -97,8 +102,8 @@ pub enum Telling {
     NotNow,
 }
 
-/// How a change of `written` is told, which is the attached table `root` or a partition of it. From now on somebody has told the
-/// TRUNCATE if that is the answer, unless it is rolled back.
+/// How a change of `written` is told, which is the attached table `root` or a partition of it. From now on somebody has
+/// told the TRUNCATE if that is the answer, unless it is rolled back.
 pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
     OPEN.with_borrow_mut(|open| {
         let of_root = |truncate: &&mut Truncate| truncate.named.iter().any(|(oid, _)| *oid == root);

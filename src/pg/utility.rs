@@ -1,24 +1,34 @@
-//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the background
-//! processes must know of.
+//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the
+//! background processes must know of.
 //!
-//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
-//! psql shows, and nobody's DDL may look different because this library is loaded.
+//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names
+//! that psql shows, and nobody's DDL may look different because this library is loaded.
 
 use super::{executor, externs, truncation};
-use crate::worker::hooks;
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use std::ffi::{CStr, c_char};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
-/// Whether there are background processes.
-static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
+/// What the background processes do around the statements of others.
+pub struct Background {
+    /// Called before CREATE, ALTER or DROP EXTENSION.
+    pub before_extension_change: fn(),
+    /// Called before COMMIT PREPARED.
+    pub before_commit_prepared: fn(),
+    /// Runs a statement, which needs the named database to have no connections. It calls its last argument exactly
+    /// once.
+    pub without_worker: fn(Option<&CStr>, &mut dyn FnMut()),
+}
+
+/// Set once where there are background processes.
+static BACKGROUND: OnceCell<Background> = OnceCell::new();
 
 /// Has the background processes told what they must know. Called from `_PG_init` while preloading.
-pub fn tell_background() {
-    IN_BACKGROUND.store(true, Relaxed);
+pub fn tell_background(background: Background) {
+    let _ = BACKGROUND.set(background); // a library is loaded once in a process
 }
 
 /// Installs the hook. Called from `_PG_init`.
@@ -89,7 +99,7 @@ fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
         match (*node).type_ {
             T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::CopyFrom,
             T_TruncateStmt => Kind::Truncate,
-            _ if !IN_BACKGROUND.load(Relaxed) => Kind::Other,
+            _ if BACKGROUND.get().is_none() => Kind::Other,
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
                 if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED { Kind::CommitPrepared } else { Kind::Other }
@@ -145,20 +155,25 @@ unsafe extern "C-unwind" fn process_utility(
 /// Turns a Rust unwind into an `ERROR` before it reaches the unguarded caller.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn before(kind: Kind) {
+    let Some(background) = BACKGROUND.get() else { return };
     match kind {
-        Kind::CommitPrepared => hooks::before_commit_prepared(),
-        _ => hooks::before_extension_change(),
+        Kind::CommitPrepared => (background.before_commit_prepared)(),
+        _ => (background.before_extension_change)(),
     }
 }
 
 /// Runs the statement while the worker of the database stays away.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn around(call: Call) {
-    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so that
-    // the guard in `without_worker` is dropped.
+    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so
+    // that the guard in `without_worker` is dropped.
     unsafe {
         let name = database_named(call.statement).map(|name| CStr::from_ptr(name));
-        hooks::without_worker(name, || pg_guard_ffi_boundary(|| call.next()));
+        let mut statement = || pg_guard_ffi_boundary(|| call.next());
+        match BACKGROUND.get() {
+            Some(background) => (background.without_worker)(name, &mut statement),
+            None => statement(),
+        }
     }
 }
 

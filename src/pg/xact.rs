@@ -3,9 +3,10 @@
 use super::externs;
 use super::guc::Nest;
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 pub fn is_read_only() -> bool {
     // SAFETY: plain global of xact.c.
@@ -29,8 +30,8 @@ pub fn commits_asynchronously() -> bool {
     unsafe { pg_sys::synchronous_commit == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 }
 }
 
-/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then, and
-/// for standbys if that says so. Nothing takes it back.
+/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then,
+/// and for standbys if that says so. Nothing takes it back.
 pub fn commit_durably() {
     // SAFETY: inside a transaction; sets a flag of xact.c that the next transaction clears.
     unsafe { pg_sys::ForceSyncCommit() }
@@ -68,16 +69,39 @@ pub fn with_snapshot<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f`, outside or between transactions, and survives what it raises: whatever is open is aborted, as the main loop
-/// of a backend does after an `ERROR`. For background workers.
+/// Runs `f`, outside or between transactions, and survives what it raises: whatever is open is aborted, as the main
+/// loop of a backend does after an `ERROR`. For background workers.
 pub fn survive<R>(f: impl FnOnce() -> R) -> Result<R, Error> {
+    catching(f, recover)
+}
+
+thread_local! {
+    /// How many calls of [`catching`] are running, one inside the other.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether an error that is raised now comes back to us, and not to PostgreSQL.
+pub fn is_catching() -> bool {
+    CATCHING.get() > 0
+}
+
+/// Runs `f`, and makes of what it raises what `caught` says.
+fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result<R, E> {
+    struct Running;
+    impl Drop for Running {
+        fn drop(&mut self) {
+            CATCHING.set(CATCHING.get() - 1);
+        }
+    }
     let f = std::panic::AssertUnwindSafe(f);
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
         let f = f;
+        CATCHING.set(CATCHING.get() + 1);
+        let _running = Running;
         Ok((f.0)())
     }))
-    .catch_others(|error| Err(recover(error)))
-    .catch_rust_panic(|error| Err(recover(error)))
+    .catch_others(|error| Err(caught(error)))
+    .catch_rust_panic(|error| Err(caught(error)))
     .execute()
 }
 
@@ -105,8 +129,8 @@ pub enum End {
     Prepare,
 }
 
-/// Registers `f` to be told of the end of every transaction. It must not raise an `ERROR`: after a commit that would be a
-/// PANIC.
+/// Registers `f` to be told of the end of every transaction. It must not raise an `ERROR`: after a commit that would be
+/// a PANIC.
 pub fn on_end(f: fn(End)) {
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, arg: *mut core::ffi::c_void) {
@@ -124,7 +148,8 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
-/// Registers `f` to be told of every subtransaction that is rolled back, while it still holds its locks. It must not raise.
+/// Registers `f` to be told of every subtransaction that is rolled back, while it still holds its locks. It must not
+/// raise.
 pub fn on_rollback_of_subtransaction(f: fn()) {
     /// Not guarded: nothing in it raises, and it is called for every event of every subtransaction.
     unsafe extern "C-unwind" fn callback(
@@ -153,8 +178,7 @@ thread_local! {
 /// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
 /// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
 pub fn at_commit(f: impl FnOnce() + 'static) {
-    use std::sync::Once;
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -179,7 +203,7 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
         })
     }
     // SAFETY: the callbacks live as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe {
+    REGISTERED.get_or_init(|| unsafe {
         pg_sys::RegisterXactCallback(Some(transaction), core::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction), core::ptr::null_mut());
     });
@@ -190,10 +214,9 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
 
 /// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
 pub fn forbid_prepare() {
-    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     static FORBIDDEN: AtomicBool = AtomicBool::new(false);
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -211,7 +234,7 @@ pub fn forbid_prepare() {
     }
     FORBIDDEN.store(true, Relaxed);
     // SAFETY: the callback lives as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
+    REGISTERED.get_or_init(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.
@@ -233,14 +256,7 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(core::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let f = std::panic::AssertUnwindSafe(f);
-        let result = pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
-            let f = f;
-            Ok((f.0)())
-        }))
-        .catch_others(|error| Err(Caught::from(error)))
-        .catch_rust_panic(|error| Err(Caught::from(error)))
-        .execute();
+        let result = catching(f, Caught::from);
         pg_sys::MemoryContextSwitchTo(context);
         if result.is_ok() {
             pg_sys::ReleaseCurrentSubTransaction();

@@ -8,7 +8,7 @@ use super::transactions::{Callers, Procedures, Transactions, Undone};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::latch::{self, Bell};
 use crate::pg::lock::{Scope as LockScope, SenderLock};
-use crate::pg::{guc, heap, process, role, xact};
+use crate::pg::{guc, process, role, transaction_id, xact};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode, Status};
 use crate::store::{Schema, backlog, target};
@@ -39,7 +39,7 @@ pub fn flush(branch: Option<String>, max_rows: Option<i32>, target: &str) -> Res
         n => n.map(|n| n as usize),
     };
     refuse_transaction()?;
-    let own_txid = Some(heap::top_transaction_id_if_any()).filter(|id| *id != 0);
+    let own_txid = Some(transaction_id::top_if_any()).filter(|id| *id != 0);
     let bounds = Bounds {
         scope: Scope { branch, own_txid },
         max_rows,

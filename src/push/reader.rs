@@ -10,8 +10,8 @@
 //! what comes later in HIGH, which it reads from its head for every batch.
 
 use super::crossing::Crossing;
-use crate::pg::heap;
-use crate::pg::relation::LockMode;
+use crate::pg::clock;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::wal;
 use crate::store::queue::ParkedUpTo;
 use crate::store::run::Run;
@@ -102,7 +102,7 @@ pub struct Reader {
     parked: Parked,
     /// Changes that wait for a person, as far as they have been seen.
     waiting: BTreeSet<i64>,
-    /// FAILED changes due until then may go (microseconds, as `heap::now_micros()`): what was parked was found out then.
+    /// FAILED changes due until then may go (microseconds, as `clock::now_micros()`): what was parked was found out then.
     due_by: i64,
     /// When the next one is due after that.
     next_due: Option<Instant>,
@@ -134,7 +134,7 @@ pub struct Reader {
 struct LookingBack {
     from: Rescan,
     started: Instant,
-    /// What was due by then may go (microseconds, as `heap::now_micros()`).
+    /// What was due by then may go (microseconds, as `clock::now_micros()`).
     now: i64,
     up_to: ParkedUpTo,
     parked: Parked,
@@ -153,7 +153,7 @@ impl LookingBack {
         LookingBack {
             from,
             started: Instant::now(),
-            now: heap::now_micros(),
+            now: clock::now_micros(),
             up_to: ParkedUpTo::default(),
             parked: Parked::default(),
             waiting: BTreeSet::new(),

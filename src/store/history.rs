@@ -108,7 +108,7 @@ impl Entry {
     }
 
     /// The columns but `id`, in the table's order.
-    fn values(&self) -> Vec<Arg> {
+    fn values(&self) -> Vec<Arg<'_>> {
         vec![
             self.action.name().into(),
             self.mode.name().into(),

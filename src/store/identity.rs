@@ -156,7 +156,7 @@ fn write(schema: &Schema, source: Option<uuid::Uuid>, adopted_by: Option<&str>) 
 }
 
 /// System identifier, database, host, data directory and timeline: $1 to $5 of the statements above.
-fn here() -> [Arg; 5] {
+fn here() -> [Arg<'static>; 5] {
     let directory = file::data_directory();
     // One directory may be reached by several names.
     let directory = fs::canonicalize(&directory).unwrap_or(directory);

@@ -57,8 +57,8 @@ pub fn could_capture(role: Oid, schema_name: &[u8], table_name: &[u8]) -> bool {
 pub struct Imported<'a> {
     pub id: i64,
     pub dedup_key: Uuid,
-    /// A timestamptz datum.
-    pub created_at: Option<pg_sys::Datum>,
+    /// Microseconds, as [`Arg::timestamptz`] takes them.
+    pub created_at: Option<i64>,
     pub target_id: i16,
     pub priority: Priority,
     pub schema_name: &'a [u8],
@@ -86,10 +86,7 @@ impl Imported<'_> {
             &[
                 self.id.into(),
                 pgrx::Uuid::from_bytes(*self.dedup_key.as_bytes()).into(),
-                self.created_at.map_or_else(
-                    || Arg::null(pg_sys::TIMESTAMPTZOID),
-                    |datum| Arg::datum(pg_sys::TIMESTAMPTZOID, datum),
-                ),
+                self.created_at.map_or_else(|| Arg::null(pg_sys::TIMESTAMPTZOID), Arg::timestamptz),
                 self.target_id.into(),
                 self.priority.name().into(),
                 Arg::text_bytes(self.schema_name),

@@ -27,6 +27,7 @@ use crate::pg::Oid;
 use crate::pg::extension::{self, Extension, Version};
 use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
+use crate::pg::{function, text};
 
 /// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so here.
 const OLDEST: Version = Version([0, 2, 0]);
@@ -40,7 +41,7 @@ pub struct Schema {
 
 impl Schema {
     pub fn new(oid: Oid) -> Self {
-        let name = String::from_utf8_lossy(&pg_relation::schema_name(oid)).into_owned();
+        let name = text::to_utf8(&pg_relation::schema_name(oid)).into_owned();
         Schema { oid, ident: quote_ident(&name) }
     }
 
@@ -72,7 +73,7 @@ impl Schema {
 
     /// The oid of the trigger function.
     pub fn capture(&self) -> Oid {
-        pg_relation::trigger_function(self.oid, c"sync_outbox_capture").unwrap_or(Oid::INVALID)
+        function::lookup_trigger(self.oid, c"sync_outbox_capture").unwrap_or(Oid::INVALID)
     }
 
     /// The oid of the outbox table.

@@ -40,7 +40,7 @@ fn deliverable_at(time: &str) -> String {
     )
 }
 
-/// A time that is given as $2 (microseconds, as `heap::now_micros()`).
+/// A time that is given as $2 (microseconds, as `clock::now_micros()`).
 const AT_MICROS: &str = "('2000-01-01 00:00:00+00'::pg_catalog.timestamptz
     OPERATOR(pg_catalog.+) ($2 OPERATOR(pg_catalog.*) interval '1 microsecond'))";
 
@@ -107,7 +107,7 @@ fn parks() -> String {
     )
 }
 
-/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `heap::now_micros()`), from
+/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `clock::now_micros()`), from
 /// `up_to` on, until `each` says stop. Returns how far that was, or `None` at the end.
 pub fn parked(
     schema: &Schema,
@@ -237,7 +237,7 @@ pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: 
     .unwrap_or_default()
 }
 
-/// Milliseconds from `now` (microseconds, as `heap::now_micros()`) until the next FAILED change is due of those that were not
+/// Milliseconds from `now` (microseconds, as `clock::now_micros()`) until the next FAILED change is due of those that were not
 /// due then.
 pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
     spi::first(

@@ -2,7 +2,7 @@
 
 use super::Schema;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::relation::{self as pg_relation, LockMode};
+use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::{Oid, role, spi, xact};
 
 /// Longest wait for the lock of a table that others are using.
@@ -94,7 +94,7 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
 /// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
 pub fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
     xact::subtransaction_in_time(LOCK_WAIT_MS, || {
-        pg_relation::lock(oid, mode);
+        relation_lock::lock(oid, mode);
         f()
     })
     .map_err(|caught| {

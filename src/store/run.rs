@@ -6,12 +6,12 @@ use super::Schema;
 use super::shape::{self, Shape, column};
 use super::snapshot::Snapshot;
 use crate::pg::datum::Value;
-use crate::pg::heap;
 use crate::pg::interrupt;
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::scan::Range;
 use crate::pg::spi::{self, Arg, Row};
 use crate::pg::text;
+use crate::pg::transaction_id;
 use crate::pg::xact;
 use delivery::batch::{Batch, Change, Stored};
 use delivery::keys::Touched;
@@ -31,7 +31,7 @@ pub struct Run<'a> {
     pub after: i64,
     /// Only changes that it sees.
     pub committed: &'a Snapshot,
-    /// Of FAILED changes only those whose time has come by then (microseconds, as `heap::now_micros()`).
+    /// Of FAILED changes only those whose time has come by then (microseconds, as `clock::now_micros()`).
     pub due_by: i64,
     pub rows: usize,
     pub bytes: usize,
@@ -81,7 +81,7 @@ impl Run<'_> {
             }
             if !self.is_deliverable(row) {
                 ended.at = id;
-                let waits_for_a_person = shape.waits_for_a_person(row.oid(column::STATUS));
+                let waits_for_a_person = shape.waits_for_a_person(row.label(column::STATUS));
                 if left(Left { id, touched: touched(row), waits_for_a_person }).is_break() {
                     ended.full = true;
                     return 0;
@@ -101,9 +101,9 @@ impl Run<'_> {
             self.rows_to_come(batch)
         };
         match shape.direct(LockMode::AccessShare) {
-            Some((table, index)) => {
-                let lane = (self.target_id, shape.priority(self.priority));
-                Range { table: &table, index: &index, equal: lane, above: self.after }
+            Some(opened) => {
+                let lane = (self.target_id, shape.label_of(self.priority));
+                Range { opened: &opened, equal: lane, above: self.after }
                     .read(|row| if take(row) > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             }
             None => self.read_by_sql(schema, &mut take),
@@ -128,12 +128,12 @@ impl Run<'_> {
     fn is_visible(&self, row: &Row<'_>) -> bool {
         let txid = row.xid8(column::TXID);
         // A number that is still to come belongs to another cluster's transaction, from a dump.
-        (self.committed.sees(txid) || txid >= heap::next_transaction_id()) && Some(txid) != self.own_txid
+        (self.committed.sees(txid) || txid >= transaction_id::next()) && Some(txid) != self.own_txid
     }
 
     /// PENDING, or FAILED and its time has come (those of a request that did not get through have none).
     fn is_deliverable(&self, row: &Row<'_>) -> bool {
-        let status = row.oid(column::STATUS);
+        let status = row.label(column::STATUS);
         let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= self.due_by);
         status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due())
     }
@@ -178,7 +178,7 @@ fn stored<'a>(
         place: row.place(shape::COLUMNS.len() + 1),
         attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
         refusals: row.get(column::REFUSALS).unwrap_or_default(),
-        was_offline: row.oid(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
+        was_offline: row.label(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
         unsendable,
     }
 }
@@ -206,13 +206,13 @@ fn touched(row: &Row<'_>) -> Touched {
 pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     let shape = Shape::of(schema.oid, LockMode::RowExclusive);
     let missed: Vec<&Change> = match shape.direct(LockMode::RowExclusive) {
-        Some((table, _)) => xact::with_snapshot(|| {
-            let blocks = table.blocks(); // a vacuum may have made it shorter since
+        Some(outbox) => xact::with_snapshot(|| {
+            let blocks = outbox.blocks(); // a vacuum may have made it shorter since
             let delete = |change: &Change| {
                 interrupt::check();
                 let is_it =
                     |[id, _, key]: [Value; 3]| id.int8() == change.id && key.uuid() == change.dedup_key.as_bytes();
-                change.place.0 < blocks && heap::delete(&table, change.place, is_it)
+                change.place.0 < blocks && outbox.delete(change.place, is_it)
             };
             changes.iter().copied().filter(|change| !delete(change)).collect()
         }),

@@ -2,13 +2,19 @@
 //! can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
 
 use crate::error::{Error, SqlState};
-use crate::pg::relation::{self, LockMode, Open, Predicate};
-use crate::pg::{Oid, pg_sys};
+use crate::pg::direct::{Direct, Opened};
+use crate::pg::index::Predicate;
+use crate::pg::relation::{self, Open};
+use crate::pg::relation_lock::{self, LockMode, WriteLocks};
+use crate::pg::spi::Arg;
+use crate::pg::{Oid, pg_sys, types};
 use std::ffi::CStr;
 use wire::Priority;
 
+pub const COLUMN_COUNT: usize = 20;
+
 /// The columns of the outbox as `sql/` makes it, in their order.
-pub const COLUMNS: [(&CStr, Kind); 20] = [
+pub const COLUMNS: [(&CStr, Kind); COLUMN_COUNT] = [
     (c"id", Kind::Type(pg_sys::INT8OID)),
     (c"txid", Kind::Type(pg_sys::XID8OID)),
     (c"dedup_key", Kind::Type(pg_sys::UUIDOID)),
@@ -69,15 +75,20 @@ pub enum Kind {
     Status,
 }
 
+/// The outbox where it is as `sql/` makes it.
+pub type DirectOutbox = Direct<COLUMN_COUNT, 3>;
+
 /// What the catalogs say of the outbox of one schema.
 pub struct Shape {
     table: Oid,
     pub sequence: Oid,
+    /// The types of the columns `priority` and `status`.
+    enums: [Oid; 2],
     priorities: [Oid; 3],
     pub pending: Oid,
     pub failed: Oid,
-    /// The primary key's index, if the table is as it was made.
-    direct: Option<Oid>,
+    /// The table and its primary key, if the table is as it was made.
+    direct: Option<DirectOutbox>,
     indexes: Vec<Oid>,
 }
 
@@ -95,19 +106,20 @@ impl Shape {
     fn look_up(schema: Oid, mode: LockMode) -> Option<Self> {
         let table = relation::lookup(schema, c"sync_outbox")?;
         let sequence = relation::lookup(schema, c"sync_outbox_id_seq")?;
-        let priority = relation::type_lookup(schema, c"sync_outbox_priority")?;
-        let status = relation::type_lookup(schema, c"sync_outbox_status")?;
-        let label = |label| relation::enum_value(priority, label);
+        let priority = types::lookup(schema, c"sync_outbox_priority")?;
+        let status = types::lookup(schema, c"sync_outbox_status")?;
+        let label = |label| types::enum_value(priority, label);
         let mut shape = Shape {
             table,
             sequence,
+            enums: [priority, status],
             priorities: [label(c"HIGH")?, label(c"NORMAL")?, label(c"LOW")?],
-            pending: relation::enum_value(status, c"PENDING")?,
-            failed: relation::enum_value(status, c"FAILED")?,
+            pending: types::enum_value(status, c"PENDING")?,
+            failed: types::enum_value(status, c"FAILED")?,
             direct: None,
             indexes: Vec::new(),
         };
-        relation::lock(table, mode);
+        relation_lock::lock(table, mode);
         let open = Open::locked(table);
         require_columns(&open);
         shape.indexes = open.indexes();
@@ -116,8 +128,8 @@ impl Shape {
     }
 
     /// The outbox and its primary key, open for `mode`, if the table is as it was made.
-    pub fn direct(&self, mode: LockMode) -> Option<(Open, Open)> {
-        self.direct.map(|index| (Open::locked(self.table), Open::index(index, mode)))
+    pub fn direct(&self, mode: LockMode) -> Option<Opened<'_, COLUMN_COUNT, 3>> {
+        self.direct.as_ref().map(|direct| direct.open(mode))
     }
 
     /// Whether a change with this status is left alone until somebody decides about it.
@@ -135,20 +147,29 @@ impl Shape {
 
     /// Locks the outbox, its primary key and its sequence for writing, to the end of the transaction whatever becomes
     /// of savepoints.
-    pub fn lock_for_writing(&self) {
-        relation::lock_for_good(self.table, LockMode::RowExclusive);
-        relation::lock_for_good(self.sequence, LockMode::RowExclusive);
-        self.direct.iter().for_each(|index| relation::lock_for_good(*index, LockMode::RowExclusive));
+    pub fn lock_for_writing(&self) -> WriteLocks {
+        let index = self.direct.as_ref().map(Direct::index);
+        WriteLocks::take([self.table, self.sequence].into_iter().chain(index))
     }
 
-    /// The outbox and its primary key, if the table is as it was made.
-    pub fn direct_oids(&self) -> Option<(Oid, Oid)> {
-        self.direct.map(|index| (self.table, index))
+    /// The outbox, to append to, if the table is as it was made.
+    pub fn appendable(&self) -> Option<&DirectOutbox> {
+        self.direct.as_ref()
     }
 
     /// The value of the column `priority`.
-    pub fn priority(&self, priority: Priority) -> Oid {
+    pub fn priority(&self, priority: Priority) -> Arg<'static> {
+        Arg::label(self.enums[0], self.label_of(priority))
+    }
+
+    /// The oid of a priority's label.
+    pub fn label_of(&self, priority: Priority) -> Oid {
         self.priorities[priority as usize]
+    }
+
+    /// The value PENDING of the column `status`.
+    pub fn status_pending(&self) -> Arg<'static> {
+        Arg::label(self.enums[1], self.pending)
     }
 }
 
@@ -169,20 +190,20 @@ fn require_columns(table: &Open) {
 /// at is all that an INSERT would heed: the columns in their places, with the types and without the modifiers,
 /// constraints and defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does
 /// below INSERT (storage, compression, tablespace, logging) holds for an appended row too.
-fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<Oid> {
+fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<DirectOutbox> {
     let columns = table.columns();
+    let types = COLUMNS.map(|(_, kind)| match kind {
+        Kind::Type(oid) => oid,
+        Kind::Priority => priority,
+        Kind::Status => status,
+    });
     // A column that was dropped still has its place in a row.
     let as_made = columns.len() == COLUMNS.len()
         && table.borrow().natts() == COLUMNS.len()
-        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, kind)))| {
-            let expected = match kind {
-                Kind::Type(oid) => oid,
-                Kind::Priority => priority,
-                Kind::Status => status,
-            };
+        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, _)))| {
             column.index == i
                 && column.name == name.to_bytes()
-                && column.type_oid == expected
+                && column.type_oid == types[i]
                 && !column.has_modifier
                 && column.not_null != NULLABLE.contains(&(i + 1))
                 && !(column.has_default && LEFT_TO_DEFAULT.contains(&(i + 1)))
@@ -202,5 +223,7 @@ fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pendi
         && !left.unique
         && left.keys == keys([column::TARGET_ID, column::STATUS, column::ID])
         && left.predicate == Predicate::EnumIsNot(column::STATUS as i16, pending);
-    (primary_as_made && left_as_made).then_some(oid)
+    (primary_as_made && left_as_made)
+        .then(|| Direct::of(table, &Open::index(oid, LockMode::AccessShare), types, KEY))
+        .flatten()
 }

@@ -6,7 +6,7 @@
 //! therefore err on the side of waking: nothing is lost but a process that starts and ends.
 
 pub mod database;
-pub mod hooks;
+mod hooks;
 pub mod launcher;
 mod retry;
 pub mod shared;
@@ -17,7 +17,7 @@ use crate::pg::{bgworker, utility};
 pub fn init() {
     if bgworker::is_preloading() {
         shared::init();
-        utility::tell_background();
+        utility::tell_background(hooks::BACKGROUND);
         crate::wake::init();
         bgworker::register_launcher();
     }

@@ -1,8 +1,29 @@
-//! Entry points that PostgreSQL calls with a raw `FunctionCallInfo`: the trigger function and the drain procedure.
+//! The C functions that PostgreSQL calls in this library: when it is loaded, as SQL functions that take the raw call
+//! information, and as the mains of background workers.
+//!
+//! This module stands above all others, and beside `pg` it is the only one with `unsafe`: it hands what `pg` calls
+//! back, such as hooks, down as functions, so that `pg` imports nothing from the folders above it.
 
-use super::trigger::Fired;
-use crate::error::{Error, SqlState};
+use crate::error::{Error, SqlState, or_raise, report_through};
+use crate::pg::shmem::Shared;
+use crate::pg::text;
+use crate::pg::trigger::Fired;
+use crate::{api, capture, settings, wake, worker};
 use pgrx::pg_sys;
+use wire::Operation;
+
+/// Called by PostgreSQL when it loads the library.
+#[allow(non_snake_case)]
+#[pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    report_through(text::reportable);
+    settings::init();
+    capture::init();
+    worker::init();
+}
+
+// SAFETY: the table holds oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
+unsafe impl Shared for worker::shared::Table {}
 
 /// Version 1 of the calling convention, for the functions below.
 macro_rules! finfo {
@@ -28,8 +49,8 @@ finfo!(pg_finfo_sync_outbox_target_changed);
 pub unsafe extern "C-unwind" fn sync_outbox_capture(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
     // SAFETY: the function manager passes its call info.
     let fired = unsafe { Fired::from_call(fcinfo) };
-    match fired.filter(|f| f.is_after() && f.is_for_row() == (f.event() != wire::Operation::Truncate)) {
-        Some(fired) => crate::capture::capture(&fired),
+    match fired.filter(|f| f.is_after() && f.is_for_row() == (f.event() != Operation::Truncate)) {
+        Some(fired) => capture::capture(&fired),
         None => Error::new(
             SqlState::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             "sync_outbox_capture() can only be called as the trigger that sync_outbox_attach() makes",
@@ -56,7 +77,7 @@ pub unsafe extern "C-unwind" fn sync_outbox_target_changed(fcinfo: pg_sys::Funct
         .hint("Write to the table sync_outbox_target; the trigger does the rest.")
         .raise()
     }
-    crate::wake::control_at_commit();
+    wake::control_at_commit();
     pg_sys::Datum::from(0)
 }
 
@@ -85,6 +106,27 @@ pub unsafe extern "C-unwind" fn sync_outbox_drain(fcinfo: pg_sys::FunctionCallIn
         .hint("CALL it outside a transaction, or call SELECT sync_outbox_flush(); instead.")
         .raise()
     }
-    crate::error::or_raise(crate::api::push::drain(branch, target));
+    or_raise(api::push::drain(branch, target));
     pg_sys::Datum::from(0)
+}
+
+/// The main function of the launcher.
+///
+/// # Safety
+/// Called by PostgreSQL in a background worker only.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn sync_outbox_launcher_main(_argument: pg_sys::Datum) {
+    worker::launcher::main()
+}
+
+/// The main function of the worker of a database.
+///
+/// # Safety
+/// Called by PostgreSQL in a background worker only, with the argument that [`crate::pg::bgworker::Handle::start`]
+/// gave.
+#[unsafe(no_mangle)]
+#[pgrx::pg_guard]
+pub unsafe extern "C-unwind" fn sync_outbox_worker_main(argument: pg_sys::Datum) {
+    worker::database::main(pg_sys::Oid::from(argument.value() as u32))
 }
