@@ -6,7 +6,7 @@ use crate::pg::text;
 use crate::settings;
 use pgrx::pg_sys::Datum;
 
-/// Characters a reason needs where `require_reason` is set (the seeds' X-Reason rule).
+/// Characters a reason needs where `require_reason` is set (the rule of the header X-Reason).
 pub const REASON_MIN_CHARS: usize = 5;
 /// Characters a reason may have: it is a sentence, and it travels with every change.
 pub const REASON_MAX_CHARS: usize = 1_000;
