@@ -140,7 +140,7 @@ def test_a_renamed_database_goes_on_as_the_same_source(shop, receiver):  # noqa:
 
 
 def test_hard_fact_23_the_launcher_discovers_every_database_after_a_restart(new_server, receiver):
-    """Hard fact 23: it sees no extension and no queue; it has to look into each database."""
+    """`invariants` 23: it sees no extension and no queue; it has to look into each database."""
     server = new_server(preload=True, settings={"sync_outbox.interval": "1h", "sync_outbox.enabled": "off"})
     shops = [shop_on(server, receiver) for _ in range(4)]
     for sale, each in enumerate(shops):
@@ -190,7 +190,7 @@ def test_hard_fact_12_prepared_transactions_over_a_restart(new_server, receiver,
     assert sorted(after, key=lambda data: data["qty"]) == [{"qty": 10}, {"qty": 11}, {"qty": 12}]
 
 
-# Truncate when empty (hard fact 25)
+# Truncate when empty (`invariants` 25)
 
 def test_hard_fact_25_truncate_when_empty_against_writers(shop, receiver):  # noqa: F811
     """Writers that commit and roll back while the outbox becomes empty, and is truncated, over and over."""

@@ -1,4 +1,5 @@
-"""docs/operations.md, typed from top to bottom."""
+"""docs/operations.md, typed from top to bottom, without the section on offline times: that needs a hub, so it is typed
+where the quick start is."""
 
 import pytest
 
@@ -20,7 +21,7 @@ def typist(new_server, tmp_path):
 
 
 def test_it_can_be_typed(typist):
-    typed = [block for block in PAGE.blocks if block.language == "sql"]
+    typed = [block for block in PAGE.blocks if block.language == "sql" and "Operating offline" not in block.headings]
     assert len(typed) > 10
     for block in typed:
         output = typist.sql(block.text)

@@ -1,5 +1,5 @@
-"""The README is typed as it stands: its quick start, every other SQL example, and every statement named in a sentence; and its
-tables are compared with what the server says."""
+"""The README, the reference and what operations.md says about offline times are typed as they stand: the quick start,
+every other SQL example, and every statement named in a sentence. The reference is compared with the server."""
 
 import re
 import socket
@@ -11,6 +11,17 @@ from support.prefix import PROJECT
 from support.wait import wait_for
 
 README = Document("README.md")
+REFERENCE = Document("docs/reference.md")
+OPERATIONS = Document("docs/operations.md")
+WIRE = Document("docs/wire.md")
+PAGES = [README, REFERENCE, OPERATIONS, WIRE]
+# Documents whose SQL is typed, by this test and by those of operations.md and from-the-scripts.md.
+TYPED = {"README.md", "docs/reference.md", "docs/operations.md", "docs/from-the-scripts.md"}
+# Shows SQL with a password and a token left out; the tests of the example run its receiver instead.
+NOT_TYPED = {"examples/receiver/README.md"}
+DOCUMENTS = sorted(str(path.relative_to(PROJECT))
+                   for pattern in ("*.md", "docs/*.md", "examples/**/*.md", ".github/**/*.md")
+                   for path in PROJECT.glob(pattern))
 
 
 @pytest.fixture
@@ -51,20 +62,36 @@ def type_and_compare(typist, block):
 
 @pytest.mark.timeout(120)
 def test_it_can_be_typed_from_top_to_bottom(typist):
+    """The quick start, then the examples of the reference, then what is typed around an offline time."""
     typed = [block for block in README.blocks
              if block.language == "sql" or (block.language == "sh" and "Quick start" in block.headings)]
+    typed += [block for block in REFERENCE.blocks + OPERATIONS.below("Operating offline") if block.language == "sql"]
+    assert len(typed) > 15
     for block in typed:
         type_and_compare(typist, block)
 
     # What sentences and tables tell to type, in the store as the examples have left it.
-    assert len(README.statements()) > 10
-    for statement in README.statements():
+    statements = sorted({statement for page in PAGES for statement in page.statements()})
+    assert len(statements) > 20
+    for statement in statements:
         typist.sql(f"\\connect store\n{statement};")
 
 
 def test_every_sql_block_with_an_answer_shows_it():
-    assert [str(block) for block in README.blocks if block.language == "text" and not block.text.strip()] == []
+    blocks = [block for page in PAGES for block in page.blocks]
+    assert [str(block) for block in blocks if block.language == "text" and not block.text.strip()] == []
     assert len([block for block in README.below("Quick start") if block.answer]) >= 4
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_document_with_sql_is_typed(name):
+    assert name in TYPED | NOT_TYPED or not [block for block in Document(name).blocks if block.language == "sql"]
+
+
+def test_the_readme_is_short_and_lists_every_document():
+    assert len(README.text.splitlines()) < 300
+    listed = {target for target in re.findall(r"\]\(([^)#\s]+)\)", README.section("Where to read on"))}
+    assert {name for name in DOCUMENTS if name.split("/")[0] not in ("README.md", ".github")} - listed == set()
 
 
 # Settings
@@ -73,7 +100,7 @@ UNITS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "kB
 
 
 def base_value(shown, unit):
-    """A default as the README shows it, in the unit of pg_settings."""
+    """A default as the reference shows it, in the unit of pg_settings."""
     if shown == "empty":
         return ""
     number, word = re.fullmatch(r"(\d+) ?([a-zA-Z]*)", shown).groups() if shown[0].isdigit() else (None, None)
@@ -92,8 +119,12 @@ def test_settings_are_those_of_the_server(db):
     units = {row.name: row.unit for row in rows}
 
     shown = {code(name)[0]: (base_value(default.strip("`"), units.get(code(name)[0])), when)
-             for name, default, when, _ in README.tables("Settings")}
+             for name, default, when, _ in REFERENCE.tables("Settings")}
     assert shown == server
+    # The few that the README shows have the same defaults there.
+    few = {code(name)[0]: base_value(default.strip("`"), units.get(code(name)[0]))
+           for name, default, _ in README.tables("The settings everybody needs")}
+    assert few and few.items() <= {name: default for name, (default, _) in server.items()}.items()
 
 
 # SQL reference
@@ -117,19 +148,20 @@ def test_every_function_stands_in_the_reference_as_it_is(db):
           JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'sync_outbox'""")
     expected = {f"{row.name}({signature(row.arguments)})" for row in functions}
 
-    shown = {signature(" ".join(block.text.splitlines())) for block in README.below("SQL reference") if block.language == ""}
+    shown = {signature(" ".join(block.text.splitlines()))
+             for block in REFERENCE.below("SQL reference") if block.language == ""}
     shown = {re.sub(r"^CALL|returns.*$", "", text) for text in shown}
     assert shown == expected
 
 
 def test_every_table_view_and_column_stands_in_the_reference(db):
-    reference = README.section("SQL reference")
+    reference = REFERENCE.section("SQL reference")
     for row in db.rows("""
             SELECT c.relname AS relation FROM pg_class c
               JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
               JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'sync_outbox' WHERE c.relkind IN ('r', 'v')"""):
         assert f"`{row.relation}`" in reference
-    table = {name for cells in README.tables("The table sync_outbox") for name in code(cells[0])}
+    table = {name for cells in REFERENCE.tables("The table sync_outbox") for name in code(cells[0])}
     assert table == {row.attname for row in db.rows(
         "SELECT attname FROM pg_attribute WHERE attrelid = 'sync_outbox'::regclass AND attnum > 0")}
     # Columns of what the two reporting functions give.
@@ -140,7 +172,7 @@ def test_every_table_view_and_column_stands_in_the_reference(db):
 
 # Links
 
-@pytest.mark.parametrize("name", ["README.md", "docs/design.md", "docs/operations.md", "docs/from-the-scripts.md", "docs/security.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name):
     document = Document(name)
     for target in re.findall(r"\]\(([^)\s]+)\)", document.text):
@@ -152,3 +184,16 @@ def test_links_lead_somewhere(name):
         headings = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
                     for heading in re.findall(r"^#+ (.*)$", linked.text, re.M)}
         assert not anchor or anchor in headings, target
+
+
+# Paths
+
+# What stands in the project, and, as design.md writes it, a file below src without that prefix.
+PATH = re.compile(r"`((?:src|sql|scripts|docs|bench|demo|examples|fuzz)/[\w./-]+|[a-z_]+/[a-z_]+\.rs)`")
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])
+def test_paths_that_are_named_exist(name):
+    named = {path for path in PATH.findall(Document(name).text) if "NEW" not in path}
+
+    assert {path for path in named if not (PROJECT / path).exists() and not (PROJECT / "src" / path).exists()} == set()

@@ -55,7 +55,7 @@ pub fn forget(oid: Oid) {
 }
 
 /// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
-/// truncates it when it is empty knows that nobody is about to commit a change (`hard-facts` 25).
+/// truncates it when it is empty knows that nobody is about to commit a change (`invariants` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
     let txid = transaction_id::top();
     let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);

@@ -12,7 +12,7 @@ use crate::store::attached::{self, Trigger};
 use crate::store::relation::{self, Relation};
 use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
 
-/// Sorts before the names that people give: capture of a row comes before what their triggers do (`hard-facts` 2).
+/// Sorts before the names that people give: capture of a row comes before what their triggers do (`invariants` 2).
 const ROW_TRIGGER: &str = "!sync_outbox_row";
 const TRUNCATE_TRIGGER: &str = "!sync_outbox_truncate";
 const TRUNCATE: &str = "TRUNCATE";
@@ -206,7 +206,7 @@ fn run(statement: &str) {
     spi::once(statement, &[], |_| ());
 }
 
-/// A new lane while changes wait in another would let later changes of a key overtake them (`hard-facts` 5).
+/// A new lane while changes wait in another would let later changes of a key overtake them (`invariants` 5).
 fn check_lane(schema: &Schema, table: &Relation, target_id: i16, options: &Options) -> Result<()> {
     if xact::uses_one_snapshot() {
         return Err(Error::new(

@@ -1,6 +1,6 @@
 //! Capture: a write to an attached table becomes a row of the outbox, in the writer's own transaction.
 //!
-//! Runs as the writer, because encoding a value can run a user's cast (`hard-facts` 1); it needs no rights on the outbox,
+//! Runs as the writer, because encoding a value can run a user's cast (`invariants` 1); it needs no rights on the outbox,
 //! because the row is appended to the heap directly. Any error here fails the writer's statement: a change is never lost
 //! quietly.
 

@@ -1,4 +1,4 @@
-//! Order inside one statement: when a change can be told as it is, and what is told instead (`hard-facts` 2).
+//! Order inside one statement: when a change can be told as it is, and what is told instead (`invariants` 2).
 //!
 //! PostgreSQL fires a query's AFTER triggers when it ends, and what the user's functions and triggers write meanwhile ends,
 //! and is captured, first. Changes of one key then come in another order than they happened in. So a change that something

@@ -1,7 +1,7 @@
 //! The hub's half: a request body is applied change by change, in order, and answered by key.
 //!
 //! A change and the memory of its key commit or roll back together. Nothing but accepted tables is written, each as its
-//! owner, in a context from which that owner's code cannot leave (`hard-facts` 1).
+//! owner, in a context from which that owner's code cannot leave (`invariants` 1).
 
 mod shape;
 mod statement;

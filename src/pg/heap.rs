@@ -15,7 +15,7 @@ impl Tuple<'_> {
         (!tuple.is_null()).then_some(Tuple(tuple, descriptor, PhantomData))
     }
 
-    /// Whether this version has been replaced or deleted by our own transaction already (`hard-facts` 2).
+    /// Whether this version has been replaced or deleted by our own transaction already (`invariants` 2).
     pub fn superseded_by_us(&self) -> bool {
         // SAFETY: the header of a live tuple.
         unsafe {

@@ -1,7 +1,7 @@
 //! The sender's lock: one sender per target.
 //!
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
-//! advisory locks, which any role can take (`hard-facts` 15). Who has to wait stands in PostgreSQL's own queue for it:
+//! advisory locks, which any role can take (`invariants` 15). Who has to wait stands in PostgreSQL's own queue for it:
 //! first come, first served. The holder asks between two requests whether somebody waits.
 
 use super::xact;

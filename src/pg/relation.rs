@@ -119,7 +119,7 @@ impl Borrowed<'_> {
     }
 }
 
-/// A relation opened by us: closed when dropped, its lock kept to the end of the transaction (`hard-facts` 25).
+/// A relation opened by us: closed when dropped, its lock kept to the end of the transaction (`invariants` 25).
 pub struct Open {
     relation: pg_sys::Relation,
     is_index: bool,

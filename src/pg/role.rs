@@ -19,7 +19,7 @@ impl ActAs {
     }
 
     /// As `user`, unable to leave that role or to plant anything that outlives the block: for statements that can run
-    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes). Call
+    /// code of that user (`invariants` 1: casts, checks, expressions of indexes). Call
     /// [`super::confine::all_immediate`] before, as the caller, or hold a [`super::confine::ImmediateOnWrite`].
     pub fn restricted(user: pg_sys::Oid) -> Self {
         let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;

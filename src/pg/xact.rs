@@ -212,7 +212,7 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
     AT_COMMIT.with_borrow_mut(|waiting| waiting.push((current, Box::new(f))));
 }
 
-/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
+/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`invariants` 12).
 pub fn forbid_prepare() {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     static FORBIDDEN: AtomicBool = AtomicBool::new(false);

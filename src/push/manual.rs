@@ -246,7 +246,7 @@ pub fn fill(entry: &mut Entry, report: &Report) {
     };
 }
 
-/// Refuses, before anything is sent, a transaction in which a flush cannot be right (`hard-facts` 8).
+/// Refuses, before anything is sent, a transaction in which a flush cannot be right (`invariants` 8).
 fn refuse_transaction() -> Result<()> {
     if xact::in_recovery() {
         return Err(Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "a standby does not send changes")

@@ -340,7 +340,7 @@ impl Reader {
     }
 
     /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH. What it
-    /// holds is durable when this returns (`hard-facts` 13). `in_hand` are the keys of what the session has read before and
+    /// holds is durable when this returns (`invariants` 13). `in_hand` are the keys of what the session has read before and
     /// not settled (ids can begin again).
     pub fn read(
         &mut self,

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_of_the_seeds() {
+    fn the_answer_of_the_scripts() {
         let report = Report { pending: 3, sent: 3, acked: 3, nothing_left: true, ..Report::default() };
         assert_eq!(report.to_json(None), r#"{"ok": true, "pending": 3, "sent": 3, "acked": 3}"#);
     }

@@ -75,7 +75,7 @@ struct Candidate {
 }
 
 /// The key columns of a relation, in the order of their index: those asked for, or the primary key, or the replica
-/// identity's index. The index must give ids an order (`hard-facts` 3): valid, immediate, neither partial nor over
+/// identity's index. The index must give ids an order (`invariants` 3): valid, immediate, neither partial nor over
 /// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are compared
 /// as numbers).
 pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {

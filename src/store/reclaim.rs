@@ -1,7 +1,7 @@
 //! Giving the disk space of a long backlog back: TRUNCATE once the outbox is empty.
 //!
 //! Exact, because capture keeps its ROW EXCLUSIVE lock to the end of the writer's transaction: who holds ACCESS EXCLUSIVE
-//! knows that nobody is about to commit a change (`hard-facts` 25). The sequence goes on.
+//! knows that nobody is about to commit a change (`invariants` 25). The sequence goes on.
 
 use super::Schema;
 use crate::error::{Error, SqlState};
