@@ -53,13 +53,13 @@ test: ## everything: unit tests, then end-to-end tests against private servers
 unit: ## tests of what does not touch PostgreSQL, in the whole workspace
 	$(CARGO) test --release --lib --workspace $(FEATURES)
 
-# JOBS servers of each kind run side by side. One test: make e2e T='tests/test_smoke.py -k flush -n 0'
+# JOBS servers of each kind run side by side. One test: make e2e T='tests/harness/test_smoke.py -k flush -n 0'
 JOBS ?= 2
 T    ?= tests
 e2e: ## end-to-end tests of the release build that is there
 	$(PYTEST) -n $(JOBS) $(T)
 
-# The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/test_soak.py.
+# The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/faults/test_soak.py.
 MINUTES ?= 60
 SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated

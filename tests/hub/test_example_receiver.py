@@ -17,10 +17,11 @@ import uuid
 
 import pytest
 
+from support.prefix import PROJECT
 from support.run import own
 from support.wait import wait_for
 
-PROGRAM = pathlib.Path(__file__).resolve().parents[1] / "examples/receiver/receiver.py"
+PROGRAM = PROJECT / "examples/receiver/receiver.py"
 PATH = "/api/sync/upload_outbox"
 TOKEN = "s3cret-t0ken"
 

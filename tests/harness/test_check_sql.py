@@ -1,11 +1,12 @@
 """scripts/check-sql.py finds what search_path decides about, and nothing else."""
 
-import pathlib
 import subprocess
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "scripts/check-sql.py"
+from support.prefix import PROJECT
+
+SCRIPT = PROJECT / "scripts/check-sql.py"
 
 
 def found(path):
