@@ -77,6 +77,7 @@ lint: ## formatting, SQL, clippy and documentation, warnings denied; released sc
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	scripts/check-sql.py $(SQL_CHECKED)
+	scripts/check-arrows.py
 	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
 	scripts/check-dependencies.sh

@@ -8,7 +8,7 @@ use crate::error::{Error, SqlState, or_raise, report_through};
 use crate::pg::shmem::Shared;
 use crate::pg::text;
 use crate::pg::trigger::Fired;
-use crate::{api, capture, settings, wake, worker};
+use crate::{api, capture, settings, shared, wake, worker};
 use pgrx::pg_sys;
 use wire::Operation;
 
@@ -23,7 +23,7 @@ pub extern "C-unwind" fn _PG_init() {
 }
 
 // SAFETY: the table holds oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
-unsafe impl Shared for worker::shared::Table {}
+unsafe impl Shared for shared::Table {}
 
 /// Version 1 of the calling convention, for the functions below.
 macro_rules! finfo {

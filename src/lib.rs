@@ -18,6 +18,7 @@ mod pg;
 pub mod properties;
 mod push;
 mod settings;
+mod shared;
 mod store;
 mod wake;
 mod worker;

@@ -7,7 +7,7 @@
 //! worker that is woken for nothing is harmless.
 
 use crate::pg::xact::{self, End};
-use crate::worker::shared::{self, ANYTHING, NOTHING, News};
+use crate::shared::{self, ANYTHING, NOTHING, News};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 

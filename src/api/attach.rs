@@ -1,11 +1,12 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
 use super::argument::{self, Names, Text, Texts};
-use crate::capture::{Options, install};
+use crate::capture::install;
 use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, text};
 use crate::store::Schema;
+use crate::store::options::Options;
 use std::ffi::CStr;
 
 /// Captures the writes to `relation` from now on; again with other options, it changes them.

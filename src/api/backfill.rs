@@ -1,7 +1,7 @@
 //! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
 
 use super::argument::{self, Text};
-use crate::capture::{self, Options, Writer};
+use crate::capture::{self, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::confine::ImmediateOnWrite;
 use crate::pg::guc::Nest;
@@ -9,6 +9,7 @@ use crate::pg::relation::Open;
 use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, interrupt, spi, xact};
+use crate::store::options::Options;
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;

@@ -1,8 +1,8 @@
 //! What `sync_outbox_configure()` takes, taken apart: plain data, nothing of it is looked up yet.
 
 use super::{argument, token};
-use crate::capture::Options;
 use crate::error::{Error, Result};
+use crate::store::options::Options;
 use serde_json::{Map, Value};
 use wire::Priority;
 

@@ -4,7 +4,6 @@
 //! its owner, because reading it may run that one's casts; the rows are written as the extension's owner.
 
 use super::argument;
-use crate::capture::Options;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::memory::{self, Scratch};
@@ -13,6 +12,7 @@ use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, confine, interrupt, text, xact};
 use crate::store::import::{self, Imported};
+use crate::store::options::Options;
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, identity, lane, quote_literal, target};
 use crate::{settings, wake};

@@ -1,8 +1,8 @@
 //! Which tables can be attached, and with what: refuses what could not work, with what to do instead.
 
-use super::options::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{Oid, text};
+use crate::store::options::Options;
 use crate::store::relation::{self, Kind, Relation};
 use crate::store::{Schema, attached, quote_literal};
 

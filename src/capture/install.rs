@@ -4,11 +4,11 @@
 //! configuration must not queue in front of the writers of a busy shop.
 
 use super::eligible;
-use super::options::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::relation_lock::LockMode;
 use crate::pg::{Oid, spi, text, xact};
 use crate::store::attached::{self, Trigger};
+use crate::store::options::Options;
 use crate::store::relation::{self, Relation};
 use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
 

@@ -8,10 +8,10 @@ mod append;
 mod eligible;
 mod encode;
 pub mod install;
-mod options;
 mod order;
 mod plan;
 mod reason;
+mod state;
 mod writer;
 
 use crate::pg::buffer::VarlenaBuffer;
@@ -19,9 +19,8 @@ use crate::pg::heap::Columns;
 use crate::pg::text::Varlena;
 use crate::pg::trigger::Fired;
 use crate::pg::truncation::{self, Telling};
-use crate::pg::{executor, utility};
+use crate::pg::{executor, invalidation, utility};
 use crate::settings;
-pub use options::Options;
 use plan::Plan;
 pub use plan::missing as missing_column;
 use std::cell::RefCell;
@@ -32,7 +31,10 @@ pub fn init() {
     executor::init();
     utility::init();
     truncation::init();
-    plan::init();
+    invalidation::on_change(|oid| {
+        append::forget(oid);
+        plan::forget(oid);
+    });
 }
 
 /// What one capture works with; kept from row to row so that nothing is allocated in the steady state.
@@ -100,7 +102,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, s
         }
     }
     if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
-        return order::tell_state(fired, plan, reason, key_changes(), scratch);
+        return state::tell_state(fired, plan, reason, key_changes(), scratch);
     }
     let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
     let outbox = append::outbox(fired.function());
@@ -145,7 +147,7 @@ fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>,
     }
     if !settled.told || settled.kept_back {
         let _settings = plan.neutral_settings();
-        order::tell_rows(fired, plan, reason, scratch);
+        state::tell_rows(fired, plan, reason, scratch);
     }
 }
 

@@ -3,19 +3,18 @@
 //! Made once per trigger and backend, and thrown away when PostgreSQL says that something it was made from has changed.
 
 use super::encode::{Encoder, write_string};
-use super::options::Options;
 use super::order::Order;
 use crate::error::{Error, SqlState, or_raise};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
-use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;
 use crate::pg::text::{self, Kept, Varlena};
 use crate::pg::trigger::Fired;
+use crate::store::options::Options;
 use crate::store::{attached, quote_ident, quote_literal};
 use once_cell::unsync::OnceCell;
 use pgrx::pg_sys::Oid;
@@ -73,21 +72,18 @@ thread_local! {
     static MEANWHILE: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
 }
 
-pub fn init() {
-    invalidation::on_change(|oid| {
-        super::append::forget(oid);
-        MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
-            Ok(Some(changed)) => changed.push(oid),
-            Ok(None) => {}
-            Err(_) => ALL_STALE.set(true),
-        });
-        // May run inside a look-up of ours: only take note.
-        PLANS.with(|plans| match plans.try_borrow() {
-            Ok(plans) if oid != Oid::INVALID => {
-                plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
-            }
-            _ => ALL_STALE.set(true),
-        });
+/// Takes note that a relation has changed; called from an invalidation callback, which may run inside a look-up of ours.
+pub fn forget(oid: Oid) {
+    MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
+        Ok(Some(changed)) => changed.push(oid),
+        Ok(None) => {}
+        Err(_) => ALL_STALE.set(true),
+    });
+    PLANS.with(|plans| match plans.try_borrow() {
+        Ok(plans) if oid != Oid::INVALID => {
+            plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
+        }
+        _ => ALL_STALE.set(true),
     });
 }
 

@@ -5,7 +5,6 @@
 //! code. The caller has locked the row, which is what makes its id come before that of any later change of it.
 
 use super::append::{self, Change, Outbox};
-use super::options::Options;
 use super::plan::Plan;
 use super::reason;
 use crate::pg::buffer::VarlenaBuffer;
@@ -18,6 +17,7 @@ use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
 use crate::pg::text::Varlena;
 use crate::store::Schema;
+use crate::store::options::Options;
 use std::rc::Rc;
 use wire::Operation;
 

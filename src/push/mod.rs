@@ -7,6 +7,7 @@
 //! Who owns the transactions differs by caller: [`transactions`].
 
 mod activity;
+mod announcements;
 mod background;
 mod books;
 pub mod credentials;
@@ -25,5 +26,6 @@ pub mod token_file;
 pub mod transactions;
 mod watch;
 
-pub use background::{Background, CLONED, Next, Signals};
+pub use announcements::{Next, Signals};
+pub use background::{Background, CLONED};
 pub use manual::{drain, flush};

@@ -1,7 +1,7 @@
 //! The worker's sender for one target: its session, and when it may go on. Senders know nothing of each other.
 
 use super::activity::Activity;
-use super::background::{Announcements, Next};
+use super::announcements::{Announcements, Next};
 use super::reader::News;
 use super::report::{Report, Stop};
 use super::session::{Bounds, Session, Wait};
@@ -12,7 +12,7 @@ use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::{role, xact};
 use crate::settings;
 use crate::store::target::{State, Target};
-use crate::store::{Schema, queue};
+use crate::store::{Schema, stats};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -253,7 +253,7 @@ impl Sender {
                 let why = stop.to_string();
                 let Sender { id, .. } = self;
                 // Where nothing waits there is nothing to complain of.
-                if Own.step(|| queue::count(schema, *id, None, 1) > 0).unwrap_or_default() {
+                if Own.step(|| stats::pending(schema, *id, None, 1) > 0).unwrap_or_default() {
                     self.tell(&why, |why| pgrx::log!("sync_outbox sends nothing: {why}"));
                 }
                 longest

@@ -22,7 +22,7 @@ use crate::error::{Error, SqlState};
 use crate::pg::latch::Bell;
 use crate::pg::lock::Scope as LockScope;
 use crate::settings;
-use crate::store::{Schema, queue, reclaim, target};
+use crate::store::{Schema, queue, reclaim, stats, target};
 use crate::wake;
 use delivery::batch::Batch;
 use delivery::http::NoResponse;
@@ -427,7 +427,7 @@ impl Session {
         let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
         let done = transactions.step(|| {
             if *bounded && last_id.is_none() {
-                report.pending = queue::count(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
+                report.pending = stats::pending(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
                 *last_id = Some(queue::last_id(schema, *id));
             }
             reader.look_back(schema)
@@ -567,7 +567,7 @@ impl Session {
         let trouble = self.exchange.as_ref().is_some_and(Exchange::in_trouble);
         if trouble && !self.bounded && self.failures == 0 {
             let Session { schema, id, .. } = self;
-            let pending = transactions.step(|| queue::count(schema, *id, None, COUNTED_WHEN_DOWN))?;
+            let pending = transactions.step(|| stats::pending(schema, *id, None, COUNTED_WHEN_DOWN))?;
             self.report.pending = self.report.acked + pending;
         }
         let Some(exchange) = self.exchange.take() else { return Ok(()) };
@@ -720,7 +720,7 @@ impl Session {
                 let left = transactions.step(|| queue::any_left(schema, *id, branch, last_id))?;
                 report.nothing_left = !left;
             }
-            None => report.pending = transactions.step(|| queue::count(schema, *id, branch, COUNTED))?,
+            None => report.pending = transactions.step(|| stats::pending(schema, *id, branch, COUNTED))?,
         }
         Ok(())
     }

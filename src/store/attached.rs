@@ -1,10 +1,10 @@
 //! Attached tables, as the system catalogs know them: triggers, keys, partitions.
 
 use super::{Schema, target};
-use crate::capture::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, text};
+use crate::store::options::Options;
 
 /// The table that was attached, given the oid of a trigger: a partition's clone leads up to the root's trigger.
 pub fn root_of(trigger: Oid) -> Option<Oid> {

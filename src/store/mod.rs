@@ -11,6 +11,7 @@ pub mod history;
 pub mod identity;
 pub mod import;
 pub mod lane;
+pub mod options;
 pub mod overview;
 pub mod queue;
 pub mod reclaim;

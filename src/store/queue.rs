@@ -1,7 +1,7 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
+use super::Schema;
 use super::shape::Kind;
-use super::{Schema, stats};
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
@@ -184,20 +184,6 @@ pub fn draw_ids_above(schema: &Schema) {
     if let Some(last) = spi::first(&behind, &[], |row| row.int(1)) {
         spi::run(&schema.sql("SELECT pg_catalog.setval('@.sync_outbox_id_seq', $1)"), &[last.into()]);
     }
-}
-
-/// How many changes wait, whatever their status: exact up to `exact`, then from a sample of the table.
-pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
-    let counted = spi::first(
-        &schema.sql(
-            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM @.sync_outbox
-              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2) LIMIT $3) AS waiting",
-        ),
-        &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
-        |row| row.int(1),
-    )
-    .unwrap_or_default();
-    if counted <= exact { counted } else { stats::estimate(schema, target_id, branch).max(counted) }
 }
 
 /// The greatest id there is: what a session that starts now has to deliver.

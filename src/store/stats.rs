@@ -122,8 +122,22 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
     );
 }
 
+/// How many changes wait, whatever their status: exact up to `exact`, then from a sample of the table.
+pub fn pending(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
+    let counted = spi::first(
+        &schema.sql(
+            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2) LIMIT $3) AS waiting",
+        ),
+        &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
+        |row| row.int(1),
+    )
+    .unwrap_or_default();
+    if counted <= exact { counted } else { estimate(schema, target_id, branch).max(counted) }
+}
+
 /// How many changes a target has, or those of one branch, from a sample.
-pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
+fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
     let share = (SAMPLE_PAGES / pages(schema)).min(1.0);
     let mut sampled = 0;
     spi::once(

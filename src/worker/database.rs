@@ -5,11 +5,11 @@
 //! a lock wait.
 
 use super::retry::Retry;
-use super::shared::Seat;
 use crate::error::{Error, SqlState};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
 use crate::push::{Background, CLONED, Next, Signals};
 use crate::settings;
+use crate::shared::Seat;
 use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::rc::Rc;

@@ -1,8 +1,8 @@
 //! What the background processes do around other people's statements.
 
-use super::shared::Barrier;
 use crate::pg::utility::Background;
 use crate::pg::{database, extension};
+use crate::shared::Barrier;
 use crate::wake;
 use std::ffi::CStr;
 

@@ -6,10 +6,10 @@
 //! look into every database.
 
 use super::retry::Retry;
-use super::shared::{self, NOTHING, News, View};
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
+use crate::shared::{self, NOTHING, News, View};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 

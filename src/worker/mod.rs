@@ -9,14 +9,13 @@ pub mod database;
 mod hooks;
 pub mod launcher;
 mod retry;
-pub mod shared;
 
 use crate::pg::{bgworker, utility};
 
 /// Called from `_PG_init`; does nothing without preloading, where flush, drain and pg_cron do the worker's job.
 pub fn init() {
     if bgworker::is_preloading() {
-        shared::init();
+        crate::shared::init();
         utility::tell_background(hooks::BACKGROUND);
         crate::wake::init();
         bgworker::register_launcher();

@@ -51,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            target: crate::store::target::DEFAULT.to_owned(),
+            target: super::target::DEFAULT.to_owned(),
             priority: Priority::Normal,
             columns: None,
             exclude: None,
