@@ -10,7 +10,7 @@ use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::role::{self, ActAs};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
-use crate::store::{Schema, overview, steer};
+use crate::store::{Schema, intervention, overview};
 use crate::wake;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,7 @@ fn discard(ids: Ids<'_>, reason: Text<'_>) -> Result<i64> {
     let reason = checked(reason)?;
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let lanes = steer::lanes(&schema);
+    let lanes = intervention::lanes(&schema);
     let mut senders: BTreeMap<i16, SenderLock> = BTreeMap::new();
     for lane in &lanes {
         if !senders.contains_key(&lane.target_id) && lane.reaches(&schema, ids) {

@@ -9,7 +9,7 @@ use crate::store::identity::{self, Standing};
 use crate::store::overview::{self, Status};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
-use crate::store::{Schema, backlog, steer};
+use crate::store::{Schema, backlog, intervention};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
@@ -144,7 +144,7 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     let all = figures
         .keys()
         .copied()
-        .chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
+        .chain(estimated.then(|| intervention::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
     let orphans: BTreeSet<i16> = all.filter(|id| !known.contains(id)).collect();
     for id in orphans {
         rows.push(Overview {

@@ -6,7 +6,7 @@ use crate::pg::Oid;
 use crate::pg::role::{self, ActAs};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
-use crate::store::steer::{self, Scope};
+use crate::store::intervention::{self, Scope};
 use crate::store::{Schema, attached, target};
 use crate::wake;
 
@@ -30,7 +30,7 @@ fn requeue(ids: Ids<'_>, reason: Text<'_>, relation: Option<Oid>, target: Text<'
     let target = target::find(&schema, argument::target(argument::utf8(target, "target")?.as_deref()))?;
     let table = relation.map(attached::name);
     let scope = Scope { target_id: target.id, ids: argument::ids(ids), table: table.as_ref() };
-    let changes = steer::requeue(&schema, &scope) as i64;
+    let changes = intervention::requeue(&schema, &scope) as i64;
     target::close_breaker(&schema, target.id);
     entry.target = Some(target.name);
     entry.reason = reason;

@@ -9,6 +9,7 @@ use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
+use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;

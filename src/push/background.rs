@@ -89,7 +89,7 @@ impl Background {
         let mut next = Next { look_in: watch.too_old_in(), ..Next::idle() };
         for sender in senders.values_mut() {
             let one = sender.advance(schema, announcements, closing);
-            sender.write_books(schema);
+            sender.write_counters(schema);
             next.idle &= one.idle;
             next.busy |= one.busy;
             next.due = [next.due, one.due].into_iter().flatten().min();

@@ -116,7 +116,7 @@ fn push<T: Transactions>(
     report.warn_of_waiting_tables(&BTreeSet::new());
     now(transactions, |transactions| {
         transactions.step(|| {
-            session.books.write(&schema, target.id);
+            session.counters.write(&schema, target.id);
             if report.acked > 0 {
                 wake::control_at_commit(); // a worker that waits because the target was down need not wait any more
             }

@@ -2,19 +2,19 @@
 //!
 //! [`session::Session`] is the journey of a batch, top down, as a state machine that never waits: [`destination`] says where
 //! to send, [`reader`] fetches batches in order, [`exchange`] has each answered over a [`link`], [`settle`] writes the
-//! answers down, [`report`] counts, [`books`] keeps the counts that the overview shows. Who waits is the caller: [`manual`]
+//! answers down, [`report`] counts, [`counters`] keeps the counts that the overview shows. Who waits is the caller: [`manual`]
 //! for flush and drain, which advance one session, and [`background`] for the worker, which advances those of all targets.
 //! Who owns the transactions differs by caller: [`transactions`].
 
 mod activity;
 mod announcements;
 mod background;
-mod books;
+mod counters;
 pub mod credentials;
-mod crossing;
+mod cross_priority;
 mod destination;
 mod exchange;
-mod link;
+mod http_link;
 mod manual;
 mod reader;
 mod report;

@@ -9,12 +9,12 @@
 //! A bounded session (flush, drain) has nobody who announces anything: it sees what was committed at its beginning, and
 //! what comes later in HIGH, which it reads from its head for every batch.
 
-use super::crossing::Crossing;
+use super::cross_priority::CrossPriority;
 use crate::pg::clock;
 use crate::pg::relation_lock::LockMode;
 use crate::pg::wal;
 use crate::store::queue::ParkedUpTo;
-use crate::store::run::Run;
+use crate::store::queue_scan::QueueScan;
 use crate::store::shape::Shape;
 use crate::store::snapshot::Snapshot;
 use crate::store::{Schema, queue};
@@ -33,7 +33,7 @@ const NOTHING: i64 = i64::MAX;
 /// Every so many requests, the lower priorities have their share of one first: a quarter of its changes and bytes each.
 const FAIR_EVERY: u32 = 8;
 /// How often keys with changes in several priorities are looked for while there are any: that reads all of theirs.
-const CROSSING_EVERY: Duration = Duration::from_secs(1);
+const CROSS_PRIORITY_EVERY: Duration = Duration::from_secs(1);
 /// Looking back may take this share of the time, one in so many; a bounded session's looks for HIGH changes too, as long as
 /// that has none of them wait longer than this.
 const LOOK_BACK_SHARE: u32 = 10;
@@ -108,8 +108,8 @@ pub struct Reader {
     next_due: Option<Instant>,
     /// A bounded session tries a change once: not again, and what comes later of its keys waits.
     tried: HashMap<i64, Touched>,
-    crossing: Crossing,
-    crossing_loaded: Option<Instant>,
+    cross_priority: CrossPriority,
+    cross_priority_loaded: Option<Instant>,
     /// News that have not been read for sure, and those of the read before: a transaction that was announced after the
     /// snapshot was taken is seen by the next one.
     news: i64,
@@ -215,8 +215,8 @@ impl Reader {
             due_by: i64::MIN,
             next_due: None,
             tried: HashMap::new(),
-            crossing: Crossing::default(),
-            crossing_loaded: None,
+            cross_priority: CrossPriority::default(),
+            cross_priority_loaded: None,
             news: NOTHING,
             news_before: NOTHING,
             waiting_tables: BTreeSet::new(),
@@ -258,7 +258,7 @@ impl Reader {
         self.rescan.is_some()
             || self.looking_back.is_some()
             || !self.bounded && is_due()
-            || !self.crossing.is_empty() && self.crossing_is_old()
+            || !self.cross_priority.is_empty() && self.cross_priority_is_old()
     }
 
     /// Whether it has gone only some of the way, back or forward.
@@ -266,8 +266,8 @@ impl Reader {
         self.looking_back.is_some() || self.cut_short || self.put_off
     }
 
-    fn crossing_is_old(&self) -> bool {
-        self.crossing_loaded.is_none_or(|at| at.elapsed() >= CROSSING_EVERY)
+    fn cross_priority_is_old(&self) -> bool {
+        self.cross_priority_loaded.is_none_or(|at| at.elapsed() >= CROSS_PRIORITY_EVERY)
     }
 
     /// When the time of the next change that was left has come.
@@ -327,9 +327,9 @@ impl Reader {
             self.lanes.iter_mut().for_each(|lane| lane.committed = committed.clone());
         }
         if self.bounded {
-            self.load_crossing(schema);
+            self.load_cross_priority(schema);
         } else {
-            self.crossing_loaded = None; // together with the next snapshot
+            self.cross_priority_loaded = None; // together with the next snapshot
         }
         if from == Rescan::Head {
             self.looked_at_everything = Instant::now();
@@ -363,7 +363,7 @@ impl Reader {
             if lane.at_end || batch.len() >= rows {
                 continue;
             }
-            let run = Run {
+            let scan = QueueScan {
                 shape: &shape,
                 target_id: *target_id,
                 priority,
@@ -375,7 +375,7 @@ impl Reader {
                 own_txid: scope.own_txid,
             };
             let first_left = &mut lane.first_left;
-            let ended = run.read(
+            let ended = scan.read(
                 schema,
                 &mut batch,
                 |id, dedup_key| !tried.contains_key(&id) && (in_hand.is_empty() || !in_hand.contains(&dedup_key())),
@@ -410,7 +410,9 @@ impl Reader {
     }
 
     fn high_may_be_read_again(&self) -> bool {
-        self.crossing.is_empty() && self.high_not_before <= Instant::now() && self.lanes[Priority::High as usize].at_end
+        self.cross_priority.is_empty()
+            && self.high_not_before <= Instant::now()
+            && self.lanes[Priority::High as usize].at_end
     }
 
     /// Marks the next deliverable change DEAD without reading its data. Inside a step.
@@ -431,7 +433,7 @@ impl Reader {
                 let high = &mut self.lanes[Priority::High as usize];
                 high.go_back_to(HEAD);
                 (high.at_end, high.committed) = (false, Snapshot::take());
-                self.load_crossing(schema); // of what has just been committed too
+                self.load_cross_priority(schema); // of what has just been committed too
             }
             return;
         }
@@ -441,7 +443,7 @@ impl Reader {
         // Whoever always begins anew sends nothing.
         let is_on_its_way =
             self.cut_short && self.lanes.iter().any(|lane| self.news.min(self.news_before) <= lane.cursor);
-        if is_on_its_way || !self.crossing.is_empty() && !self.crossing_is_old() {
+        if is_on_its_way || !self.cross_priority.is_empty() && !self.cross_priority_is_old() {
             self.put_off = is_on_its_way;
             // What may have been announced after the last snapshot is read with the next one.
             self.news = self.news.min(self.news_before);
@@ -451,16 +453,16 @@ impl Reader {
         let committed = Snapshot::take();
         self.news = self.news.min(news.first_id());
         let from = self.news.min(self.news_before);
-        self.load_crossing(schema);
+        self.load_cross_priority(schema);
         for lane in &mut self.lanes {
             lane.go_back_to(from.saturating_sub(1));
             (lane.committed, lane.at_end) = (committed.clone(), false);
         }
     }
 
-    fn load_crossing(&mut self, schema: &Schema) {
-        self.crossing = Crossing::load(schema, self.target_id);
-        self.crossing_loaded = Some(Instant::now());
+    fn load_cross_priority(&mut self, schema: &Schema) {
+        self.cross_priority = CrossPriority::load(schema, self.target_id);
+        self.cross_priority_loaded = Some(Instant::now());
     }
 
     /// In which order the priorities are read, and up to how many changes and bytes the batch may have after each.
@@ -533,7 +535,7 @@ impl Reader {
 
     /// Whether keys have changes in several priorities, some of which wait for those of another one.
     pub fn waits_across_priorities(&self) -> bool {
-        !self.crossing.is_empty()
+        !self.cross_priority.is_empty()
     }
 
     /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to wait,
@@ -542,7 +544,7 @@ impl Reader {
     pub fn pick(&mut self, batch: &Batch, most: usize) -> (Vec<usize>, usize) {
         let wanted = self.scope.branch.as_deref();
         let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;
-        let nothing_waits = self.parked.is_empty() && self.crossing.is_empty();
+        let nothing_waits = self.parked.is_empty() && self.cross_priority.is_empty();
         if nothing_waits && wanted.is_none() && batch.len() <= most {
             return ((0..batch.len()).collect(), 0);
         }
@@ -552,7 +554,7 @@ impl Reader {
             let other_branch = !in_branch(change.branch.as_deref());
             if !other_branch
                 && !self.parked.blocks(&touched, change.id)
-                && !self.crossing.blocks(&touched, change)
+                && !self.cross_priority.blocks(&touched, change)
                 && picked.len() < most
             {
                 picked.push(i);

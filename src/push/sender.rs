@@ -210,23 +210,23 @@ impl Sender {
         let due = at.or_else(|| if self.idle { self.session.due() } else { None });
         let due = due.max(self.not_before);
         Next {
-            due: due.into_iter().chain(self.books_due()).min(),
+            due: due.into_iter().chain(self.counters_due()).min(),
             idle: self.idle,
             busy: self.is_busy(),
             ..Next::idle()
         }
     }
 
-    fn books_due(&self) -> Option<Instant> {
-        self.session.books.due_in().map(|due_in| Instant::now() + due_in)
+    fn counters_due(&self) -> Option<Instant> {
+        self.session.counters.due_in().map(|due_in| Instant::now() + due_in)
     }
 
     /// Writes down what is written down now and then.
-    pub fn write_books(&mut self, schema: &Schema) {
-        if self.session.books.due_in() == Some(Duration::ZERO) {
+    pub fn write_counters(&mut self, schema: &Schema) {
+        if self.session.counters.due_in() == Some(Duration::ZERO) {
             let Sender { session, id, .. } = self;
             // Another time will do.
-            let _ = Own.step(|| session.books.write(schema, *id));
+            let _ = Own.step(|| session.counters.write(schema, *id));
         }
         if self.idle {
             self.activity.end_if_idle(schema);
@@ -288,7 +288,7 @@ impl Sender {
     pub fn finish(&mut self, schema: &Schema) {
         self.report(schema);
         let Sender { session, id, .. } = self;
-        let _ = Own.step(|| session.books.write(schema, *id));
+        let _ = Own.step(|| session.counters.write(schema, *id));
         self.activity.end(schema);
         self.lock = None;
     }

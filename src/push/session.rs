@@ -9,10 +9,10 @@
 //! A step that was undone (somebody's lock, an ERROR) leaves the session as it was before: what is out is still out, and
 //! what was acknowledged is still to be settled.
 
-use super::books::Books;
+use super::counters::Counters;
 use super::destination::Destination;
 use super::exchange::{Answered, Ended, Exchange, Judged, Trouble};
-use super::link::Link;
+use super::http_link::HttpLink;
 use super::reader::{News, Reader, Rescan, Scope};
 use super::report::{Report, Stop};
 use super::settle::{self, Settlement};
@@ -82,7 +82,7 @@ pub struct Session {
     bounds: Bounds,
     bounded: bool,
     bell: Arc<Bell>,
-    link: Option<Link>,
+    link: Option<HttpLink>,
     destination: Option<Destination>,
     asked: Option<Asked>,
     reader: Reader,
@@ -107,7 +107,7 @@ pub struct Session {
     last_id: Option<i64>,
     stop: Option<Stop>,
     pub report: Report,
-    pub books: Books,
+    pub counters: Counters,
     /// Something was acknowledged since the outbox was last found empty.
     draining: bool,
     /// When the worker may look whether the disk space of what was delivered can be given back.
@@ -142,7 +142,7 @@ impl Session {
             last_id: None,
             stop: None,
             report: Report::default(),
-            books: Books::default(),
+            counters: Counters::default(),
             draining: true,
             reclaim_at: None,
         }
@@ -516,7 +516,7 @@ impl Session {
     fn send(&mut self) -> Result<(), Undone> {
         let (Some(exchange), Some(destination)) = (&mut self.exchange, &self.destination) else { return Ok(()) };
         if self.link.is_none() {
-            match Link::open(&destination.settings, &self.bell) {
+            match HttpLink::open(&destination.settings, &self.bell) {
                 Ok(link) => self.link = Some(link),
                 Err(why) => {
                     exchange.abandon();
@@ -655,9 +655,9 @@ impl Session {
     }
 
     fn settle_all<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
-        let Session { schema, id, unsettled, books, draining, .. } = self;
+        let Session { schema, id, unsettled, counters, draining, .. } = self;
         while let Some(settlement) = unsettled.front() {
-            settle::settle(transactions, schema, *id, settlement, books)?;
+            settle::settle(transactions, schema, *id, settlement, counters)?;
             *draining = true;
             unsettled.pop_front();
         }
@@ -670,12 +670,12 @@ impl Session {
         if !self.bounded {
             return self.rest_of_endless(transactions);
         }
-        let Session { schema, id, bounds, last_id, books, .. } = self;
+        let Session { schema, id, bounds, last_id, counters, .. } = self;
         let left = transactions.step(|| {
             let branch = bounds.scope.branch.as_deref();
             let left = queue::any_left(schema, *id, branch, last_id.unwrap_or(i64::MIN));
             if !left && whole {
-                books.end_drain(schema, *id);
+                counters.end_drain(schema, *id);
                 if T::LOCK == LockScope::Session && settings::truncate_when_empty() {
                     reclaim::truncate_if_empty(schema);
                 }
@@ -699,9 +699,9 @@ impl Session {
             self.draining = false;
             self.reclaim_at = Some(self.reclaim_at.unwrap_or(now).max(now + QUIET));
         } else if self.reclaim_at.is_some_and(|at| at <= now) {
-            let Session { schema, id, books, .. } = self;
+            let Session { schema, id, counters, .. } = self;
             transactions.step(|| {
-                books.end_drain(schema, *id);
+                counters.end_drain(schema, *id);
                 if settings::truncate_when_empty() {
                     reclaim::truncate_if_empty(schema);
                 }

@@ -1,13 +1,13 @@
 //! Settling: what was said about each change is written down, in one short transaction. What was acknowledged stays in
 //! memory until that has happened, whoever is in its way.
 
-use super::books::Books;
+use super::counters::Counters;
 use super::exchange::{Answered, Judged, Trouble};
 use super::report::{Report, Stop};
 use super::transactions::{Transactions, Undone};
 use crate::error::{Error, SqlState};
 use crate::store::queue::{self, Mark};
-use crate::store::{Schema, run, target};
+use crate::store::{Schema, queue_scan, target};
 use delivery::Settings;
 use delivery::backoff;
 use delivery::batch::{Batch, Change};
@@ -179,20 +179,20 @@ pub fn settle(
     schema: &Schema,
     target_id: i16,
     settlement: &Settlement,
-    books: &mut Books,
+    counters: &mut Counters,
 ) -> Result<(), Undone> {
-    let before = books.clone();
-    let settled = transactions.step(|| write(schema, target_id, settlement, books));
+    let before = counters.clone();
+    let settled = transactions.step(|| write(schema, target_id, settlement, counters));
     if settled.is_err() {
-        *books = before; // of an attempt that was undone nothing is counted
+        *counters = before; // of an attempt that was undone nothing is counted
     }
     settled
 }
 
-fn write(schema: &Schema, target_id: i16, settlement: &Settlement, books: &mut Books) {
+fn write(schema: &Schema, target_id: i16, settlement: &Settlement, counters: &mut Counters) {
     let acked = settlement.acked();
     if !acked.is_empty() {
-        run::delete(schema, target_id, &acked);
+        queue_scan::delete(schema, target_id, &acked);
     }
     for (change, mark) in &settlement.marks {
         if let Some(mark) = mark {
@@ -200,16 +200,22 @@ fn write(schema: &Schema, target_id: i16, settlement: &Settlement, books: &mut B
         }
     }
     let not_through = settlement.not_through();
-    books.add(settlement.sent(), acked.len(), settlement.heard);
-    note_outcome(schema, target_id, settlement, &not_through, books);
-    books.write_if_due(schema, target_id);
+    counters.add(settlement.sent(), acked.len(), settlement.heard);
+    note_outcome(schema, target_id, settlement, &not_through, counters);
+    counters.write_if_due(schema, target_id);
 }
 
 /// What the target's breaker learns from it.
-fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_through: &[&Change], books: &mut Books) {
+fn note_outcome(
+    schema: &Schema,
+    target_id: i16,
+    settlement: &Settlement,
+    not_through: &[&Change],
+    counters: &mut Counters,
+) {
     let answered = settlement.heard;
     if answered && settlement.failures_before > 0 {
-        books.write(schema, target_id); // closes the breaker
+        counters.write(schema, target_id); // closes the breaker
     }
     if answered && (settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline)) {
         queue::revive_offline(schema, target_id);
@@ -225,7 +231,7 @@ fn note_outcome(schema: &Schema, target_id: i16, settlement: &Settlement, not_th
         FailureKind::Gone => target::set_paused(schema, target_id, true, Some(error)),
         _ => {}
     }
-    books.write(schema, target_id); // before, because a success closes the breaker
+    counters.write(schema, target_id); // before, because a success closes the breaker
     let failures = if answered { 1 } else { settlement.failures };
     target::note_failure(schema, target_id, failures, wait.as_millis() as i64, auth, error);
 }

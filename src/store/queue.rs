@@ -330,7 +330,7 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
 
 /// Ranges of ids that went into another lane than others of their table's name: tables whose keys need a look across lanes.
 /// Ranges that are drained are forgotten.
-pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
+pub fn cross_priority_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
     let list = schema.sql(
         "SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane

@@ -8,7 +8,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// What is not written down yet, and when something last was.
 #[derive(Clone, Debug, Default)]
-pub struct Books {
+pub struct Counters {
     sent: i64,
     acked: i64,
     /// Of the acked, those of a drain that has not come to its end.
@@ -17,7 +17,7 @@ pub struct Books {
     written: Option<Instant>,
 }
 
-impl Books {
+impl Counters {
     /// Takes note of a batch; `answered` is whether the target had a word on any change of it.
     pub fn add(&mut self, sent: usize, acked: usize, answered: bool) {
         self.sent += sent as i64;
@@ -56,6 +56,6 @@ impl Books {
         if self.answered {
             target::note_success(schema, target_id);
         }
-        *self = Books { written: Some(Instant::now()), ..Books::default() };
+        *self = Counters { written: Some(Instant::now()), ..Counters::default() };
     }
 }

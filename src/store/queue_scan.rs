@@ -22,7 +22,7 @@ use wire::body::Outgoing;
 use wire::{Operation, Priority};
 
 /// A run of deliverable changes of one lane.
-pub struct Run<'a> {
+pub struct QueueScan<'a> {
     /// Of the outbox, which is locked for reading.
     pub shape: &'a Shape,
     pub target_id: i16,
@@ -55,7 +55,7 @@ pub struct Left {
     pub waits_for_a_person: bool,
 }
 
-impl Run<'_> {
+impl QueueScan<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
     /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable, and
     /// can have the run end there.

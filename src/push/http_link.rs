@@ -5,18 +5,18 @@ use delivery::Settings;
 use delivery::http::{Http, Reply, Request};
 use std::sync::Arc;
 
-pub struct Link {
+pub struct HttpLink {
     http: Http,
     /// What it was opened with.
     pub settings: Settings,
 }
 
-impl Link {
+impl HttpLink {
     /// Starts the HTTP thread; the error says which file or setting is wrong.
     pub fn open(settings: &Settings, bell: &Arc<Bell>) -> Result<Self, String> {
         let bell = bell.clone();
         let http = latch::with_signals_blocked(|| Http::start(settings, move || bell.ring()))?;
-        Ok(Link { http, settings: settings.clone() })
+        Ok(HttpLink { http, settings: settings.clone() })
     }
 
     pub fn send(&mut self, request: Request) {

@@ -12,7 +12,7 @@ use wire::Priority;
 
 /// The first id of every key of the tables concerned, by lane; loaded at the beginning of a pass.
 #[derive(Default)]
-pub struct Crossing {
+pub struct CrossPriority {
     lanes: Vec<(Priority, HashMap<u64, FirstIds>)>,
 }
 
@@ -27,10 +27,10 @@ struct FirstIds {
     too_many: bool,
 }
 
-impl Crossing {
+impl CrossPriority {
     pub fn load(schema: &Schema, target_id: i16) -> Self {
-        let mut crossing = Crossing::default();
-        for table in queue::crossing_tables(schema, target_id) {
+        let mut crossing = CrossPriority::default();
+        for table in queue::cross_priority_tables(schema, target_id) {
             for priority in Priority::ALL {
                 let mut first = FirstIds::default();
                 let mut hash = None;
