@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz check lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -72,14 +72,18 @@ fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz
 
 # Files and directories whose SQL names no operator, function or type without its schema.
 SQL_CHECKED = src crates sql
-lint: ## formatting, SQL, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
+# What `.ci/run` runs of it; the rest takes minutes.
+check: ## formatting, lines, SQL, arrows between modules, clippy and rustdoc, warnings denied; released scripts are as released
 	cd sql && sha256sum --check --quiet released.sha256
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	scripts/check-lines.py
 	scripts/check-sql.py $(SQL_CHECKED)
 	scripts/check-arrows.py
 	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
+
+lint: check ## check, and the dependencies with cargo-deny, installed where it is missing
 	scripts/check-dependencies.sh
 
 demo: ## the whole story on two throwaway servers

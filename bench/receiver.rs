@@ -1,9 +1,9 @@
 //! The receiver of the benchmarks: fast enough that it is never what is measured, and yet an honest one. Every body is
 //! parsed to its end, every `dedup_key` is taken out of it and acknowledged by name.
 //!
-//! It writes its port to standard output, and is asked and told things over the same port:
-//! `GET /stats` counts what came since `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when
-//! the key of each recorded change arrived (microseconds since 1970). Everything else is an upload.
+//! It writes its port to standard output, and is asked and told things over the same port: `GET /stats` counts what
+//! came since `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when the key of each
+//! recorded change arrived (microseconds since 1970). Everything else is an upload.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

@@ -40,8 +40,9 @@ pub struct Table {
     entries: [Entry; MOST_DATABASES],
 }
 
-/// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows of
-/// it: who takes a snapshot, and then looks at the slots and at the entry, misses no transaction that the snapshot sees.
+/// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows
+/// of it: who takes a snapshot, and then looks at the slots and at the entry, misses no transaction that the snapshot
+/// sees.
 struct Commit {
     database: AtomicU32,
     /// The first id that the transaction drew; [`NOTHING`] in a slot that is not in use.
@@ -59,8 +60,8 @@ struct Entry {
     worker: Option<Process>,
     /// The worker has found the extension and serves the database.
     serving: bool,
-    /// The last worker left in order, or there was none. One that is still running has not, so that its sudden end can be
-    /// told from a farewell.
+    /// The last worker left in order, or there was none. One that is still running has not, so that its sudden end can
+    /// be told from a farewell.
     in_order: bool,
     /// When the worker that left wants to be started again. CLOCK_MONOTONIC, the same for all processes.
     due: Option<Instant>,
@@ -70,9 +71,9 @@ struct Entry {
     wanted: AtomicBool,
     /// The first id of all transactions that have committed since a worker last asked.
     first_id: AtomicI64,
-    /// Another number after each administrative call that has committed (pause, resume, requeue, discard, import, adopt, a
-    /// target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken. Whoever sends compares
-    /// it before every request.
+    /// Another number after each administrative call that has committed (pause, resume, requeue, discard, import,
+    /// adopt, a target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken. Whoever
+    /// sends compares it before every request.
     control: AtomicU64,
     /// When a worker last said that the database is a copy.
     told_cloned: Option<Instant>,
@@ -225,8 +226,8 @@ pub fn turn_taken() {
     }
 }
 
-/// The control number of this database: another one whenever something was said that a sender must know. 0 as long as there
-/// is no entry.
+/// The control number of this database: another one whenever something was said that a sender must know. 0 as long as
+/// there is no entry.
 pub fn control() -> u64 {
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let here = database::current();
@@ -381,8 +382,8 @@ impl Seat {
         self.with(|entry| entry.wanted.swap(false, Ordering::SeqCst))
     }
 
-    /// The first id of what has been committed since the last call, or may have been; asked after the snapshot was taken
-    /// that changes are read with. [`NOTHING`] if there is nothing new.
+    /// The first id of what has been committed since the last call, or may have been; asked after the snapshot was
+    /// taken that changes are read with. [`NOTHING`] if there is nothing new.
     pub fn take_first_id(&self) -> i64 {
         let table = TABLE.share();
         if table.commits_elsewhere.load(Ordering::SeqCst) > 0 {
@@ -418,8 +419,8 @@ impl Seat {
         TABLE.share().crowded.load(Ordering::Relaxed)
     }
 
-    /// Says farewell: the process is about to end in order, and wants to be started again at `due`. Refused with `false`
-    /// if work has been announced meanwhile.
+    /// Says farewell: the process is about to end in order, and wants to be started again at `due`. Refused with
+    /// `false` if work has been announced meanwhile.
     pub fn leave(&self, due: Option<Instant>) -> bool {
         let mut table = TABLE.exclusive();
         let Some(entry) = table.entry(self.database) else { return true };

@@ -1,10 +1,10 @@
 //! What a transaction tells the worker when it commits.
 //!
-//! At COMMIT, once per transaction, after the commit is visible to others: no NOTIFY, which would serialize commits, and no
-//! polling. Together with the wake-up goes the first id that the transaction drew, so that the worker knows how far back it
-//! has to look, and whether the transaction was an administrative call, so that a sender asks again what holds. An abort
-//! forgets it; a prepared transaction too, whose COMMIT PREPARED speaks for it. A savepoint that is rolled back does not: a
-//! worker that is woken for nothing is harmless.
+//! At COMMIT, once per transaction, after the commit is visible to others: no NOTIFY, which would serialize commits,
+//! and no polling. Together with the wake-up goes the first id that the transaction drew, so that the worker knows how
+//! far back it has to look, and whether the transaction was an administrative call, so that a sender asks again what
+//! holds. An abort forgets it; a prepared transaction too, whose COMMIT PREPARED speaks for it. A savepoint that is
+//! rolled back does not: a worker that is woken for nothing is harmless.
 
 use crate::pg::xact::{self, End};
 use crate::shared::{self, ANYTHING, NOTHING, News};
@@ -37,14 +37,14 @@ pub fn at_commit(id: i64) {
     }
 }
 
-/// Tells every sender of this database once the current transaction has committed that what it knows may be out of date:
-/// settings of its target, a token, which changes are free to go. Also wakes the worker.
+/// Tells every sender of this database once the current transaction has committed that what it knows may be out of
+/// date: settings of its target, a token, which changes are free to go. Also wakes the worker.
 pub fn control_at_commit() {
     MARK.set(Mark { captured: true, control: true, ..MARK.get() });
 }
 
-/// As [`control_at_commit`], for a transaction that is about to make the changes of a prepared one visible, of which nobody
-/// remembers anything: until it has ended, a worker looks at everything.
+/// As [`control_at_commit`], for a transaction that is about to make the changes of a prepared one visible, of which
+/// nobody remembers anything: until it has ended, a worker looks at everything.
 pub fn before_commit_prepared() {
     if !MARK.get().committing {
         shared::committing(ANYTHING);
@@ -52,16 +52,16 @@ pub fn before_commit_prepared() {
     MARK.set(Mark { captured: true, control: true, first_id: ANYTHING, committing: true });
 }
 
-/// Tells every other sender of this database that somebody has taken the turn: what it has read ahead is void. Called with
-/// the sender's lock held.
+/// Tells every other sender of this database that somebody has taken the turn: what it has read ahead is void. Called
+/// with the sender's lock held.
 pub fn turn_taken() {
     if LISTENING.load(Ordering::Relaxed) {
         shared::turn_taken();
     }
 }
 
-/// A number that changes whenever an administrative call has committed in this database, or a turn was taken; `None` without
-/// preloading, where nobody counts.
+/// A number that changes whenever an administrative call has committed in this database, or a turn was taken; `None`
+/// without preloading, where nobody counts.
 pub fn control() -> Option<u64> {
     LISTENING.load(Ordering::Relaxed).then(shared::control)
 }

@@ -1,8 +1,8 @@
-//! `sync_outbox_accept(relation regclass [, ignore_unknown_columns boolean])`: lets `sync_outbox_apply()` write a table of
-//! this hub. Called again, it changes the option.
+//! `sync_outbox_accept(relation regclass [, ignore_unknown_columns boolean])`: lets `sync_outbox_apply()` write a table
+//! of this hub. Called again, it changes the option.
 //!
-//! Raises 22004 for NULL, 42P01 for a relation that is gone, 42809 for what is no ordinary table, 42501 for who does not
-//! own it and for system tables, 55000 for a table without a usable key, an unlogged one, and one with a DEFERRABLE
+//! Raises 22004 for NULL, 42P01 for a relation that is gone, 42809 for what is no ordinary table, 42501 for who does
+//! not own it and for system tables, 55000 for a table without a usable key, an unlogged one, and one with a DEFERRABLE
 //! constraint.
 
 use crate::error::{Error, Result, SqlState, or_raise};
@@ -14,8 +14,8 @@ fn sync_outbox_accept(relation: Option<Oid>) {
     or_raise(accept(relation, Some(false)))
 }
 
-/// The same with the option. A function of its own and not a defaulted argument, so that a right that was granted on the
-/// first one under 0.1.0 stays a right.
+/// The same with the option. A function of its own and not a defaulted argument, so that a right that was granted on
+/// the first one under 0.1.0 stays a right.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_accept_with(relation: Option<Oid>, ignore_unknown_columns: Option<bool>) {
     or_raise(accept(relation, ignore_unknown_columns))

@@ -10,10 +10,12 @@ use crate::pg::xact;
 use crate::store::{Schema, identity, overview, queue, target};
 use crate::wake;
 
-/// After a copy: `same` goes on as the source that was copied, which must not send any more; `new` starts as another one.
-/// Either way the changes in the outbox stay, with the keys they have, and are sent. Allowed also where no copy was noticed.
+/// After a copy: `same` goes on as the source that was copied, which must not send any more; `new` starts as another
+/// one. Either way the changes in the outbox stay, with the keys they have, and are sent. Allowed also where no copy
+/// was noticed.
 ///
-/// Errors: 22023 for another word; 55000 on a standby; 55P03 if a sender is at work, or writers while ids have to be moved.
+/// Errors: 22023 for another word; 55000 on a standby; 55P03 if a sender is at work, or writers while ids have to be
+/// moved.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_adopt(as_: Text<'_>) {
     or_raise(adopt(as_))

@@ -1,9 +1,10 @@
-//! `sync_outbox_apply(payload json) returns json`: applies a request body on a hub. `sync_outbox_apply_text(payload text)` does
-//! the same, and is what a receiver calls: PostgreSQL's json type reads a value by recursion, and raises 54001 for one that is
-//! nested too deep, before anything else is called. Taken as text, such a value is the error of its own change.
+//! `sync_outbox_apply(payload json) returns json`: applies a request body on a hub. `sync_outbox_apply_text(payload
+//! text)` does the same, and is what a receiver calls: PostgreSQL's json type reads a value by recursion, and raises
+//! 54001 for one that is nested too deep, before anything else is called. Taken as text, such a value is the error of
+//! its own change.
 //!
-//! Answers `{"acked": [..], "errors": [{"dedup_key": .., "error": ..}], "conflicts": []}`. Raises 22004 for NULL, 22023 for
-//! what is no body of changes, 54000 for one that is too large, 25006 in a read-only transaction; and 40xxx, 53xxx
+//! Answers `{"acked": [..], "errors": [{"dedup_key": .., "error": ..}], "conflicts": []}`. Raises 22004 for NULL, 22023
+//! for what is no body of changes, 54000 for one that is too large, 25006 in a read-only transaction; and 40xxx, 53xxx
 //! or 57xxx when the server could not do it now: then nothing was applied and the same body should come again.
 
 use crate::error::{Error, Result, SqlState, or_raise};
@@ -16,8 +17,8 @@ fn sync_outbox_apply(payload: Option<&[u8]>) -> String {
     or_raise(apply(payload))
 }
 
-/// A name of its own and not an overload: to an argument of unknown type PostgreSQL would prefer it, and whoever may call
-/// the first one need not have a right on this one.
+/// A name of its own and not an overload: to an argument of unknown type PostgreSQL would prefer it, and whoever may
+/// call the first one need not have a right on this one.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_apply_text(payload: Option<&[u8]>) -> String {
     or_raise(apply(payload))

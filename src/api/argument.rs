@@ -33,9 +33,9 @@ pub fn ids(ids: Ids<'_>) -> Option<spi::Ids<'_>> {
     ids.map(spi::Ids::new)
 }
 
-/// Most bytes of a text or json argument. What PostgreSQL has no memory for is an error of its statement, but memory that
-/// Rust cannot get ends the server: so nothing longer is copied, and values that are read from a json take many times its
-/// length.
+/// Most bytes of a text or json argument. What PostgreSQL has no memory for is an error of its statement, but memory
+/// that Rust cannot get ends the server: so nothing longer is copied, and values that are read from a json take many
+/// times its length.
 const MOST_BYTES: usize = 1 << 20;
 
 /// Most elements of a list: as many columns as a table can have.

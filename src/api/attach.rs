@@ -59,8 +59,8 @@ fn sync_outbox_attach(
     })())
 }
 
-/// Ends capture on `relation`; changes already captured stay and are sent. 42704 if it is not attached, 42501 if the caller
-/// does not own it, 55P03 if its lock is not to be had within 5 s.
+/// Ends capture on `relation`; changes already captured stay and are sent. 42704 if it is not attached, 42501 if the
+/// caller does not own it, 55P03 if its lock is not to be had within 5 s.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_detach(relation: Option<Oid>) {
     or_raise((|| {

@@ -15,8 +15,8 @@ use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
 use wire::Priority;
 
-/// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
-/// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
+/// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over
+/// its columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
 ///
 /// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does
 /// not own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 if
@@ -56,7 +56,8 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     // The condition, expressions of indexes and the table's row security may call anybody's functions.
     let policies = Nest::new();
     if role::is_superuser(caller) {
-        policies.set("row_security", "off"); // whom no policy binds; where one binds the owner this fails and leaves out nothing
+        // No policy binds a superuser; where one binds the owner this fails, and leaves out nothing.
+        policies.set("row_security", "off");
     }
     // Whoever reads what is theirs runs it as any SELECT does; only the casts may be another's.
     let others = caller != source.table.owner;
@@ -109,8 +110,8 @@ impl Source {
         Ok(Source { table, options, target_id, key })
     }
 
-    /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with their
-    /// parent either. `coalesce` keeps a row in one piece even where a column has the table's name.
+    /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with
+    /// their parent either. `coalesce` keeps a row in one piece even where a column has the table's name.
     fn select(&self, condition: Option<&str>) -> String {
         let name = &self.table.sql_name;
         let only = if self.table.kind == Kind::Table { "ONLY" } else { "" };
@@ -121,8 +122,8 @@ impl Source {
     }
 }
 
-/// The same rows, all of them read and locked before the first is handed over, with their number. Where a user's cast writes to
-/// rows that are still to come, they are told as they were, and what it did behind them.
+/// The same rows, all of them read and locked before the first is handed over, with their number. Where a user's cast
+/// writes to rows that are still to come, they are told as they were, and what it did behind them.
 fn all_at_once(select: &str) -> String {
     format!("SELECT whole, pg_catalog.count(*) OVER () FROM ({select}) AS locked (whole)")
 }

@@ -1,7 +1,7 @@
 //! `sync_outbox_configure()`: one JSON object says where to send and what to capture.
 //!
-//! Takes the configuration files of the scripts as they are. All or nothing: everything is checked and written inside the
-//! caller's transaction, and the token's file, which no rollback takes back, comes last.
+//! Takes the configuration files of the scripts as they are. All or nothing: everything is checked and written inside
+//! the caller's transaction, and the token's file, which no rollback takes back, comes last.
 
 use super::argument::{self, Text};
 use super::config::{Config, Entry, Given, TABLES};
@@ -30,10 +30,12 @@ struct Answer {
     ignored: Vec<String>,
 }
 
-/// Sets the URL and token of the default target and attaches tables. Members that are absent or null stay as they are, and
-/// so do the options of a table that its entry does not name. With `prune`, tables that are not listed are detached.
+/// Sets the URL and token of the default target and attaches tables. Members that are absent or null stay as they are,
+/// and so do the options of a table that its entry does not name. With `prune`, tables that are not listed are
+/// detached.
 ///
-/// 22023 for a wrong shape, 42P01 for an unknown table, and what `sync_outbox_attach()` and `sync_outbox_set_token()` raise.
+/// 22023 for a wrong shape, 42P01 for an unknown table, and what `sync_outbox_attach()` and `sync_outbox_set_token()`
+/// raise.
 #[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
 fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     let _hidden = HiddenStatement::new();
@@ -147,7 +149,8 @@ fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answe
 /// A new URL without a token leaves the old token where it was set for.
 pub(super) fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
     if let Some((endpoint, _)) = credentials::endpoint(target, &settings::delivery())?
-        && let Some(origin) = credentials::kept_for(target).unwrap_or_default() // an unreadable file is for the flush to report
+        // An unreadable file is for the flush to report.
+        && let Some(origin) = credentials::kept_for(target).unwrap_or_default()
         && origin != endpoint.origin
     {
         pgrx::notice!(

@@ -68,7 +68,8 @@ fn checked(reason: Text<'_>) -> Result<String> {
     Ok(reason.unwrap_or_default())
 }
 
-/// Keeps the sender of a target out until the transaction ends: a worker or drain gives the turn up between two requests.
+/// Keeps the sender of a target out until the transaction ends: a worker or drain gives the turn up between two
+/// requests.
 pub(super) fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
     SenderLock::acquire(schema.outbox(), target, Scope::Transaction, settings::lock_wait()).ok_or_else(|| {
         Error::new(

@@ -25,13 +25,15 @@ use wire::Operation;
 
 const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
 
-/// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that are
-/// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
-/// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
+/// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that
+/// are uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default
+/// target if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a
+/// NOTICE.
 ///
-/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is no
-/// such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
-/// elsewhere, 55P03 if the table or the sender is busy, or tables are just being attached.
+/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is
+/// no such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE
+/// READ, 55000 if later changes of a table that is not attached wait elsewhere, 55P03 if the table or the sender is
+/// busy, or tables are just being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
     or_raise((|| import(argument::required(old_table, "old_table")?))())
@@ -131,8 +133,8 @@ const MOST_NAME_BYTES: usize = 1024;
 /// Most tables that the changes of an old outbox can be of.
 const MOST_TABLES: usize = 10_000;
 
-/// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's memory, so
-/// that it is bounded.
+/// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's
+/// memory, so that it is bounded.
 fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
     let (mut tables, mut rows) = (Vec::new(), 0);
     let count = format!(
@@ -315,8 +317,8 @@ struct Keys {
 impl Keys {
     /// The key of the next change, for which there is room, or `None` if an earlier import has brought it.
     ///
-    /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows from
-    /// it and the row's id, so that an import that is repeated finds it again.
+    /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows
+    /// from it and the row's id, so that an import that is repeated finds it again.
     fn of(&mut self, text: Option<&str>, old_id: i64) -> Option<Uuid> {
         let text = text.unwrap_or_default().trim();
         let old_id = old_id.to_string();

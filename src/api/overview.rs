@@ -20,14 +20,15 @@ use std::collections::{BTreeSet, HashMap};
 ///
 /// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
 ///
-/// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`; `open`
-/// until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
-/// (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since the outbox was last
-/// empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a million changes the
-/// counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the thresholds that the outbox as a whole
-/// has passed. `sender_pid` has the turn, and its transaction has been open since `sender_since`: a flush keeps the turn to the
-/// end of its caller's transaction, a worker or drain has none open most of the time. `settings` gives each effective setting's value and source; of
-/// the token only the source, and names of files only to roles that may read every setting.
+/// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`;
+/// `open` until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and
+/// `success_rate` (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since
+/// the outbox was last empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a
+/// million changes the counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the thresholds
+/// that the outbox as a whole has passed. `sender_pid` has the turn, and its transaction has been open since
+/// `sender_since`: a flush keeps the turn to the end of its caller's transaction, a worker or drain has none open most
+/// of the time. `settings` gives each effective setting's value and source; of the token only the source, and names of
+/// files only to roles that may read every setting.
 ///
 /// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
 #[pgrx::pg_extern(sql = false)]

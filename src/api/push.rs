@@ -6,8 +6,9 @@ use crate::pg::text;
 use crate::push;
 use std::borrow::Cow;
 
-/// Pushes now; answers JSON text (json is stored as text). Errors: 22023 bad argument or URL, 55000 no URL or standby, 25001 isolation level,
-/// 25006 read-only transaction, 54000 an argument that is too long. An unreachable server is no error: the answer says so.
+/// Pushes now; answers JSON text (json is stored as text). Errors: 22023 bad argument or URL, 55000 no URL or standby,
+/// 25001 isolation level, 25006 read-only transaction, 54000 an argument that is too long. An unreachable server is no
+/// error: the answer says so.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> Answer {
     let answer = Which::read(branch, target).and_then(|which| push::flush(which.branch, max_rows, &which.target));

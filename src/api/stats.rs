@@ -23,9 +23,9 @@ const BLOCKED_AMONG: usize = 100_000;
 /// A row for every attached table with the priority it has, zeros included, and for every other table and priority that
 /// has changes; with `branch`, only the changes of that branch count.
 ///
-/// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused and
-/// not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to a
-/// million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
+/// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused
+/// and not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to
+/// a million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
 /// table, and `blocked` counts only those among the 100,000 changes that follow the first parked one.
 ///
 /// Reads only: works on a standby and in a read-only transaction.

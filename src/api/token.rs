@@ -11,11 +11,11 @@ use crate::store::target::{self, Target};
 use crate::{settings, wake};
 use wire::token;
 
-/// Keeps `token` for the origin of the target's URL; without one, that of the server's environment. Not transactional, and
-/// works on a standby, where it must be called again: the file is not replicated.
+/// Keeps `token` for the origin of the target's URL; without one, that of the server's environment. Not transactional,
+/// and works on a standby, where it must be called again: the file is not replicated.
 ///
-/// 22023 for a token that is no token, 55000 if there is no URL or nothing in the environment, 42501 if the environment's
-/// token would go to a URL that the caller, no superuser, may have set.
+/// 22023 for a token that is no token, 55000 if there is no URL or nothing in the environment, 42501 if the
+/// environment's token would go to a URL that the caller, no superuser, may have set.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_set_token(token: Text<'_>, target: Text<'_>) {
     let _hidden = HiddenStatement::new();

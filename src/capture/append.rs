@@ -97,8 +97,9 @@ impl Outbox {
         self.locks.replace(locks);
     }
 
-    /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the changes
-    /// of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it does comes later.
+    /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the
+    /// changes of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it
+    /// does comes later.
     pub fn draw_id(&self) -> i64 {
         sequence::draw(&self.locks.borrow(), self.shape.sequence, 1)
     }

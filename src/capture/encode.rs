@@ -1,5 +1,5 @@
-//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a `search_path` of
-//! nothing but `pg_catalog`.
+//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a
+//! `search_path` of nothing but `pg_catalog`.
 //!
 //! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.

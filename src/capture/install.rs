@@ -27,7 +27,8 @@ pub enum Outcome {
 
 /// Captures the writes to a relation with these options. Runs as the extension's owner; `caller` must own the relation.
 pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<Outcome> {
-    // While there is nothing to send: later nobody can say whether this is a copy. One that is may attach, and send later.
+    // While there is nothing to send: later nobody can say whether this is a copy. One that is may attach, and send
+    // later.
     let _ = identity::admit(schema);
     target::find(schema, &options.target)?;
     let capture = schema.capture();
@@ -134,8 +135,8 @@ impl Installed {
         names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
     }
 
-    /// What there is to be: the options with what is kept of the table beside them. The name that it was attached under stays
-    /// while changes wait under the one that it has now in another lane, with which its own go on being compared.
+    /// What there is to be: the options with what is kept of the table beside them. The name that it was attached under
+    /// stays while changes wait under the one that it has now in another lane, with which its own go on being compared.
     fn wanted(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<Options> {
         let mut wanted = options.clone().of_relation(oid).named_now(schema.capture(), oid);
         if self.has_lane_of(&wanted) && self.has_another_name_than(&wanted) {

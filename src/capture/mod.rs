@@ -1,8 +1,8 @@
 //! Capture: a write to an attached table becomes a row of the outbox, in the writer's own transaction.
 //!
-//! Runs as the writer, because encoding a value can run a user's cast (`invariants` 1); it needs no rights on the outbox,
-//! because the row is appended to the heap directly. Any error here fails the writer's statement: a change is never lost
-//! quietly.
+//! Runs as the writer, because encoding a value can run a user's cast (`invariants` 1); it needs no rights on the
+//! outbox, because the row is appended to the heap directly. Any error here fails the writer's statement: a change is
+//! never lost quietly.
 
 mod append;
 mod eligible;
@@ -138,8 +138,8 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, s
     append::after_encoding(&outbox, plan).append(plan, id, &change);
 }
 
-/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
-/// the first of that has told the TRUNCATE, or all of it is told now.
+/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it:
+/// either the first of that has told the TRUNCATE, or all of it is told now.
 fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     let settled = truncation::settle(plan.root());
     if !settled.told {

@@ -1,10 +1,10 @@
 //! Order inside one statement: when a change can be told as it is, and what is told instead (`invariants` 2).
 //!
-//! PostgreSQL fires a query's AFTER triggers when it ends, and what the user's functions and triggers write meanwhile ends,
-//! and is captured, first. Changes of one key then come in another order than they happened in. So a change that something
-//! later may have overtaken, or that stands on one which is yet to be captured, is not told; the present state of its keys is.
-//! Replayed in the order of ids, the last word of every key is the truth at COMMIT, whatever came before it, and no UPDATE
-//! misses its row. `docs/design.md` has the proof.
+//! PostgreSQL fires a query's AFTER triggers when it ends, and what the user's functions and triggers write meanwhile
+//! ends, and is captured, first. Changes of one key then come in another order than they happened in. So a change that
+//! something later may have overtaken, or that stands on one which is yet to be captured, is not told; the present
+//! state of its keys is. Replayed in the order of ids, the last word of every key is the truth at COMMIT, whatever came
+//! before it, and no UPDATE misses its row. `docs/design.md` has the proof.
 
 use crate::pg::executor;
 use crate::pg::heap::Tuple;
@@ -18,7 +18,8 @@ use std::rc::Rc;
 pub struct Order {
     /// The transaction in which `greatest` was seen.
     transaction: Cell<u64>,
-    /// The greatest command id captured. What a savepoint took back is not taken out: then more is told by state than need be.
+    /// The greatest command id captured. What a savepoint took back is not taken out: then more is told by state than
+    /// need be.
     greatest: Cell<u32>,
     /// The transaction in which a backfill has told what stood, and the command before which that was.
     told: Cell<(u64, u32)>,
@@ -56,7 +57,8 @@ impl Order {
             return false; // the version that it changes may not have been told yet
         }
         if in_order {
-            // Nothing that happened later has been captured. Another query may be about to leave the new key, or to take the old.
+            // Nothing that happened later has been captured. Another query may be about to leave the new key, or to
+            // take the old.
             !open.nested || !key_changes()
         } else {
             // It is the last word of its key if it still stands.
@@ -64,8 +66,8 @@ impl Order {
         }
     }
 
-    /// Takes note that a backfill tells what stands now: what an open query has done before, and has yet to be captured, is
-    /// overtaken by it.
+    /// Takes note that a backfill tells what stands now: what an open query has done before, and has yet to be
+    /// captured, is overtaken by it.
     pub fn tells_what_stands(&self) {
         self.note(executor::command());
         self.told.set((executor::transaction(), executor::command()));

@@ -73,7 +73,8 @@ thread_local! {
     static MEANWHILE: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback, which may run inside a look-up of ours.
+/// Takes note that a relation has changed; called from an invalidation callback, which may run inside a look-up of
+/// ours.
 pub fn forget(oid: Oid) {
     MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
         Ok(Some(changed)) => changed.push(oid),

@@ -1,4 +1,5 @@
-//! Telling by state: the rows that stand, in place of changes that something later may have overtaken (see [`super::order`]).
+//! Telling by state: the rows that stand, in place of changes that something later may have overtaken (see
+//! [`super::order`]).
 
 use super::Scratch;
 use super::append::{self, Change, Outbox};
@@ -14,8 +15,8 @@ use crate::store::attached;
 use std::rc::Rc;
 use wire::Operation;
 
-/// Tells the present state of every key that a change touches, which has been taken apart into `scratch`. A key whose row is
-/// gone comes first: a row that has moved to another key keeps its other unique values.
+/// Tells the present state of every key that a change touches, which has been taken apart into `scratch`. A key whose
+/// row is gone comes first: a row that has moved to another key keeps its other unique values.
 pub fn tell_state(
     fired: &Fired<'_>,
     plan: &Plan,
@@ -62,8 +63,8 @@ pub fn tell_state(
     }
 }
 
-/// Tells every row that stands in a table that has just been told to be empty: what triggers wrote to it before we were asked
-/// has been told before that. Nearly always there is nothing, and no block to be looked at.
+/// Tells every row that stands in a table that has just been told to be empty: what triggers wrote to it before we were
+/// asked has been told before that. Nearly always there is nothing, and no block to be looked at.
 pub fn tell_rows(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
     if !plan.captures_insert {
         return;

@@ -1,8 +1,9 @@
 //! Capturing rows that are there already, as if they were inserted now: what backfill does.
 //!
-//! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one. Rows are
-//! read and encoded as the table's owner, whose code that may run: nobody who backfills another's table is to run that one's
-//! code. The caller has locked the row, which is what makes its id come before that of any later change of it.
+//! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one.
+//! Rows are read and encoded as the table's owner, whose code that may run: nobody who backfills another's table is to
+//! run that one's code. The caller has locked the row, which is what makes its id come before that of any later change
+//! of it.
 
 use super::append::{self, Change, Outbox};
 use super::plan::Plan;

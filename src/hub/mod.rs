@@ -92,7 +92,8 @@ pub fn apply(payload: &str) -> Result<String> {
                 let whole_table = || Touched::new(&change.schema, &change.table, None, None);
                 parked.park(&if table_is_known { touched(change) } else { whole_table() }, position);
             }
-            // Not told of the whole request: it would use up the time of each that it is in, and its store would wait for ever.
+            // Not told of the whole request: it would use up the time of each that it is in, and its store would wait
+            // for ever.
             Err(_) if asks_to_come_again && is_last => answer.error(change.dedup_key.clone(), CAUGHT_THE_END),
             Err(caught) if asks_to_come_again => {
                 return Err(
@@ -119,8 +120,8 @@ pub fn apply(payload: &str) -> Result<String> {
 const CAUGHT_THE_END: &str =
     "it took longer than sync_outbox.apply_statement_timeout, and code of its table caught that error";
 
-/// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are read
-/// under the settings they were written under.
+/// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are
+/// read under the settings they were written under.
 fn as_a_replica() -> Nest {
     let nest = Nest::neutral_output();
     nest.set("session_replication_role", "replica").set("sync_outbox.capture", "off").set("xmloption", "content");
@@ -142,7 +143,8 @@ impl Waits {
         Some(waits)
     }
 
-    /// A lock is waited for as long as is left, or less if the session says so. Holds until the nest level ends that is open.
+    /// A lock is waited for as long as is left, or less if the session says so. Holds until the nest level ends that is
+    /// open.
     fn set(&self) {
         guc::limit_lock_wait((self.left / 1000).max(1) as i32);
     }
@@ -230,8 +232,8 @@ fn is_in_the_way(caught: &Caught) -> bool {
     locks.contains(&caught.sqlstate) && !caught.raised_by_code
 }
 
-/// Errors that say something about the server and not about the change: it is not refused, it comes again. Not so where a
-/// trigger has raised them by hand: a change that it always meets so would keep its store waiting for ever.
+/// Errors that say something about the server and not about the change: it is not refused, it comes again. Not so where
+/// a trigger has raised them by hand: a change that it always meets so would keep its store waiting for ever.
 fn ends_the_request(caught: &Caught) -> bool {
     let sqlstate = caught.sqlstate;
     if caught.raised_by_code || is_in_the_way(caught) {

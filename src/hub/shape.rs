@@ -26,8 +26,8 @@ pub struct Column {
     pub always_identity: bool,
 }
 
-/// Columns of a unique index, each with the operator that the index compares it by: `OPERATOR("schema".=)`. The operator
-/// is named because types of extensions (citext) have theirs outside `pg_catalog`.
+/// Columns of a unique index, each with the operator that the index compares it by: `OPERATOR("schema".=)`. The
+/// operator is named because types of extensions (citext) have theirs outside `pg_catalog`.
 pub type Key = BTreeMap<String, String>;
 
 impl Shape {

@@ -1,7 +1,7 @@
 //! The statement that applies a change: `$1` is its key, `$2` its data, `$3` the values it found, all as json.
 //!
-//! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole row
-//! type would check the domains of columns that the change says nothing about.
+//! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole
+//! row type would check the domains of columns that the change says nothing about.
 
 use super::shape::{Key, Shape};
 use crate::store::quote_ident;

@@ -24,8 +24,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Raises if its name has another owner's table by now: no lock of ours keeps code that an earlier change of the same call
-    /// has run from dropping, renaming or giving away what it may.
+    /// Raises if its name has another owner's table by now: no lock of ours keeps code that an earlier change of the
+    /// same call has run from dropping, renaming or giving away what it may.
     pub fn must_be_as_it_was(&self) {
         let open = Open::table(self.oid);
         let now = open.borrow();
@@ -77,7 +77,8 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
         return Err("the table's name is too long, or contains a NUL".into());
     }
     let found = find().ok_or_else(not_accepted)?;
-    // Not as it was found, since it may have been given away until it was locked: its new owner's code would run as the old one.
+    // Not as it was found, since it may have been given away until it was locked: its new owner's code would run as the
+    // old one.
     let owner = Open::table(found.oid).borrow().owner();
     // Until now it could be renamed, and another one take its name.
     if find().is_none_or(|again| again.oid != found.oid) {

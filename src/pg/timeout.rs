@@ -196,8 +196,8 @@ static TICK_TIMEOUT: Lazy<c_int> = Lazy::new(|| externs::register_timeout(tick))
 /// Runs in a signal handler.
 unsafe extern "C-unwind" fn tick() {
     const CLASS: u32 = 0xFF00_0000;
-    // SAFETY: a volatile read of a pointer that a process clears on its way out, and of what the code writes that the signal has
-    // interrupted: a session that ends while it applies still ticks.
+    // SAFETY: a volatile read of a pointer that a process clears on its way out, and of what the code writes that the
+    // signal has interrupted: a session that ends while it applies still ticks.
     let waits_for = unsafe {
         let process = (&raw const pg_sys::MyProc).read_volatile();
         if process.is_null() {

@@ -1,5 +1,5 @@
-//! What a worker did for one target, in the history: one row per period of activity of work, however many sessions that were. It is
-//! written when the period of activity begins, and brought up to date now and then.
+//! What a worker did for one target, in the history: one row per period of activity of work, however many sessions that
+//! were. It is written when the period of activity begins, and brought up to date now and then.
 
 use super::manual::fill;
 use super::report::Report;

@@ -42,7 +42,8 @@ pub trait Signals {
 /// The announcements, handed on to the session of each target.
 pub struct Announcements {
     signals: Rc<dyn Signals>,
-    /// By target: whether there is news that its session has not asked for, and the first id of what it has not been told.
+    /// By target: whether there is news that its session has not asked for, and the first id of what it has not been
+    /// told.
     untold: RefCell<BTreeMap<i16, (bool, i64)>>,
 }
 

@@ -1,5 +1,5 @@
-//! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of all
-//! targets share one bell, which the worker sleeps on together with its latch.
+//! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of
+//! all targets share one bell, which the worker sleeps on together with its latch.
 
 use super::announcements::{Announcements, Next, Signals};
 use super::reader::News;
@@ -60,8 +60,8 @@ impl Background {
         self.looked = None;
     }
 
-    /// An ERROR outside of every step has come up to the worker: if a transaction was open, its abort has released every lock of
-    /// the process. With `cancelled`, somebody wants no longer to wait for what is out.
+    /// An ERROR outside of every step has come up to the worker: if a transaction was open, its abort has released
+    /// every lock of the process. With `cancelled`, somebody wants no longer to wait for what is out.
     pub fn recover(&mut self, cancelled: bool) {
         self.looked = None;
         lock::release_all();
@@ -73,8 +73,8 @@ impl Background {
         self.schema.is_some()
     }
 
-    /// Pushes what may be pushed now, for every target. With `closing`, no request is begun any more; what is out is taken.
-    /// Called outside any transaction.
+    /// Pushes what may be pushed now, for every target. With `closing`, no request is begun any more; what is out is
+    /// taken. Called outside any transaction.
     pub fn run(&mut self, closing: bool) -> Next {
         self.bell.clear();
         if self.is_out_of_date() && !self.look_around() {
@@ -106,7 +106,8 @@ impl Background {
         self.looked.is_none_or(|(control, at)| control != wake::control() || at.elapsed() >= settings::interval())
     }
 
-    /// Looks up what is installed, whether it may send, and which targets there are; `false` if somebody's lock is in the way.
+    /// Looks up what is installed, whether it may send, and which targets there are; `false` if somebody's lock is in
+    /// the way.
     fn look_around(&mut self) -> bool {
         let control = wake::control(); // before the snapshot
         let said = self.looked.is_none_or(|(then, _)| then != control);

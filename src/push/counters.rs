@@ -1,5 +1,5 @@
-//! What the overview shows of a target's traffic, written at most once a second: rows that every batch updates would grow
-//! without bound while an old snapshot is held somewhere.
+//! What the overview shows of a target's traffic, written at most once a second: rows that every batch updates would
+//! grow without bound while an old snapshot is held somewhere.
 
 use crate::store::{Schema, target};
 use std::time::{Duration, Instant};

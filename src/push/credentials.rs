@@ -1,8 +1,8 @@
 //! Where to send, and with which token.
 //!
-//! A token goes only to the origin it was set for. One from the settings or the environment has no origin of its own: it
-//! belongs to the URL that whoever runs the server gave in the same way, and never goes to a URL of the target's row,
-//! which an admin of this database may set (`invariants` 22).
+//! A token goes only to the origin it was set for. One from the settings or the environment has no origin of its own:
+//! it belongs to the URL that whoever runs the server gave in the same way, and never goes to a URL of the target's
+//! row, which an admin of this database may set (`invariants` 22).
 
 use super::token_file::{self, FileError, Kept, TokenFile};
 use crate::error::{Error, Result, SqlState};

@@ -19,8 +19,9 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Where to send to the target of that name, or why nothing can be sent. Inside a transaction. 22023 for a target that is
-    /// not there, 55000 where nobody has said where or the extension's objects are too old, F0000 for a file or setting that cannot be used.
+    /// Where to send to the target of that name, or why nothing can be sent. Inside a transaction. 22023 for a target
+    /// that is not there, 55000 where nobody has said where or the extension's objects are too old, F0000 for a file or
+    /// setting that cannot be used.
     pub fn find(schema: &Schema, name: &str) -> Result<std::result::Result<Self, Stop>> {
         Schema::installed()?; // its objects may be of an old version by now
         if identity::admit(schema).is_err() {

@@ -11,7 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use wire::answer::{Answer, Verdict};
 use wire::reason;
 
-/// So many changes refused one by one by the status of the response, and nothing answered, are enough to suspect the target.
+/// So many changes refused one by one by the status of the response, and nothing answered, are enough to suspect the
+/// target.
 const SUSPECT_AFTER: usize = 10;
 
 /// The verdict on a change of the batch, by its position.
@@ -42,8 +43,8 @@ pub struct Answered {
 pub struct Ended {
     pub batch: Rc<Batch>,
     pub answered: Answered,
-    /// Refusals by the status of a response, where the target gave no verdict on any change: then it may be the target's
-    /// trouble, see [`super::suspicion`].
+    /// Refusals by the status of a response, where the target gave no verdict on any change: then it may be the
+    /// target's trouble, see [`super::suspicion`].
     pub refused_by_status: Vec<Judged>,
     /// What was picked and is still where it was.
     pub unsent: Vec<usize>,
@@ -69,8 +70,8 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// For the picked changes of a batch; a target that is `trusted` has lately given verdicts on changes between others that it
-    /// refused. What can never be sent has its verdict at once, and parks its keys.
+    /// For the picked changes of a batch; a target that is `trusted` has lately given verdicts on changes between
+    /// others that it refused. What can never be sent has its verdict at once, and parks its keys.
     pub fn new(batch: Batch, picked: Vec<usize>, trusted: bool, parked: &mut Parked) -> Self {
         let mut exchange = Exchange {
             batch: Rc::new(batch),

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How soon to try a step again that somebody's lock was in the way of.
 const LOCKED: Duration = Duration::from_millis(50);
-/// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them: each
-/// has memory and files of its own.
+/// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them:
+/// each has memory and files of its own.
 const MOST_GIVEN_UP: usize = 4;
 const GIVEN_UP: Duration = Duration::from_millis(10);
 /// How long to sleep where nothing is due.
@@ -192,8 +192,8 @@ impl<T: Transactions> Running<'_, T> {
         }
     }
 
-    /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn comes
-    /// again behind all who wait.
+    /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn
+    /// comes again behind all who wait.
     fn take_the_turn(&mut self, session: &mut Session) -> bool {
         if T::LOCK == LockScope::Transaction {
             xact::forbid_prepare();

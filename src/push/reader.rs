@@ -1,10 +1,10 @@
 //! Reading batches in order, in each priority forward from a cursor, so that what lies dead behind it costs nothing.
 //!
-//! **What is behind a cursor has been dealt with**: it is gone, or its key is parked. That is what keeps the order of a key,
-//! and it holds because of three things. A transaction that drew a low id and commits late is announced with its first id
-//! ([`News`]), and the cursor goes back there before anything that the new snapshot sees is read. What is left behind (refused,
-//! not due, blocked) parks its keys. And what frees such a change (its time, a requeue, a discard, another sender's turn) is
-//! followed by a rescan, which goes back to it and asks the table anew which keys are parked.
+//! **What is behind a cursor has been dealt with**: it is gone, or its key is parked. That is what keeps the order of a
+//! key, and it holds because of three things. A transaction that drew a low id and commits late is announced with its
+//! first id ([`News`]), and the cursor goes back there before anything that the new snapshot sees is read. What is left
+//! behind (refused, not due, blocked) parks its keys. And what frees such a change (its time, a requeue, a discard,
+//! another sender's turn) is followed by a rescan, which goes back to it and asks the table anew which keys are parked.
 //!
 //! A bounded session (flush, drain) has nobody who announces anything: it sees what was committed at its beginning, and
 //! what comes later in HIGH, which it reads from its head for every batch.
@@ -34,11 +34,12 @@ const NOTHING: i64 = i64::MAX;
 const FAIR_EVERY: u32 = 8;
 /// How often keys with changes in several priorities are looked for while there are any: that reads all of theirs.
 const CROSS_PRIORITY_EVERY: Duration = Duration::from_secs(1);
-/// Looking back may take this share of the time, one in so many; a bounded session's looks for HIGH changes too, as long as
-/// that has none of them wait longer than this.
+/// Looking back may take this share of the time, one in so many; a bounded session's looks for HIGH changes too, as
+/// long as that has none of them wait longer than this.
 const LOOK_BACK_SHARE: u32 = 10;
 const LOOK_FOR_HIGH_EVERY: Duration = Duration::from_millis(5);
-/// How long looking back, or passing over what cannot go, may take at a time: the other targets of a worker wait so long.
+/// How long looking back, or passing over what cannot go, may take at a time: the other targets of a worker wait so
+/// long.
 const STEP: Duration = Duration::from_millis(20);
 /// How often looking back in steps may be disturbed before it is done in one.
 const MOST_AGAIN: u32 = 3;
@@ -102,7 +103,8 @@ pub struct Reader {
     parked: Parked,
     /// Changes that wait for a person, as far as they have been seen.
     waiting: BTreeSet<i64>,
-    /// FAILED changes due until then may go (microseconds, as `clock::now_micros()`): what was parked was found out then.
+    /// FAILED changes due until then may go (microseconds, as `clock::now_micros()`): what was parked was found out
+    /// then.
     due_by: i64,
     /// When the next one is due after that.
     next_due: Option<Instant>,
@@ -238,8 +240,8 @@ impl Reader {
     /// Has the next read begin further back.
     pub fn ask_for_rescan(&mut self, from: Rescan) {
         self.rescan = self.rescan.max(Some(from));
-        // A look that is under way goes on: whoever begins anew each time he is asked never comes to an end. At its end it
-        // compares what it has seen with what is there by then.
+        // A look that is under way goes on: whoever begins anew each time he is asked never comes to an end. At its end
+        // it compares what it has seen with what is there by then.
     }
 
     /// Another sender may have had the turn: nothing that was found out counts any more.
@@ -248,7 +250,8 @@ impl Reader {
         self.ask_for_rescan(Rescan::Head);
     }
 
-    /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has come.
+    /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has
+    /// come.
     pub fn has_to_rescan(&self) -> bool {
         if self.cut_short {
             return false; // it goes on until it has got somewhere: whoever always begins anew sends nothing
@@ -290,8 +293,8 @@ impl Reader {
         self.is_through() && self.waiting.is_empty()
     }
 
-    /// Goes back, inside a step, or some of the way: whether it has come to the end. What the session has had answered is
-    /// settled, and nothing is sent before it is at the end.
+    /// Goes back, inside a step, or some of the way: whether it has come to the end. What the session has had answered
+    /// is settled, and nothing is sent before it is at the end.
     pub fn look_back(&mut self, schema: &Schema) -> bool {
         let began = Instant::now();
         let Reader { target_id, rescan, looking_back, .. } = self;
@@ -339,9 +342,9 @@ impl Reader {
         true
     }
 
-    /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH. What it
-    /// holds is durable when this returns (`invariants` 13). `in_hand` are the keys of what the session has read before and
-    /// not settled (ids can begin again).
+    /// The next batch; empty if nothing deliverable is in front of the cursors. With `only_high`, only what is in HIGH.
+    /// What it holds is durable when this returns (`invariants` 13). `in_hand` are the keys of what the session has
+    /// read before and not settled (ids can begin again).
     pub fn read(
         &mut self,
         schema: &Schema,
@@ -538,9 +541,9 @@ impl Reader {
         !self.cross_priority.is_empty()
     }
 
-    /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to wait,
-    /// or belongs to another branch, makes everything later of its keys wait as well. At most `most` are picked; the rest is
-    /// left.
+    /// Which changes of a batch may go now, and how many have to wait for an earlier one of their key. What has to
+    /// wait, or belongs to another branch, makes everything later of its keys wait as well. At most `most` are picked;
+    /// the rest is left.
     pub fn pick(&mut self, batch: &Batch, most: usize) -> (Vec<usize>, usize) {
         let wanted = self.scope.branch.as_deref();
         let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;
@@ -570,7 +573,8 @@ impl Reader {
         (picked, blocked)
     }
 
-    /// Leaves changes of a batch where they are, behind the cursor: what comes later of their keys waits for the next rescan.
+    /// Leaves changes of a batch where they are, behind the cursor: what comes later of their keys waits for the next
+    /// rescan.
     pub fn leave_all(&mut self, batch: &Batch, positions: impl IntoIterator<Item = usize>) {
         for i in positions {
             let change = &batch.changes[i];

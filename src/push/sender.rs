@@ -93,8 +93,8 @@ impl Sender {
         self.idle = false;
     }
 
-    /// Whether it has to hear of what is committed: because nothing deliverable was left when it last looked, or because it
-    /// would have to say why nothing is sent.
+    /// Whether it has to hear of what is committed: because nothing deliverable was left when it last looked, or
+    /// because it would have to say why nothing is sent.
     pub fn listens(&self) -> bool {
         self.idle || self.news_count_at().is_some_and(|at| at <= Instant::now())
     }
@@ -233,8 +233,8 @@ impl Sender {
         }
     }
 
-    /// Says once why nothing is sent, and when it is tried again: at the latest after a while, because a file may have been put
-    /// in place by hand.
+    /// Says once why nothing is sent, and when it is tried again: at the latest after a while, because a file may have
+    /// been put in place by hand.
     fn stopped(&mut self, schema: &Schema) -> Next {
         let Some(stop) = self.session.stop().cloned() else { return self.next(None) };
         self.session.report.stop = Some(stop.clone());

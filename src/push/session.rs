@@ -1,13 +1,13 @@
-//! A push session to one target: a state machine that never waits. [`Session::advance`] does what can be done now (have a
-//! batch read, send a request, take its reply, settle) and says what it waits for; who waits is the caller.
+//! A push session to one target: a state machine that never waits. [`Session::advance`] does what can be done now (have
+//! a batch read, send a request, take its reply, settle) and says what it waits for; who waits is the caller.
 //!
-//! While a request is out, the batch before it is settled and the batch after it is read. Before each request the session
-//! compares whether anything was said meanwhile that it must know ([`Session::is_current`]): what it has read ahead is void
-//! then, and it asks again where to send and with what. No transaction of ours is open between two steps (but for the
-//! caller's own, in a flush).
+//! While a request is out, the batch before it is settled and the batch after it is read. Before each request the
+//! session compares whether anything was said meanwhile that it must know ([`Session::is_current`]): what it has read
+//! ahead is void then, and it asks again where to send and with what. No transaction of ours is open between two steps
+//! (but for the caller's own, in a flush).
 //!
-//! A step that was undone (somebody's lock, an ERROR) leaves the session as it was before: what is out is still out, and
-//! what was acknowledged is still to be settled.
+//! A step that was undone (somebody's lock, an ERROR) leaves the session as it was before: what is out is still out,
+//! and what was acknowledged is still to be settled.
 
 use super::counters::Counters;
 use super::destination::Destination;
@@ -148,8 +148,8 @@ impl Session {
         }
     }
 
-    /// Goes on as far as it can without waiting. The caller holds the sender's lock; `turn_wanted` says whether somebody
-    /// waits for it.
+    /// Goes on as far as it can without waiting. The caller holds the sender's lock; `turn_wanted` says whether
+    /// somebody waits for it.
     pub fn advance<T: Transactions>(
         &mut self,
         transactions: &mut T,
@@ -338,7 +338,8 @@ impl Session {
         Ok(())
     }
 
-    /// After a 401: whether the target is to be asked again because token, secrets or URL are others now. Once an exchange.
+    /// After a 401: whether the target is to be asked again because token, secrets or URL are others now. Once an
+    /// exchange.
     fn has_other_credentials<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, Undone> {
         if self.asked_again || !self.exchange.as_ref().is_some_and(Exchange::is_unauthorized) {
             return Ok(false);
@@ -476,8 +477,8 @@ impl Session {
         }
     }
 
-    /// There is too little memory for what was to be read: one change at a time is, and one that is too large for itself is
-    /// given up, so that it stops nobody.
+    /// There is too little memory for what was to be read: one change at a time is, and one that is too large for
+    /// itself is given up, so that it stops nobody.
     fn read_carefully<T: Transactions>(
         &mut self,
         transactions: &mut T,
@@ -686,8 +687,8 @@ impl Session {
         Ok(())
     }
 
-    /// The worker's session comes here after every change: what costs more than a moment waits until nothing has come for a
-    /// while.
+    /// The worker's session comes here after every change: what costs more than a moment waits until nothing has come
+    /// for a while.
     fn rest_of_endless<T: Transactions>(&mut self, transactions: &mut T) -> Result<(), Undone> {
         self.report.nothing_left = self.reader.is_empty();
         if !self.report.nothing_left {
@@ -726,8 +727,8 @@ impl Session {
     }
 }
 
-/// Whether a step failed because of the size of what it read: 53200 and 54000 (a value that PostgreSQL cannot allocate at all
-/// is XX000, `invalid memory alloc request size`).
+/// Whether a step failed because of the size of what it read: 53200 and 54000 (a value that PostgreSQL cannot allocate
+/// at all is XX000, `invalid memory alloc request size`).
 fn is_too_large(error: &Error) -> bool {
     matches!(error.sqlstate, SqlState::ERRCODE_OUT_OF_MEMORY | SqlState::ERRCODE_PROGRAM_LIMIT_EXCEEDED)
         || error.message.starts_with("invalid memory alloc request size")

@@ -22,8 +22,8 @@ use wire::{Priority, Status};
 
 /// How often a target that turns the token away, or is not what it should be, is tried by the worker.
 pub const SLOW_PROBE: Duration = Duration::from_secs(300);
-/// A target that refuses everything is tried at least so often, in intervals of `retry_interval`: the next change may be
-/// one that it takes.
+/// A target that refuses everything is tried at least so often, in intervals of `retry_interval`: the next change may
+/// be one that it takes.
 const MOST_REJECTED: u32 = 10;
 /// The least wait after a timeout or a 429 is the backoff's; this bounds it for changes that are not mentioned.
 const MOST_DOUBLINGS: u32 = 30;

@@ -1,11 +1,12 @@
 //! Telling a target's trouble from a change's: a proxy that answers 400 to everything must not turn a backlog into dead
 //! changes, and a run of changes that the target really refuses must not stop the others.
 //!
-//! Refusals by the status of a response (400, 422) count only if the target has had a word on some other change. Where a
-//! batch meets nothing but such refusals, they are held back, and further changes are tried one by one: the first of each of
-//! the batches that follow. One that is answered proves the target, and the refusals that were held back count. If none is,
-//! it is the target's trouble. A proof holds for a while, in which each change can be refused once more before another word
-//! has to come: so a long run of bad changes is through soon, and a proxy that breaks in that time kills nothing.
+//! Refusals by the status of a response (400, 422) count only if the target has had a word on some other change. Where
+//! a batch meets nothing but such refusals, they are held back, and further changes are tried one by one: the first of
+//! each of the batches that follow. One that is answered proves the target, and the refusals that were held back count.
+//! If none is, it is the target's trouble. A proof holds for a while, in which each change can be refused once more
+//! before another word has to come: so a long run of bad changes is through soon, and a proxy that breaks in that time
+//! kills nothing.
 
 use super::exchange::Judged;
 use delivery::batch::Batch;

@@ -1,4 +1,5 @@
-//! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data directory.
+//! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data
+//! directory.
 //!
 //! Nothing here is transactional, and no error shows any of a file's content.
 

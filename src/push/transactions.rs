@@ -30,8 +30,8 @@ pub trait Transactions {
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R;
 }
 
-/// The caller's transaction: `sync_outbox_flush()`. It holds a snapshot while a request is out, which is why it has a time
-/// budget. The limits of its time are the caller's.
+/// The caller's transaction: `sync_outbox_flush()`. It holds a snapshot while a request is out, which is why it has a
+/// time budget. The limits of its time are the caller's.
 pub struct Callers;
 
 /// A transaction per step, committed by the procedure: `sync_outbox_drain()`. Between steps there is no snapshot.

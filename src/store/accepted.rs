@@ -200,8 +200,8 @@ pub fn candidate(relation: Oid) -> Option<Candidate> {
     )
 }
 
-/// Accepts a table, or gives it another option, and forgets the ones that are gone, whose numbers could come back as other
-/// tables.
+/// Accepts a table, or gives it another option, and forgets the ones that are gone, whose numbers could come back as
+/// other tables.
 pub fn accept(schema: &Schema, relation: Oid, by: &str, ignore_unknown: bool) {
     spi::run(
         &schema.sql(

@@ -14,8 +14,8 @@ pub fn remember(schema: &Schema, key: &uuid::Uuid) -> bool {
     ) == 1
 }
 
-/// Gives this transaction something to commit. A transaction that has only read does not wait for what it has read to be
-/// on disk, or on the standbys that commits wait for.
+/// Gives this transaction something to commit. A transaction that has only read does not wait for what it has read to
+/// be on disk, or on the standbys that commits wait for.
 pub fn commit_something() {
     spi::run("SELECT pg_catalog.pg_logical_emit_message(true, 'sync_outbox', 'applied before')", &[]);
 }

@@ -44,8 +44,8 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
-/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one that is
-/// not there.
+/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one
+/// that is not there.
 pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
     let mut found = vec![(0, 0); columns.len()];
     if columns.is_empty() {
@@ -76,8 +76,8 @@ struct Candidate {
 
 /// The key columns of a relation, in the order of their index: those asked for, or the primary key, or the replica
 /// identity's index. The index must give ids an order (`invariants` 3): valid, immediate, neither partial nor over
-/// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are compared
-/// as numbers).
+/// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are
+/// compared as numbers).
 pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     let mut candidates = candidates(relation);
     let position = match wanted {
@@ -276,8 +276,8 @@ fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
     )
 }
 
-/// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key, so
-/// that the lane itself, which may be long, is not read.
+/// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key,
+/// so that the lane itself, which may be long, is not read.
 pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
     let of_table = "SELECT true FROM @.sync_outbox
                      WHERE schema_name OPERATOR(pg_catalog.=) $1 AND table_name OPERATOR(pg_catalog.=) $2 AND";

@@ -1,5 +1,5 @@
-//! The backlog as a whole against the thresholds that a DBA has set, and the table `sync_outbox_threshold`, which remembers
-//! what has been said, so that each crossing is said once whoever notices it.
+//! The backlog as a whole against the thresholds that a DBA has set, and the table `sync_outbox_threshold`, which
+//! remembers what has been said, so that each crossing is said once whoever notices it.
 //!
 //! Nothing follows from a crossing: the outbox grows as long as the disk lets it.
 
@@ -52,8 +52,8 @@ pub fn crossed(schema: &Schema) -> Vec<&'static str> {
     measured.iter().filter(|measured| measured.is_crossed()).map(|measured| measured.name).collect()
 }
 
-/// Says, as a WARNING in the server's log, which thresholds have been crossed since somebody last looked. Returns when the
-/// oldest change will be too old.
+/// Says, as a WARNING in the server's log, which thresholds have been crossed since somebody last looked. Returns when
+/// the oldest change will be too old.
 pub fn watch(schema: &Schema) -> Option<Duration> {
     let thresholds = settings::thresholds();
     let mut known = Vec::new();

@@ -1,4 +1,5 @@
-//! The table `sync_outbox_identity`: which database of which server sends, so that a copy of it does not (`invariants` 19).
+//! The table `sync_outbox_identity`: which database of which server sends, so that a copy of it does not (`invariants`
+//! 19).
 //!
 //! What was written down travels with every copy, and the copy sees that it was written elsewhere. It is written before
 //! there can be anything to send: by the first attach or import. So an outbox with changes or attached tables that says

@@ -1,5 +1,5 @@
-//! The table `sync_outbox_lane`: which ids went into another lane than others of their table's name. And who may write into lanes, or
-//! change them, at the same time.
+//! The table `sync_outbox_lane`: which ids went into another lane than others of their table's name. And who may write
+//! into lanes, or change them, at the same time.
 
 use super::Schema;
 use super::relation::LOCK_WAIT_MS;
@@ -68,8 +68,8 @@ pub fn record(
     );
 }
 
-/// As [`record`], for this id and whatever comes later. One record is enough for many transactions: who relies on that of another
-/// keeps it from being forgotten until they have committed.
+/// As [`record`], for this id and whatever comes later. One record is enough for many transactions: who relies on that
+/// of another keeps it from being forgotten until they have committed.
 pub fn record_from(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: Priority, first_id: i64) {
     let found = !xact::uses_one_snapshot()
         && spi::first(

@@ -1,7 +1,7 @@
 //! Every statement that the library runs on its own tables, one module per table, with typed rows around them.
 //!
-//! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with its
-//! schema.
+//! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with
+//! its schema.
 
 pub mod accepted;
 pub mod applied;
@@ -30,7 +30,8 @@ use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
 use crate::pg::{function, text};
 
-/// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so here.
+/// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so
+/// here.
 const OLDEST: Version = Version([0, 2, 0]);
 
 /// The schema that the extension's objects are in.
@@ -83,8 +84,8 @@ impl Schema {
     }
 }
 
-/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a million
-/// rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
+/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a
+/// million rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
 pub fn index_order() -> Nest {
     let nest = Nest::new();
     nest.set("enable_sort", "off")

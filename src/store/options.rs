@@ -14,15 +14,16 @@ pub struct Options {
     pub columns: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
-    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order, so that another column
-    /// of the same name can be told from the one that was meant. 0.1.0 kept none: the update gives them to its tables.
+    /// The attribute numbers that the columns of `exclude` had when they were named, in the same order, so that another
+    /// column of the same name can be told from the one that was meant. 0.1.0 kept none: the update gives them to its
+    /// tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_attnums: Vec<i16>,
     /// Those of `columns`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns_attnums: Vec<i16>,
-    /// The places that they had among the table's columns: their numbers after a dump and restore, if no column in front of
-    /// them was dropped meanwhile.
+    /// The places that they had among the table's columns: their numbers after a dump and restore, if no column in
+    /// front of them was dropped meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_places: Vec<i16>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,8 +31,8 @@ pub struct Options {
     /// The table whose numbers these are: another one is there after a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attnums_of: Option<u32>,
-    /// Schema and name under which it was attached, and under which nobody else's changes can wait in another lane. Empty where
-    /// another table was attached under that name too. Absent where an older library attached the table.
+    /// Schema and name under which it was attached, and under which nobody else's changes can wait in another lane.
+    /// Empty where another table was attached under that name too. Absent where an older library attached the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<[String; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

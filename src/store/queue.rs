@@ -31,8 +31,8 @@ pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
     ))
 }
 
-/// What may go out at a time: everything that is PENDING, and FAILED changes whose time has come (those of a request that
-/// did not get through have none).
+/// What may go out at a time: everything that is PENDING, and FAILED changes whose time has come (those of a request
+/// that did not get through have none).
 fn deliverable_at(time: &str) -> String {
     format!(
         "(status OPERATOR(pg_catalog.=) 'PENDING' OR (status OPERATOR(pg_catalog.=) 'FAILED'
@@ -107,8 +107,8 @@ fn parks() -> String {
     )
 }
 
-/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `clock::now_micros()`), from
-/// `up_to` on, until `each` says stop. Returns how far that was, or `None` at the end.
+/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `clock::now_micros()`),
+/// from `up_to` on, until `each` says stop. Returns how far that was, or `None` at the end.
 pub fn parked(
     schema: &Schema,
     target_id: i16,
@@ -157,8 +157,8 @@ pub fn count_parked(schema: &Schema, target_id: i16, now: i64) -> (i64, i64) {
 /// What [`count_parked`] sums up are the remainders of ids by this.
 pub const PARKED_MODULUS: i64 = 1_000_003;
 
-/// Makes changes that came from elsewhere this transaction's, if their transaction could be mistaken for one of this server
-/// that is running or still to come. The caller keeps the senders out.
+/// Makes changes that came from elsewhere this transaction's, if their transaction could be mistaken for one of this
+/// server that is running or still to come. The caller keeps the senders out.
 pub fn claim(schema: &Schema) {
     spi::run(
         &schema.sql(
@@ -223,8 +223,8 @@ pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: 
     .unwrap_or_default()
 }
 
-/// Milliseconds from `now` (microseconds, as `clock::now_micros()`) until the next FAILED change is due of those that were not
-/// due then.
+/// Milliseconds from `now` (microseconds, as `clock::now_micros()`) until the next FAILED change is due of those that
+/// were not due then.
 pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
     spi::first(
         &schema.sql(&format!(
@@ -328,8 +328,8 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
     )
 }
 
-/// Ranges of ids that went into another lane than others of their table's name: tables whose keys need a look across lanes.
-/// Ranges that are drained are forgotten.
+/// Ranges of ids that went into another lane than others of their table's name: tables whose keys need a look across
+/// lanes. Ranges that are drained are forgotten.
 pub fn cross_priority_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
     let list = schema.sql(
@@ -349,8 +349,8 @@ pub fn cross_priority_tables(schema: &Schema, target_id: i16) -> Vec<(String, St
     tables
 }
 
-/// Writers that rely on a range have it locked. Nobody does any more once it is locked here, and what those have written who did
-/// is seen by the next statement.
+/// Writers that rely on a range have it locked. Nobody does any more once it is locked here, and what those have
+/// written who did is seen by the next statement.
 fn forget_drained(schema: &Schema, target_id: i16) {
     let drained = "NOT EXISTS (SELECT FROM @.sync_outbox o
                  WHERE o.target_id OPERATOR(pg_catalog.=) l.target_id AND o.priority OPERATOR(pg_catalog.=) l.priority

@@ -57,8 +57,8 @@ pub struct Left {
 
 impl QueueScan<'_> {
     /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
-    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable, and
-    /// can have the run end there.
+    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable,
+    /// and can have the run end there.
     pub fn read(
         &self,
         schema: &Schema,

@@ -1,7 +1,7 @@
 //! Giving the disk space of a long backlog back: TRUNCATE once the outbox is empty.
 //!
-//! Exact, because capture keeps its ROW EXCLUSIVE lock to the end of the writer's transaction: who holds ACCESS EXCLUSIVE
-//! knows that nobody is about to commit a change (`invariants` 25). The sequence goes on.
+//! Exact, because capture keeps its ROW EXCLUSIVE lock to the end of the writer's transaction: who holds ACCESS
+//! EXCLUSIVE knows that nobody is about to commit a change (`invariants` 25). The sequence goes on.
 
 use super::Schema;
 use crate::error::{Error, SqlState};
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Below this size vacuum does it cheaper.
 const WORTH_IT: i64 = 16 * 1024 * 1024;
-/// Writers wait while we look, so the same look without the lock must have been faster than this. It is slow where an old
-/// snapshot keeps the dead rows in the index.
+/// Writers wait while we look, so the same look without the lock must have been faster than this. It is slow where an
+/// old snapshot keeps the dead rows in the index.
 const LONGEST_LOOK: Duration = Duration::from_millis(20);
 
 /// Truncates the outbox if it holds nothing, is large, and its lock is to be had at once. Waits for nobody.

@@ -143,8 +143,8 @@ pub fn inheritance_children(relation: Oid) -> Vec<String> {
     )
 }
 
-/// Statements that drop what the scripts put on a relation and its partitions: triggers named as theirs that call another
-/// function than ours.
+/// Statements that drop what the scripts put on a relation and its partitions: triggers named as theirs that call
+/// another function than ours.
 pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
     names(
         "SELECT pg_catalog.format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname)

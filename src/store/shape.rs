@@ -1,5 +1,5 @@
-//! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its rows
-//! can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
+//! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its
+//! rows can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
 
 use crate::error::{Error, SqlState};
 use crate::pg::direct::{Direct, Opened};
@@ -93,8 +93,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema, 42703 if it lacks a
-    /// column that the statements on it name.
+    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema, 42703 if it
+    /// lacks a column that the statements on it name.
     pub fn of(schema: Oid, mode: LockMode) -> Self {
         Self::look_up(schema, mode).unwrap_or_else(|| {
             Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, "the table sync_outbox is gone")

@@ -1,8 +1,8 @@
-//! The worker of one database: pushes, sleeps until there is a reason to push again, and leaves when it has been idle for a
-//! while.
+//! The worker of one database: pushes, sleeps until there is a reason to push again, and leaves when it has been idle
+//! for a while.
 //!
-//! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also in
-//! a lock wait.
+//! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also
+//! in a lock wait.
 
 use super::retry::Retry;
 use crate::error::{Error, SqlState};

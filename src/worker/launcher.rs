@@ -1,9 +1,9 @@
 //! The launcher: starts the worker of each database that may have something to do.
 //!
 //! Level-triggered: every time it wakes it compares what the shared table asks for with what is running, so that no
-//! single signal matters. It owns all restarts; the postmaster restarts only the launcher. Where it does not know (at its
-//! own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the other
-//! look into every database.
+//! single signal matters. It owns all restarts; the postmaster restarts only the launcher. Where it does not know (at
+//! its own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the
+//! other look into every database.
 
 use super::retry::Retry;
 use crate::pg::bgworker::{self, Handle};

@@ -31,8 +31,8 @@ pub enum Refused {
 pub struct Allowed(Vec<IpNet>);
 
 impl Allowed {
-    /// Reads a list of networks (`10.0.0.0/8`) and single addresses, between commas or spaces. `Err` is the part that is
-    /// neither.
+    /// Reads a list of networks (`10.0.0.0/8`) and single addresses, between commas or spaces. `Err` is the part that
+    /// is neither.
     pub fn parse(list: &str) -> Result<Self, String> {
         list.split(|c: char| c == ',' || c.is_whitespace())
             .filter(|part| !part.is_empty())
@@ -64,7 +64,8 @@ impl Allowed {
     }
 }
 
-/// An IPv4 network written as IPv6, as `::ffff:10.0.0.0/104`, is that IPv4 network: so is every address that is checked.
+/// An IPv4 network written as IPv6, as `::ffff:10.0.0.0/104`, is that IPv4 network: so is every address that is
+/// checked.
 fn canonical(network: IpNet) -> IpNet {
     match (network, network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
         (IpNet::V6(_), IpAddr::V4(address), Some(prefix)) => Ipv4Net::new(address, prefix).map_or(network, IpNet::V4),
@@ -108,8 +109,8 @@ fn refused_v6(address: Ipv6Addr) -> Option<Refused> {
     }
 }
 
-/// The IPv4 addresses that an IPv6 address can lead to, where its form says so. A NAT64 prefix of a network's own cannot
-/// be told from any other.
+/// The IPv4 addresses that an IPv6 address can lead to, where its form says so. A NAT64 prefix of a network's own
+/// cannot be told from any other.
 fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
     let o = address.octets();
     let at = |i: [usize; 4]| Ipv4Addr::from(i.map(|i| o[i]));

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 const RETRY_AFTER_LEAST: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(3600);
 
-/// The wait after the `failures`th failure in a row: `base` doubling up to `cap`, half of it at random (`random` in 0..1),
-/// so that a thousand stores whose link comes back do not return in step.
+/// The wait after the `failures`th failure in a row: `base` doubling up to `cap`, half of it at random (`random` in
+/// 0..1), so that a thousand stores whose link comes back do not return in step.
 pub fn wait(failures: u32, base: Duration, cap: Duration, random: f64) -> Duration {
     let full = base.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(30))).min(cap.max(base));
     full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
@@ -74,7 +74,9 @@ mod tests {
         }
 
         #[test]
-        fn a_wait_is_between_half_and_all_of_the_cap(failures: u32, base in 0..10_000u64, cap in 0..1_000_000u64, random: f64) {
+        fn a_wait_is_between_half_and_all_of_the_cap(
+            failures: u32, base in 0..10_000u64, cap in 0..1_000_000u64, random: f64
+        ) {
             let (base, cap) = (Duration::from_millis(base), Duration::from_millis(cap));
             let waited = wait(failures, base, cap, random);
             proptest::prop_assert!(waited >= base / 2 && waited <= cap.max(base));

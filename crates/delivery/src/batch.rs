@@ -1,7 +1,7 @@
 //! A batch: changes read from the outbox, and the request bodies made of them.
 //!
-//! The JSON of every change is written once, into one buffer; a body is a run of it between a prefix and a suffix, so that
-//! halving and bisecting cost no work. Stored JSON is joined, never parsed.
+//! The JSON of every change is written once, into one buffer; a body is a run of it between a prefix and a suffix, so
+//! that halving and bisecting cost no work. Stored JSON is joined, never parsed.
 
 use super::keys::Touched;
 use std::ops::Range;
@@ -144,7 +144,8 @@ impl Batch {
         Touched::new(&table.schema, &table.name, pk.as_ref().map(text), data.as_ref().map(text))
     }
 
-    /// The body of a request with the changes at `picked`, which are in sending order; `None` if there is no memory for it.
+    /// The body of a request with the changes at `picked`, which are in sending order; `None` if there is no memory for
+    /// it.
     pub fn body(&self, picked: &[usize]) -> Option<Vec<u8>> {
         let json = |i: &usize| &self.buffer[self.changes[*i].json.clone()];
         let bytes = body::joined_bytes(picked.iter().map(|i| json(i).len()));
@@ -160,8 +161,8 @@ impl Batch {
         picked.iter().all(|i| self.changes[*i].reason.as_deref() == Some(first)).then_some(first)
     }
 
-    /// `Idempotency-Key`: the same for the same changes, another for any other batch. A change never changes, so that its
-    /// key stands for it.
+    /// `Idempotency-Key`: the same for the same changes, another for any other batch. A change never changes, so that
+    /// its key stands for it.
     pub fn idempotency_key(&self, picked: &[usize]) -> String {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();

@@ -1,8 +1,8 @@
 //! The HTTP thread: owns plain data only, so that the thread of PostgreSQL never waits for a network.
 //!
 //! One request is out at a time. The thread tells that a reply is there by calling `notify`; giving up is dropping the
-//! [`Http`], which shuts the connection and does not wait for the thread. Certificates and keys are read by the thread too:
-//! their files may lie where reading takes long.
+//! [`Http`], which shuts the connection and does not wait for the thread. Certificates and keys are read by the thread
+//! too: their files may lie where reading takes long.
 
 use super::address::Allowed;
 use super::resolve::{Filtered, NotAllowed};
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
 use ureq::unversioned::transport::DefaultConnector;
 
-/// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps with
-/// words.
+/// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps
+/// with words.
 const ANSWER_BYTES_PER_CHANGE: u64 = 4096;
 const ANSWER_BYTES: u64 = 64 * 1024;
 /// Above this size a request asks first whether it is welcome, so that an early 413 or 401 is not lost to a reset.
@@ -62,8 +62,8 @@ pub enum NoResponse {
 
 pub type Reply = Result<Response, NoResponse>;
 
-/// Threads that were given up, as long as they run: nobody can have one leave a connection that is just being made, or a name
-/// that is being looked up.
+/// Threads that were given up, as long as they run: nobody can have one leave a connection that is just being made, or
+/// a name that is being looked up.
 static GIVEN_UP: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
 /// How many threads of this process run although they were given up; each ends within `connect_timeout`.

@@ -1,4 +1,5 @@
-//! Which keys a change touches, and which keys are parked: a change goes out only after the earlier changes of its keys.
+//! Which keys a change touches, and which keys are parked: a change goes out only after the earlier changes of its
+//! keys.
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -59,8 +60,8 @@ fn object(json: &str) -> Option<BTreeMap<String, &RawValue>> {
     serde_json::from_str(json).ok()
 }
 
-/// Whether a JSON text can have one of the key's columns as a member. Most updates change no key, and need not be parsed
-/// to see that; only where something is escaped a name can hide.
+/// Whether a JSON text can have one of the key's columns as a member. Most updates change no key, and need not be
+/// parsed to see that; only where something is escaped a name can hide.
 fn may_name_a_column(json: &str, key: &BTreeMap<String, &RawValue>) -> bool {
     json.contains('\\') || key.keys().any(|column| json.contains(column.as_str()))
 }
@@ -87,8 +88,8 @@ fn hash(value: &impl Hash) -> u64 {
 /// holds is shorter, unless it can be compressed very much.
 const MOST_VALUE_BYTES: usize = 64 * 1024;
 
-/// `None` where a value is nested too deep to be compared, or too long: such a change waits for every key of its table, and
-/// they for it.
+/// `None` where a value is nested too deep to be compared, or too long: such a change waits for every key of its table,
+/// and they for it.
 fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     for (column, value) in key {
@@ -101,9 +102,9 @@ fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document. And the same for a value
-/// before and after its column got another type: 1 and "1" are one key. Two that look alike so are two, one of which waits for
-/// the other now and then.
+/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document. And the same for
+/// a value before and after its column got another type: 1 and "1" are one key. Two that look alike so are two, one of
+/// which waits for the other now and then.
 fn hash_value(value: &Value, hasher: &mut DefaultHasher) {
     match value {
         Value::Null => 0u8.hash(hasher),
@@ -142,8 +143,9 @@ fn canonical_number(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A text as another type would have it: a number as a number, without the blanks that fill up a `character(n)`, a `uuid` in
-/// small letters, and of a date and time only what the types that have one share. Which zone a time is in nobody can tell.
+/// A text as another type would have it: a number as a number, without the blanks that fill up a `character(n)`, a
+/// `uuid` in small letters, and of a date and time only what the types that have one share. Which zone a time is in
+/// nobody can tell.
 fn canonical_text(text: &str) -> Cow<'_, str> {
     let text = text.trim_end_matches(' ');
     let unsigned = text.strip_prefix('-').unwrap_or(text);
@@ -171,8 +173,8 @@ fn canonical_text(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-/// The keys behind which later changes have to wait, with the first change that they wait for: what is earlier than that
-/// does not wait (it may have been requeued, or become due, while a later one of its key is in conflict).
+/// The keys behind which later changes have to wait, with the first change that they wait for: what is earlier than
+/// that does not wait (it may have been requeued, or become due, while a later one of its key is in conflict).
 #[derive(Debug, Default)]
 pub struct Parked {
     tables: HashMap<u64, Table>,
@@ -210,8 +212,8 @@ impl Parked {
         }
     }
 
-    /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the table
-    /// has just become parked as a whole because it has too many parked keys.
+    /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the
+    /// table has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
         let table = self.tables.entry(touched.table).or_insert_with(|| Table {
             first: id,

@@ -33,7 +33,8 @@ pub struct Failure {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FailureKind {
-    /// The request did not get through: rows become FAILED, the breaker opens. The target may have said how long to wait.
+    /// The request did not get through: rows become FAILED, the breaker opens. The target may have said how long to
+    /// wait.
     NotThrough { retry_after: Option<Duration> },
     /// Everything that was tried was refused by the status of the responses (see `push/suspicion.rs` of the extension).
     Rejected,
@@ -98,8 +99,8 @@ fn describe(response: &Response) -> String {
     }
 }
 
-/// The verdict on every picked change. A change that was not acked though a later one of its key was is in conflict: sending
-/// it again would turn the order of that key around.
+/// The verdict on every picked change. A change that was not acked though a later one of its key was is in conflict:
+/// sending it again would turn the order of that key around.
 pub fn verdicts(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = picked.iter().map(|i| answer.verdict(&batch.changes[*i].dedup_key)).collect();
     if verdicts.iter().all(|verdict| *verdict == Verdict::Acked) {

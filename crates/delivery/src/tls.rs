@@ -1,5 +1,5 @@
-//! Certificates and keys for TLS, looked at before the client sees them: it panics over a key that does not belong to its
-//! certificate, and takes a file of authorities that it cannot read for an empty one.
+//! Certificates and keys for TLS, looked at before the client sees them: it panics over a key that does not belong to
+//! its certificate, and takes a file of authorities that it cannot read for an empty one.
 
 use super::secret_file::{self, FileError};
 use crate::Settings;

@@ -1,8 +1,8 @@
 //! Signed requests, as Standard Webhooks describes them: HMAC-SHA256 over `id.timestamp.body`, the body as JSON before
 //! compression, which is what a receiver's handler sees.
 //!
-//! The headers are `webhook-id`, `webhook-timestamp` (seconds since 1970, of this attempt) and `webhook-signature`, which
-//! holds one signature per secret: with two of them a receiver can be moved from the old one to the new one.
+//! The headers are `webhook-id`, `webhook-timestamp` (seconds since 1970, of this attempt) and `webhook-signature`,
+//! which holds one signature per secret: with two of them a receiver can be moved from the old one to the new one.
 
 use base64::Engine;
 use base64::alphabet;

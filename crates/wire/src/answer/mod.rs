@@ -1,4 +1,5 @@
-//! The answer to a request: `{"acked": [..], "errors": [{"dedup_key", "error"}], "conflicts": [{"dedup_key", "error"}]}`.
+//! The answer to a request: `{"acked": [..], "errors": [{"dedup_key", "error"}], "conflicts": [{"dedup_key",
+//! "error"}]}`.
 //!
 //! A change that is mentioned nowhere was not acknowledged.
 

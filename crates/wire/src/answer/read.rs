@@ -18,8 +18,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads a body; `None` if it is not a JSON object with lists where lists belong. An entry that is not understood is
-    /// ignored, so its change counts as not mentioned.
+    /// Reads a body; `None` if it is not a JSON object with lists where lists belong. An entry that is not understood
+    /// is ignored, so its change counts as not mentioned.
     pub fn parse(body: &[u8]) -> Option<Self> {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return None; // serde would take a list for an object's members in order
@@ -169,8 +169,8 @@ impl<'de> Visitor<'de> for ItemVisitor {
 /// What is kept of an error that is no string: more than is shown of it.
 const MOST_CHARS_OF_JSON: usize = 2_000;
 
-/// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in memory,
-/// where few bytes can mean many levels.
+/// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in
+/// memory, where few bytes can mean many levels.
 struct Words(String);
 
 impl<'de> Deserialize<'de> for Words {

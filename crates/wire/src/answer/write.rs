@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 /// Longest error text in an answer, in characters: the sender stores it with the change.
 const ERROR_MAX: usize = 500;
-/// And in bytes, as they are escaped: one character can take twelve. The sender reads 4096 bytes for each change that it has
-/// sent, key and punctuation included.
+/// And in bytes, as they are escaped: one character can take twelve. The sender reads 4096 bytes for each change that
+/// it has sent, key and punctuation included.
 const ERROR_BYTES: usize = 3000;
 
 /// What became of the changes of a body. A change that stands nowhere was not acked.

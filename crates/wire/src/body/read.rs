@@ -1,7 +1,7 @@
 //! Reading a body.
 //!
-//! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads them with the
-//! types of the hub's own columns.
+//! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads
+//! them with the types of the hub's own columns.
 //!
 //! A body of many tiny parts would take many times its size in memory, and where there is too little of that the whole
 //! server ends: so parts are counted, and of one change at a time more is kept than where its text is.

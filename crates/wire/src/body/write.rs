@@ -29,7 +29,8 @@ pub struct Parts {
 }
 
 impl Outgoing<'_> {
-    /// How many bytes its JSON needs at most. Stored JSON goes as it is; a character of other text becomes six bytes at most.
+    /// How many bytes its JSON needs at most. Stored JSON goes as it is; a character of other text becomes six bytes at
+    /// most.
     pub fn most_bytes(&self) -> usize {
         let length = |text: &Option<Cow<'_, str>>| text.as_ref().map_or(0, |text| text.len());
         let json: usize = [&self.pk, &self.data, &self.old].into_iter().map(length).sum();
@@ -38,8 +39,8 @@ impl Outgoing<'_> {
         json + 6 * (text + names) + 256
     }
 
-    /// Appends its JSON. Members come in the order of the wire format: the six that every receiver knows, then those that only
-    /// say more. Allocates nothing where the buffer has room for [`Outgoing::most_bytes`].
+    /// Appends its JSON. Members come in the order of the wire format: the six that every receiver knows, then those
+    /// that only say more. Allocates nothing where the buffer has room for [`Outgoing::most_bytes`].
     pub fn write(&self, out: &mut Vec<u8>) -> Parts {
         let start = out.len();
         out.extend_from_slice(b"{\"schema\":");

@@ -3,8 +3,8 @@ use serde_json::Value;
 use std::collections::HashSet;
 use uuid::Uuid;
 
-/// Nothing counts as acknowledged that the answer does not name in `acked`, or that it names in `errors` or `conflicts` as
-/// well.
+/// Nothing counts as acknowledged that the answer does not name in `acked`, or that it names in `errors` or `conflicts`
+/// as well.
 pub fn answer(body: &[u8]) {
     let (Some(answer), Ok(json)) = (Answer::parse(body), serde_json::from_slice::<Value>(body)) else { return };
     let acked = keys(&json["acked"]);

@@ -1,7 +1,7 @@
 //! What holds whatever a parser is fed: one function a parser, that panics where it does not hold.
 //!
-//! Each is stated once and fed three times: by property tests with what nearly fits, by the fuzz targets in `fuzz/` with
-//! what a fuzzer makes up, and by `make unit` with what was worth keeping of that.
+//! Each is stated once and fed three times: by property tests with what nearly fits, by the fuzz targets in `fuzz/`
+//! with what a fuzzer makes up, and by `make unit` with what was worth keeping of that.
 
 mod answer;
 mod body;
