@@ -189,7 +189,7 @@ def test_links_lead_somewhere(name):
 # Paths
 
 # What stands in the project, and, as design.md writes it, a file below src without that prefix.
-PATH = re.compile(r"`((?:src|sql|scripts|docs|bench|demo|examples|fuzz)/[\w./-]+|[a-z_]+/[a-z_]+\.rs)`")
+PATH = re.compile(r"`((?:src|crates|sql|scripts|docs|bench|demo|examples|fuzz|tests)/[\w./-]+|[a-z_]+/[a-z_]+\.rs)`")
 
 
 @pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CHANGELOG.md"])

@@ -22,7 +22,9 @@ def test_a_named_test_exists(name):
     if module[0].endswith(".py"):
         [path] = (PROJECT / "tests").rglob(module[0])
     else:
-        path = (PROJECT / "src").joinpath(*module).with_suffix(".rs")
+        crate = PROJECT / "crates" / module[0] / "src"
+        root, module = (crate, module[1:]) if crate.exists() else (PROJECT / "src", module)
+        path = root.joinpath(*module).with_suffix(".rs")
     assert re.search(rf"\b(def|fn) {test}\(", path.read_text("utf-8")), path
 
 
