@@ -2,6 +2,8 @@
 
 import pytest
 
+from support.wait import wait_for
+
 OLD = "CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json, dedup_key text, created_at timestamptz)"
 READS = ["SELECT * FROM sync_outbox_overview()", "SELECT * FROM sync_outbox_stats()", "SELECT sync_outbox_flush()",
          "CALL sync_outbox_drain()"]
@@ -30,7 +32,6 @@ def test_a_strange_row_in_an_old_outbox_stops_nobody(db, receiver, pk, data, op)
 
 
 def test_a_live_worker_and_an_infinite_time(live, receiver):
-    from support.wait import wait_for
     live.aim(receiver)
     live.run(OLD + """; INSERT INTO old VALUES (1, 's', 't', 'INSERT', '{"id": 1}', '{"id": 1}', NULL, '-infinity')""")
     live.run("SELECT sync_outbox_import('old')")
@@ -51,7 +52,6 @@ def test_a_change_of_an_infinite_time_stops_no_flush(db, receiver):
 
 
 def test_a_change_of_an_infinite_time_stops_no_worker(live, receiver):
-    from support.wait import wait_for
     live.aim(receiver)
     live.run("CREATE TABLE sales (id int PRIMARY KEY)")
     live.attach("sales")

@@ -67,7 +67,6 @@ def test_a_key_whose_type_changes_stays_one_key(db, receiver, type):
     db.run("INSERT INTO t VALUES (1, 1)")
     db.run(f"ALTER TABLE t ALTER id TYPE {type}")
     db.run("UPDATE t SET v = 2")
-    from support import behaviours
     db.aim(receiver)
     first, second = db.outbox()
     db.run("UPDATE sync_outbox SET status = 'DEAD' WHERE id = %s", [first.id])

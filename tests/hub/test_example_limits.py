@@ -12,7 +12,6 @@ import pytest
 
 from support.example_receiver import HEAD, PATH, body, insert, raw
 from support.large import nested_json
-from support.process import MB
 from support.process import MB, peak_memory
 from support.wait import wait_for
 

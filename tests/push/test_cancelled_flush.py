@@ -1,6 +1,9 @@
 """A flush that is cancelled leaves no threads, and sends nothing later."""
 
 import os
+import pathlib
+import socket
+import tempfile
 import time
 
 import pytest
@@ -32,9 +35,6 @@ def test_a_flush_that_is_cancelled_while_certificates_are_read_sends_nothing_lat
 
 def test_a_cancelled_flush_sends_nothing_later(sales, receiver, run, authority):
     """The HTTP thread still reads its certificates when the flush is cancelled, the target paused, and a newer change has gone."""
-    import os
-    import pathlib
-    import tempfile
     where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
     where.chmod(0o755)
     fifo = where / "ca"
@@ -63,7 +63,6 @@ def test_a_cancelled_flush_sends_nothing_later(sales, receiver, run, authority):
 
 @pytest.mark.parametrize("how", ["hang", "drip", "connect"])
 def test_cancelled_flushes_leave_no_threads(sales, receiver, how):
-    import socket
     full = None
     if how == "hang":
         receiver.behaviour = receiver.hang

@@ -1,6 +1,7 @@
 """A worker under steady load listens: to whoever pauses, configures, requeues or discards, and to whoever wants a
 turn."""
 
+import threading
 import time
 
 from support import behaviours
@@ -166,7 +167,6 @@ def test_defect_09_a_token_reaches_the_worker_whatever_transaction_it_is_set_in(
 
 def test_pause_and_urls_in_a_storm(live, receiver, new_receiver):
     """URL, token, pause and batch size change all the time under steady load: nothing lost, order per key, no threads left."""
-    import threading
     other = new_receiver()
     live.server.set(sync_outbox__interval="1h")
     live.aim(receiver)

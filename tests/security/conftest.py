@@ -14,7 +14,8 @@ def mutual(three, new_receiver, authority, run):
     receiver = new_receiver(tls=authority.context("127.0.0.1", require_client=True))
     where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
     files = {}
-    for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), (authority.ca_file, *authority.client_files())):
+    paths = authority.ca_file, *authority.client_files()
+    for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), paths):
         files[name] = where / path.name
         files[name].write_bytes(path.read_bytes())
         files[name].chmod(0o600)

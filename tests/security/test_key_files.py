@@ -1,5 +1,7 @@
 """The key of a client certificate is a secret: a file that others can read is refused."""
 
+import os
+
 import pytest
 from psycopg import errors
 
@@ -22,7 +24,6 @@ def test_defect_23_a_key_that_others_can_read_is_refused(mutual, mode):
 
 
 def test_defect_23_a_key_of_somebody_else_is_refused(mutual):
-    import os
     if os.geteuid() != 0:
         pytest.skip("needs root to give a file away")
     os.chown(mutual.files["client_key_file"], 12345, -1)

@@ -5,13 +5,16 @@ WIN = ("CREATE TRIGGER win BEFORE INSERT ON evil.sup FOR EACH ROW EXECUTE FUNCTI
 
 
 def mallory(hub):
-    """A role that owns the accepted table evil.bait, and a session of it; its function evil.win() tries to make it superuser."""
+    """A role that owns the accepted table evil.bait, and a session of it.
+
+    The trigger function evil.win() writes down as whom it runs, and tries to make the role superuser."""
     role = hub.db.role("mallory")
     hub.run(f"CREATE SCHEMA evil AUTHORIZATION {role}")
     session = hub.db.session(user=role)
     session.execute("CREATE TABLE evil.bait (id int PRIMARY KEY, a int); CREATE TABLE evil.who (who text)")
     hub.run("SELECT sync_outbox_accept('evil.bait')")
-    session.execute(f"""CREATE FUNCTION evil.win() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$ BEGIN
+    session.execute(f"""
+        CREATE FUNCTION evil.win() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$ BEGIN
         INSERT INTO evil.who VALUES (current_user);
         BEGIN EXECUTE 'ALTER ROLE {role} SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
         RETURN NEW; END $$""")

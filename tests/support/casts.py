@@ -4,7 +4,8 @@
 SQL_CAST = """
     CREATE TYPE colour AS ENUM ('red', 'green', 'bad');
     CREATE FUNCTION colour_json(colour) RETURNS json LANGUAGE sql IMMUTABLE AS
-        $$ SELECT CASE WHEN $1 = 'bad' THEN (1 / (length($1::text) - 3))::text::json ELSE to_json('x' || $1::text) END $$;
+        $$ SELECT CASE WHEN $1 = 'bad' THEN (1 / (length($1::text) - 3))::text::json
+                       ELSE to_json('x' || $1::text) END $$;
     CREATE CAST (colour AS json) WITH FUNCTION colour_json(colour);
     CREATE TABLE paint (id int PRIMARY KEY, c colour);
 """

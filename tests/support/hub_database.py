@@ -25,7 +25,8 @@ class Hub:
     def apply(self, *changes, session=None):
         """The answer as a dict."""
         body = json.dumps({"changes": changes})
-        return json.loads((session or self.db.conn).execute("SELECT sync_outbox_apply(%s::json)::text", [body]).fetchone()[0])
+        answer = (session or self.db.conn).execute("SELECT sync_outbox_apply(%s::json)::text", [body])
+        return json.loads(answer.fetchone()[0])
 
     def acks(self, *changes):
         """Applies; every change is acked."""
@@ -54,7 +55,8 @@ def own_hub(new_server, **options):
 
 
 def change(op, pk=None, data=None, table="sales", schema="public", **further):
-    return {"schema": schema, "table": table, "op": op, "pk": pk, "data": data, "dedup_key": str(uuid.uuid4()), **further}
+    return {"schema": schema, "table": table, "op": op, "pk": pk, "data": data, "dedup_key": str(uuid.uuid4()),
+            **further}
 
 
 def insert(table="sales", key=("id",), **data):

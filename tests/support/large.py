@@ -9,7 +9,9 @@ RAW = "$serde_json::private::RawValue"
 
 
 def nested_json(levels, nest=120):
-    """A small JSON text whose strings hold JSON again: a parser that follows them has a recursion limit for each level only."""
+    """A small JSON text whose strings hold JSON again.
+
+    The recursion limit of a parser that follows them counts for each level alone."""
     text = "1"
     for _ in range(levels):
         text = text.replace("\\", "\\u005c").replace('"', "\\u0022")
