@@ -5,13 +5,11 @@ import subprocess
 import pytest
 from psycopg import errors
 
+from support.copies import CLONED
 from support.database import TOKEN, Database
 from support.server import Server
 from support.wait import wait_for
-from test_worker_server import OURS, shop_on
-
-CLONED = "WARNING:  sync_outbox sends nothing: this database is a copy"
-
+from support.workers import OURS, shop_on
 
 @pytest.fixture
 def source(sales, receiver):

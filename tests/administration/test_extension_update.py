@@ -13,7 +13,7 @@ from psycopg import errors
 from support.ledger import Ledger
 from support.stand import SETTINGS, Stand
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 QUEUE = """CREATE VIEW @extschema@.sync_outbox_queue AS
     SELECT o.id, t.name AS target, o.status, o.attempt_count, o.error_message {} FROM @extschema@.sync_outbox o

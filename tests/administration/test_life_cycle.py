@@ -7,8 +7,7 @@ import pytest
 from support import behaviours
 from support.ledger import Ledger
 from support.wait import wait_for
-from test_worker import shop, workers  # noqa: F401 (shop is a fixture)
-from test_worker_server import reconnected, shop_on
+from support.workers import reconnected, shop_on, workers
 
 
 def slowly(request, wire):
@@ -90,7 +89,7 @@ def test_drop_of_an_attached_table_keeps_what_was_captured(sales, receiver):
     assert sales.flushed()["acked"] == 1
 
 
-def test_drop_extension_with_changes_waiting_and_a_new_one_starts_from_nothing(shop, receiver):  # noqa: F811
+def test_drop_extension_with_changes_waiting_and_a_new_one_starts_from_nothing(shop, receiver):
     receiver.stop()
     shop.run("INSERT INTO sales VALUES (1, 0)")
     wait_for(lambda: shop.outbox("status = 'FAILED'"))
@@ -109,7 +108,7 @@ def test_drop_extension_with_changes_waiting_and_a_new_one_starts_from_nothing(s
     assert shop.value("SELECT source FROM sync_outbox_identity") != before
 
 
-def test_hard_fact_10_drop_and_create_again_and_again_while_writers_write(shop, receiver):  # noqa: F811
+def test_hard_fact_10_drop_and_create_again_and_again_while_writers_write(shop, receiver):
     for round in range(5):
         shop.run(f"INSERT INTO sales SELECT n, 0 FROM generate_series({round * 100 + 1}, {round * 100 + 50}) n")
         shop.run("SET client_min_messages = warning; DROP EXTENSION sync_outbox CASCADE")
@@ -125,7 +124,7 @@ def test_hard_fact_10_drop_and_create_again_and_again_while_writers_write(shop, 
 
 # Databases
 
-def test_a_renamed_database_goes_on_as_the_same_source(shop, receiver):  # noqa: F811
+def test_a_renamed_database_goes_on_as_the_same_source(shop, receiver):
     receiver.stop()
     shop.run("INSERT INTO sales VALUES (1, 0)")
     wait_for(lambda: shop.outbox("status = 'FAILED'"))
@@ -167,7 +166,7 @@ def test_hard_fact_23_the_launcher_discovers_every_database_after_a_restart(new_
 def test_hard_fact_12_prepared_transactions_over_a_restart(new_server, receiver, mode):
     """What is prepared is neither sent nor forgotten, and keeps its place in the order of its key."""
     server = new_server(preload=True)
-    shop = shop_on(server, receiver)  # noqa: F811
+    shop = shop_on(server, receiver)
     shop.run("INSERT INTO sales VALUES (1, 0), (2, 0)")
     wait_for(lambda: shop.outbox() == [])
     for name, key in (("kept", 1), ("given_up", 2)):
@@ -192,7 +191,7 @@ def test_hard_fact_12_prepared_transactions_over_a_restart(new_server, receiver,
 
 # Truncate when empty (`invariants` 25)
 
-def test_hard_fact_25_truncate_when_empty_against_writers(shop, receiver):  # noqa: F811
+def test_hard_fact_25_truncate_when_empty_against_writers(shop, receiver):
     """Writers that commit and roll back while the outbox becomes empty, and is truncated, over and over."""
     # Only a look from the head on can say that the outbox is empty.
     shop.server.set(sync_outbox__interval="100ms")

@@ -8,15 +8,14 @@ from collections import Counter
 import pytest
 
 from support import behaviours, prefix
+from support.copies import CLONED, kept
 from support.database import TOKEN, Database
 from support.document import Document
 from support.ledger import Ledger
 from support.run import Run
 from support.server import Server
 from support.wait import wait_for
-from test_copies import CLONED
-from test_token import kept
-from test_worker_server import reconnected, shop_on
+from support.workers import reconnected, shop_on
 
 NEWER = prefix.PROJECT / "target" / "postgresql-16"
 

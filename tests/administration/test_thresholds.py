@@ -4,7 +4,7 @@ import pytest
 
 from support.queued import put, put_many
 from support.wait import wait_for
-from test_worker import shop, workers  # noqa: F401 (shop is a fixture)
+from support.workers import workers
 
 ROWS = "WARNING:  the backlog of sync_outbox has passed its threshold of rows"
 AGE = "WARNING:  the backlog of sync_outbox has passed its threshold of age"
@@ -108,7 +108,7 @@ def test_a_change_of_a_day_ago_warns_by_default(sales, logged):
     assert (over(sales), logged(AGE)) == ("age", 1)
 
 
-def test_the_worker_warns_while_offline(shop, receiver):  # noqa: F811
+def test_the_worker_warns_while_offline(shop, receiver):
     position = shop.server.log.position()
     shop.server.set(sync_outbox__backlog_rows_warning=3, sync_outbox__interval="1s")
     receiver.stop()
@@ -122,7 +122,7 @@ def test_the_worker_warns_while_offline(shop, receiver):  # noqa: F811
     wait_for(lambda: shop.outbox() == [])
 
 
-def test_the_worker_notices_when_a_change_grows_old(shop):  # noqa: F811
+def test_the_worker_notices_when_a_change_grows_old(shop):
     """Nothing is written meanwhile, and the worker leaves before."""
     position = shop.server.log.position()
     shop.server.set(sync_outbox__backlog_age_warning="12s", sync_outbox__worker_idle_timeout="7s", sync_outbox__interval="1s")

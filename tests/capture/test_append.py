@@ -1,7 +1,6 @@
 """Both ways in which a change gets into the outbox, straight into the heap or by INSERT, write the same."""
 
 import datetime
-import json
 
 import psycopg
 import pytest

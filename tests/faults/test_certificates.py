@@ -11,7 +11,7 @@ from support.ledger import Ledger
 from support.run import own
 from support.stand import SETTINGS
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 
 class Files:

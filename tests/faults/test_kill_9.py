@@ -10,8 +10,7 @@ import pytest
 from support import behaviours
 from support.ledger import Ledger
 from support.wait import wait_for
-from test_worker import settled, workers
-from test_worker_server import reconnected, shop_on
+from support.workers import reconnected, settled, shop_on, workers
 
 pytestmark = pytest.mark.expects_log("was terminated by signal 9")
 

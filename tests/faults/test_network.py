@@ -14,7 +14,7 @@ from support.names import NXDOMAIN, REFUSED, SERVFAIL
 from support.network import LOSSES
 from support.stand import SETTINGS, Stand
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 PORT = 8080
 URL = f"http://hub.test:{PORT}"

@@ -10,7 +10,7 @@ import pytest
 from support import run as runs
 from support.ledger import Ledger
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 ROWS = 20_000
 

@@ -8,7 +8,7 @@ from support.ledger import Ledger
 from support.run import own
 from support.stand import SETTINGS, Stand
 from support.wait import wait_for
-from test_worker_server import reconnected, shop_on
+from support.workers import reconnected, shop_on
 
 FAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 

@@ -7,21 +7,10 @@ import time
 import pytest
 from psycopg import errors
 
+from support.queued import with_dead
 from support.wait import wait_for
-from test_apply import Hub, change, hub, insert, keys, update  # noqa: F401
-from test_fourth_reading_hub import mallory
-
-
-def with_dead(live, receiver, rows):
-    """So many changes wait for a person, of a table and target to which more is written."""
-    live.aim(receiver)
-    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
-    live.attach("sales")
-    live.run("SELECT sync_outbox_pause()")
-    live.run(f"INSERT INTO sales SELECT n, 0 FROM generate_series(1, {rows}) n")
-    live.run("UPDATE sync_outbox SET status = 'DEAD'")
-    live.run("VACUUM sync_outbox")
-    live.run("SELECT sync_outbox_resume()")
+from support.hub_database import Hub, change, insert, keys, update
+from support.bait import mallory
 
 
 def test_a_look_that_takes_longer_than_a_step_comes_to_an_end(live, receiver):

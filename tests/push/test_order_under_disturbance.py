@@ -5,7 +5,7 @@ import threading
 import time
 
 from support.wait import wait_for
-from test_fifth_reading_hub_and_push import with_dead
+from support.queued import with_dead
 
 
 def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):

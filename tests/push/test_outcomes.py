@@ -1,7 +1,6 @@
 """What a response means for the changes that were in the request: every row of the outcome table."""
 
 import datetime
-import json
 import math
 
 import pytest

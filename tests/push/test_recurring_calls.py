@@ -6,7 +6,7 @@ import time
 import pytest
 
 from support.wait import wait_for
-from test_fifth_reading_hub_and_push import with_dead
+from support.queued import with_dead
 
 
 @pytest.mark.parametrize("call", ["COMMIT PREPARED", "SELECT sync_outbox_resume('other')"])

@@ -5,7 +5,7 @@ import pytest
 from support.ledger import Ledger
 from support.slow_link import SlowLink
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 RATE = 64 * 1024
 ROWS = 300

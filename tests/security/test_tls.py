@@ -1,16 +1,13 @@
 """Certificates: the target's must be good, ours are shown where they are wanted, and what does not fit is an error."""
 
-import pathlib
-import tempfile
 
 import pytest
 from psycopg import errors
 
 from support import behaviours
 from support.ledger import Ledger
-from support.run import own
 from support.wait import wait_for
-from test_worker_server import shop_on
+from support.workers import shop_on
 
 
 def assert_nothing_sent(database, receiver, why):
@@ -128,24 +125,6 @@ def test_https_to_a_port_that_speaks_http(three, receiver):
 
 
 # Client certificates
-
-@pytest.fixture
-def mutual(three, new_receiver, authority, run):
-    """Aims at a receiver that wants a client's certificate; gives the files of one, where the server may read them."""
-    receiver = new_receiver(tls=authority.context("127.0.0.1", require_client=True))
-    where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
-    files = {}
-    for name, path in zip(("ca_file", "client_cert_file", "client_key_file"), (authority.ca_file, *authority.client_files())):
-        files[name] = where / path.name
-        files[name].write_bytes(path.read_bytes())
-        files[name].chmod(0o600)
-        own(files[name])
-    own(where)
-    three.server.set(**{f"sync_outbox__{name}": path for name, path in files.items()})
-    three.aim(receiver)
-    three.files, three.receiver = files, receiver
-    return three
-
 
 def test_a_client_certificate(mutual):
     assert mutual.flush() == '{"ok": true, "pending": 3, "sent": 3, "acked": 3}'

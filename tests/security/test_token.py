@@ -7,16 +7,11 @@ import pytest
 from psycopg import errors, sql
 
 from support.behaviours import require_token
+from support.copies import kept
 from support.run import own
 from support.wait import wait_for
 
 CANARY = "c4n4ry-0f-a-t0ken"
-
-
-def kept(server):
-    """The token files of a server: {name: content}."""
-    directory = server.data / "sync_outbox"
-    return {file.name: json.loads(file.read_text()) for file in directory.iterdir()} if directory.exists() else {}
 
 
 def sent_token(receiver):

@@ -33,3 +33,15 @@ def put_many(db, count, table="sales", **columns):
 def not_due(db):
     """A time in the future, for next_attempt_at."""
     return db.value("SELECT now() + interval '1 hour'")
+
+
+def with_dead(live, receiver, rows):
+    """So many changes wait for a person, of a table and target to which more is written."""
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    live.run("SELECT sync_outbox_pause()")
+    live.run(f"INSERT INTO sales SELECT n, 0 FROM generate_series(1, {rows}) n")
+    live.run("UPDATE sync_outbox SET status = 'DEAD'")
+    live.run("VACUUM sync_outbox")
+    live.run("SELECT sync_outbox_resume()")

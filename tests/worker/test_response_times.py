@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from support.wait import wait_for
-from test_worker import workers
-from test_worker_server import shop_on
+from support.workers import shop_on, workers
 
 BOUND = 1.0
 STATEMENTS = {"flush": "SELECT sync_outbox_flush()", "drain": "CALL sync_outbox_drain()"}

@@ -7,29 +7,7 @@ import pytest
 
 from support import behaviours
 from support.wait import wait_for
-
-
-@pytest.fixture
-def shop(live, receiver):
-    """A small attached table whose changes are sent by the worker; no timer is quick enough to help."""
-    live.server.set(sync_outbox__interval="1h")
-    live.aim(receiver)
-    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
-    live.attach("sales")
-    return live
-
-
-def workers(database):
-    """pids of the workers of a database."""
-    return [row.pid for row in database.rows(
-        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker' AND datname = %s", [database.name])]
-
-
-def settled(database):
-    """The database's worker, once it waits for something to do."""
-    return wait_for(lambda: database.rows(
-        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker' AND datname = %s"
-        " AND state = 'idle' AND query = 'nothing to send'", [database.name]), what="an idle worker")[0].pid
+from support.workers import settled, workers
 
 
 def sold(receiver):

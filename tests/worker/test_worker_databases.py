@@ -4,11 +4,11 @@ import psycopg
 import pytest
 
 from support.wait import wait_for
-from test_worker import settled, shop, workers  # noqa: F401 (shop is a fixture)
+from support.workers import settled, workers
 
 
 @pytest.fixture
-def busy(shop, receiver):  # noqa: F811
+def busy(shop, receiver):
     """The shop with a request out that nobody answers."""
     receiver.script(receiver.hang)
     shop.run("INSERT INTO sales VALUES (1, 0)")
@@ -79,7 +79,7 @@ def test_the_worker_comes_back_after_a_command_that_failed(busy, receiver, admin
     receiver.wait_for_requests(2)
 
 
-def test_hard_fact_24_the_worker_stays_away_until_the_command_ends(shop, receiver, admin):  # noqa: F811
+def test_hard_fact_24_the_worker_stays_away_until_the_command_ends(shop, receiver, admin):
     """A session in the database makes the command wait, for five seconds in vain."""
     settled(shop)
     shop.conn.execute("SELECT 1")
@@ -89,7 +89,7 @@ def test_hard_fact_24_the_worker_stays_away_until_the_command_ends(shop, receive
     receiver.wait_for_requests(1)
 
 
-def test_an_attempt_by_somebody_else_does_not_disturb_the_worker(shop):  # noqa: F811
+def test_an_attempt_by_somebody_else_does_not_disturb_the_worker(shop):
     pid = settled(shop)
     stranger = shop.role("stranger")
     with shop.server.connect(user=stranger) as session:
@@ -99,7 +99,7 @@ def test_an_attempt_by_somebody_else_does_not_disturb_the_worker(shop):  # noqa:
     assert workers(shop) == [pid]
 
 
-def test_a_database_closed_to_connections_is_no_trouble(shop, admin):  # noqa: F811
+def test_a_database_closed_to_connections_is_no_trouble(shop, admin):
     settled(shop)
     position = shop.server.log.position()
     admin.execute(f"ALTER DATABASE {shop.name} ALLOW_CONNECTIONS false")

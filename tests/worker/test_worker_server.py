@@ -7,26 +7,8 @@ import pytest
 
 from support.server import Server
 from support.wait import wait_for
-from test_worker import settled, workers
-
-OURS = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'sync_outbox%'"
-
-
-def shop_on(server, receiver):
-    """The extension and an attached table in a new database of a server."""
-    shop = server.create_database()
-    shop.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox")
-    shop.aim(receiver)
-    shop.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
-    shop.attach("sales")
-    return shop
-
-
-def reconnected(shop):
-    shop.close()
-    shop.conn = shop.session()
-    return shop
-
+from support.workers import OURS, reconnected, shop_on, workers
+from support.workers import workers
 
 def gone(pid):
     """Has ended, whether or not the process that inherited it has collected it yet."""

@@ -1,17 +1,13 @@
-"""Order around administration, reasons, and keys in files: what two hostile readers broke in 0.1.0, by its number."""
+"""Attach, backfill and import wait for each other and for writers, so that no change overtakes an earlier one of its
+key."""
 
 import threading
 
 import pytest
 from psycopg import errors
 
-from support import behaviours
-from support.queued import put
 from support.wait import wait_for
-from test_tls import mutual  # noqa: F401
 
-
-# 9: attach, backfill and import
 
 @pytest.fixture
 def stock(db, receiver):
@@ -211,133 +207,3 @@ def test_attaching_and_importing_in_one_transaction(old):
     session.execute("SELECT sync_outbox_backfill('stock')")
     session.commit()
     assert len(old.outbox()) == 5
-
-
-# 9: whoever is sending hears of it
-
-def test_defect_09_a_token_reaches_the_worker_whatever_transaction_it_is_set_in(live, receiver):
-    live.server.set(sync_outbox__interval="1h", sync_outbox__retry_interval="1h", sync_outbox__retry_max_interval="2h")
-    live.run(f"""SELECT sync_outbox_configure('{{"webapp_base_url": "{receiver.url}"}}'); CREATE TABLE stock (id int PRIMARY KEY)""")
-    live.attach("stock")
-    live.run("INSERT INTO stock VALUES (1)")
-    wait_for(lambda: live.rows("SELECT FROM sync_outbox_overview() WHERE auth = 'missing'"), what="a worker that has no token")
-    live.session(options="-c default_transaction_read_only=on").execute("SELECT sync_outbox_set_token('t0ken')")
-    wait_for(lambda: live.outbox() == [], what="sent")
-
-
-# 24: reasons
-
-CALLS = {"requeue": "sync_outbox_requeue(reason => %s)", "discard": "sync_outbox_discard('{}', %s)",
-         "pause": "sync_outbox_pause(reason => %s)"}
-
-
-def say(db, call, reason):
-    return db.value(f"SELECT {CALLS[call]}", [reason])
-
-
-@pytest.mark.parametrize("call", ["requeue", "discard"])
-@pytest.mark.parametrize("reason", ["abc", "", "  typo  ", "ñññ"])
-def test_defect_24_a_reason_says_something(db, call, reason):
-    put(db, status="DEAD")
-    with pytest.raises(errors.CheckViolation) as refused:
-        say(db, call, reason)
-    assert "at least 5 characters" in refused.value.diag.message_primary and refused.value.diag.message_hint
-    assert [change.status for change in db.outbox()] == ["DEAD"]
-    assert db.rows("SELECT FROM sync_outbox_history") == []
-
-
-def test_defect_24_a_requeue_needs_no_reason(db):
-    put(db, status="DEAD")
-    assert say(db, "requeue", None) == 1
-    assert say(db, "requeue", " ñañañ ") == 0
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_defect_24_a_reason_has_an_end(db, call):
-    for reason in ("ñ" * 1001, "x" * 2_000_000):
-        with pytest.raises(errors.StringDataRightTruncation) as refused:
-            say(db, call, reason)
-        assert "1000 characters" in refused.value.diag.message_primary and refused.value.diag.message_hint
-    say(db, call, " " + "ñ" * 1000 + "\n")
-
-
-# 23: the key of a client certificate
-
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660])
-def test_defect_23_a_key_that_others_can_read_is_refused(mutual, mode):  # noqa: F811
-    key = mutual.files["client_key_file"]
-    key.chmod(mode)
-    with pytest.raises(errors.ConfigFileError) as refused:
-        mutual.flush()
-    why = f"the file named by sync_outbox.client_key_file can be read or written by others (its mode is {mode:04o})"
-    assert refused.value.diag.message_primary == why
-    assert mutual.receiver.connections == 0
-    (setting,) = [row.settings["client_key_file"] for row in mutual.rows("SELECT * FROM sync_outbox_overview()")]
-    assert setting["error"] == why
-
-    key.chmod(0o640)
-    assert mutual.flushed()["ok"]
-    assert "error" not in mutual.value("SELECT settings FROM sync_outbox_overview()")["client_key_file"]
-
-
-def test_defect_23_a_key_of_somebody_else_is_refused(mutual):  # noqa: F811
-    import os
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give a file away")
-    os.chown(mutual.files["client_key_file"], 12345, -1)
-    mutual.files["client_key_file"].chmod(0o600)
-    with pytest.raises(errors.ConfigFileError):
-        mutual.flush()
-
-
-def test_defect_23_certificates_are_no_secret(mutual):  # noqa: F811
-    for name in ("ca_file", "client_cert_file"):
-        mutual.files[name].chmod(0o644)
-    assert mutual.flushed()["ok"]
-
-
-# The third suspicion: JSON nested deeper than a parser follows
-
-def deep(depth=200):
-    return "[" * depth + "1" + "]" * depth
-
-
-@pytest.mark.parametrize("type", ["json", "jsonb"])
-def test_suspicion_3_a_key_change_beside_a_deep_document_belongs_to_both_keys(db, receiver, type):
-    db.aim(receiver)
-    db.run(f"CREATE TABLE docs (id int PRIMARY KEY, doc {type})")
-    db.attach("docs")
-    db.run("INSERT INTO docs VALUES (1)")
-    assert db.flushed()["ok"]
-    db.server.set(sync_outbox__retry_interval="1h", sync_outbox__retry_max_interval="2h")
-    receiver.behaviour = behaviours.refuse(lambda change: (change["data"] or {}).get("id") == 2)
-    db.run(f"UPDATE docs SET id = 2, doc = '{deep()}' WHERE id = 1")
-    assert db.flushed()["failed"] == 1
-    receiver.behaviour = behaviours.ack_all
-    db.run("UPDATE docs SET doc = '7' WHERE id = 2; INSERT INTO docs VALUES (3)")
-    answer = db.flushed()
-
-    assert (answer["acked"], answer["blocked"]) == (1, 1), "only the row that has nothing to do with it"
-    assert [change.op for change in db.outbox()] == ["UPDATE", "UPDATE"]
-    stats = db.row("SELECT * FROM sync_outbox_stats()")
-    assert (stats.total, stats.blocked) == (2, 1)
-
-
-def test_suspicion_3_a_document_is_no_key(db):
-    """So a key that is nested at all is one that a cast of somebody's makes, or one that was imported."""
-    db.run("CREATE TABLE j (k jsonb PRIMARY KEY)")
-    with pytest.raises(errors.ObjectNotInPrerequisiteState):
-        db.attach("j")
-
-
-def test_suspicion_3_an_imported_key_that_is_nested_too_deep_waits_for_its_whole_table(db, receiver):
-    db.aim(receiver)
-    db.server.set(sync_outbox__retry_interval="1h", sync_outbox__retry_max_interval="2h")
-    db.run("CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json)")
-    db.run("INSERT INTO old VALUES (1, 'public', 'j', 'INSERT', %s, NULL), (2, 'public', 'j', 'INSERT', '{\"k\": 1}', NULL)",
-           [f'{{"k": {deep()}}}'])
-    db.run("SELECT sync_outbox_import('old')")
-    receiver.behaviour = behaviours.refuse(lambda change: change["pk"]["k"] != 1)
-    db.flush(max_rows=1)
-    receiver.behaviour = behaviours.ack_all
-    assert db.flushed().get("blocked") == 1

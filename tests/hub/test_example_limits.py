@@ -1,23 +1,19 @@
-"""Defect 21, and the receiver's part of 17 and 18: what strangers and slow senders cost the example receiver."""
+"""What strangers, slow senders and large bodies cost the example receiver, and what it passes on of them."""
 
 import json
 import os
 import re
 import resource
 import socket
+import threading
 import time
 
 import pytest
 
+from support.example_receiver import HEAD, PATH, body, insert, raw
+from support.large import nested_json
+from support.process import MB, peak_memory
 from support.wait import wait_for
-from test_example_receiver import PATH, TOKEN, Example, body, insert, new_example, raw  # noqa: F401
-
-HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer {TOKEN}\r\n"
-
-
-@pytest.fixture
-def example(new_example):  # noqa: F811
-    return new_example()
 
 
 def answered(connection):
@@ -26,10 +22,6 @@ def answered(connection):
     while chunk := connection.recv(65536):
         received += chunk
     return received.decode()
-
-
-def threads(example):
-    return len(os.listdir(f"/proc/{example.process.pid}/task"))
 
 
 def test_defect_21_nobody_forges_a_line_of_the_log(example):
@@ -57,7 +49,7 @@ def test_defect_21_a_length_is_one_number(example, headers, status):
     assert "Traceback" not in example.said()
 
 
-def test_defect_21_a_timestamp_of_many_digits(new_example, tmp_path):  # noqa: F811
+def test_defect_21_a_timestamp_of_many_digits(new_example, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("whsec_b25lIHNlY3JldCwgMzIgYnl0ZXMgbG9uZywgeWVzIQ==")
     example = new_example("--signing-secret-file", secret)
@@ -71,7 +63,11 @@ def test_defect_21_a_nul_is_no_json(example, data):
     assert (status, "NUL" in answer["error"]) == (400, True)
 
 
-def test_defect_21_strangers_do_not_cost_a_thread_each(new_example):  # noqa: F811
+def threads(example):
+    return len(os.listdir(f"/proc/{example.process.pid}/task"))
+
+
+def test_defect_21_strangers_do_not_cost_a_thread_each(new_example):
     example = new_example("--clients", "10")
     before = threads(example)
     strangers = [socket.create_connection(("127.0.0.1", example.port)) for _ in range(60)]
@@ -123,7 +119,7 @@ def test_defect_21_out_of_descriptors_it_waits(example):
 AT_WORK = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sync_outbox receiver' AND state = 'active'"
 
 
-def test_defect_17_a_sender_that_has_left_keeps_no_connection(new_example):  # noqa: F811
+def test_defect_17_a_sender_that_has_left_keeps_no_connection(new_example):
     """It sends again, and again: each time its old request is called off."""
     example = new_example("--connections", "2")
     example.db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(60); RETURN NEW; END $$;"
@@ -173,3 +169,77 @@ def test_defect_18_what_is_too_much_at_once_has_the_sender_halve(example):
                    "CREATE FUNCTION sync_outbox_apply_text(text) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'no' USING ERRCODE = '54001'; END $$")
     assert example.post(body(insert(1)))[0] == 413
     example.db.run("DROP FUNCTION sync_outbox_apply_text(text); ALTER FUNCTION hidden(text) RENAME TO sync_outbox_apply_text")
+
+
+def test_a_bad_body_of_one_store_does_not_stop_the_others(new_example):
+    """What is wrong is told with all 30 MB of it: in the database's log, in the receiver's, and in the answer."""
+    example = new_example()
+    bad = json.dumps({"changes": [insert(1) | {"dedup_key": "\u00e9" * (5 * MB)}]})
+    assert len(bad) < 32 * MB
+    done = []
+    thread = threading.Thread(target=lambda: done.append(example.post(bad)[0]))
+    before = len(example.said())
+    thread.start()
+    slowest, began = 0, time.monotonic()
+    while thread.is_alive():
+        at = time.monotonic()
+        connection = example.connect()
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        slowest = max(slowest, time.monotonic() - at)
+    print("status", done, "took", time.monotonic() - began, "slowest other", slowest, "log MB", (len(example.said()) - before) / MB)
+    assert len(example.said()) - before < 100_000 and slowest < 1
+
+
+def test_a_body_of_a_megabyte_does_not_restart_the_hub(new_example):
+    """As --max-body of 1 MiB lets it through; the store's token is enough, no table need be accepted."""
+    example = new_example("--max-body", str(1 << 20))
+    bad = dict(insert(1), op="DELETE", table="nobody", pk={"id": "BOMB"})
+    data = json.dumps(body(bad)).replace('"BOMB"', nested_json(250)).encode()
+    position = example.db.server.log.position()
+    print(len(data))
+    try:
+        print(example.post(data)[:2])
+    finally:
+        time.sleep(1)
+        died = example.db.server.log.matches("terminated by signal", position)
+    assert not died
+
+
+@pytest.mark.parametrize("limit", ["1s", "30s", "0"])
+def test_a_cancel_that_is_swallowed_keeps_no_connection(new_example, limit):
+    """The sender leaves, the receiver cancels once, the owner's code catches it: a connection is gone for as long as it likes."""
+    example = new_example("--connections", "1")
+    example.db.server.set(sync_outbox__apply_statement_timeout=limit)
+    example.db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1 .. 250 LOOP BEGIN PERFORM pg_catalog.pg_sleep(0.1);"
+                   "EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NEW; END $$;"
+                   "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW WHEN (NEW.id = 1) EXECUTE FUNCTION slow();"
+                   "ALTER TABLE sales ENABLE ALWAYS TRIGGER slow")
+    data = json.dumps(body(insert(1))).encode()
+    with raw(example, f"{HEAD}Content-Length: {len(data)}\r\n\r\n", data):
+        time.sleep(0.5)
+    time.sleep(2)
+    status, answer, _ = example.post(body(insert(2)))
+    print(status, answer)
+    assert status == 200
+    # Nor does it keep a session of the server.
+    wait_for(lambda: example.db.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%apply_text%%' AND state = 'active'"
+                                      " AND pid <> pg_backend_pid()") == 0, 5)
+
+
+def test_what_waiting_requests_hold(new_example):
+    """Bodies are read and decoded before a connection to the database is there: each is held several times over."""
+    example = new_example("--connections", "1")
+    data = json.dumps(body(insert(1, note="X" * (30 << 20))), ensure_ascii=False).replace("X" * 100, "X" * 98 + "😀").encode()[:0]
+    big = '{"changes": [], "x": "' + "😀" + "y" * (31 << 20) + '"}'
+    data = big.encode()
+    example.db.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(8); RETURN NEW; END $$;"
+                   "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow();"
+                   "ALTER TABLE sales ENABLE ALWAYS TRIGGER slow")
+    before = peak_memory(example.process.pid)
+    threading.Thread(target=lambda: example.post(body(insert(1))), daemon=True).start()
+    time.sleep(0.5)
+    threads = [threading.Thread(target=lambda: example.post(data), daemon=True) for _ in range(8)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    print("8 requests of", len(data) >> 20, "MiB:", before, "->", peak_memory(example.process.pid), "MiB")
