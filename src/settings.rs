@@ -41,7 +41,7 @@ static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60)
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 /// Less than the time that a sender gives a request, whose other changes are applied meanwhile.
 static APPLY_LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
-/// As long as a sender waits by default: after that nobody reads the answer.
+/// Less than a sender waits by default: after that nobody reads the answer.
 static APPLY_STATEMENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(25_000);
 /// Off: how many changes are many depends on the shop.
 static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);

@@ -52,7 +52,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let source = Source::find(&schema, caller, oid)?;
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
-    let (mut count, mut ids, mut drawn) = (0, None, false);
+    let (mut count, mut ids) = (0, None);
     // The condition, expressions of indexes and the table's row security may call anybody's functions.
     let policies = Nest::new();
     if role::is_superuser(caller) {
@@ -64,14 +64,14 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     let immediate = (others || writer.runs_users_code()).then(ImmediateOnWrite::new);
     let guard = others.then(|| ActAs::confined_as(source.table.owner));
     let mut select = source.select(condition.as_deref());
-    if writer.runs_users_code() {
+    let mut draws_ids_first = writer.runs_users_code();
+    if draws_ids_first {
         select = all_at_once(&select);
     }
     spi::scan_once(&select, &[], |row| {
         interrupt::check();
-        if writer.runs_users_code() && !drawn {
+        if std::mem::take(&mut draws_ids_first) {
             writer.draw_ids(row.int(2));
-            drawn = true;
         }
         if let Some(id) = writer.insert(row, 1) {
             count += 1;

@@ -7,7 +7,7 @@
 use super::{bgworker, confine, externs, xact};
 use pgrx::pg_sys;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 
 struct Query {
     /// Null for COPY.
@@ -35,8 +35,7 @@ static mut NEXT_FINISH: pg_sys::ExecutorFinish_hook_type = None;
 
 /// Installs the hooks. Called from `_PG_init`.
 pub fn init() {
-    // SAFETY: a process with one thread; the hooks found here are called by ours. The callback lives as long as the
-    // library, which is never unloaded.
+    // SAFETY: a process with one thread; the hooks found here are called by ours.
     unsafe {
         NEXT_START = pg_sys::ExecutorStart_hook;
         NEXT_FINISH = pg_sys::ExecutorFinish_hook;
@@ -45,8 +44,8 @@ pub fn init() {
         if !bgworker::is_preloading() && pg_sys::IsTransactionState() {
             LOADED_DURING.set(Some(pg_sys::GetCurrentStatementStartTimestamp()));
         }
-        pg_sys::RegisterSubXactCallback(Some(savepoint_ends), core::ptr::null_mut());
     }
+    xact::on_rollback_of_subtransaction(savepoint_is_rolled_back);
     xact::on_end(|_| {
         ENDED.set(ENDED.get() + 1);
         UNDONE.set(UNDONE.get() + 1);
@@ -154,17 +153,9 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     });
 }
 
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn savepoint_ends(
-    event: pg_sys::SubXactEvent::Type,
-    _savepoint: pg_sys::SubTransactionId,
-    _above: pg_sys::SubTransactionId,
-    _arg: *mut c_void,
-) {
-    if event == pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB {
-        UNDONE.set(UNDONE.get() + 1);
-        // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
-        let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
-        OPEN.with_borrow_mut(|open| open.retain(|query| query.level < level));
-    }
+fn savepoint_is_rolled_back() {
+    UNDONE.set(UNDONE.get() + 1);
+    // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
+    let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
+    OPEN.with_borrow_mut(|open| open.retain(|query| query.level < level));
 }

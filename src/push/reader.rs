@@ -6,6 +6,10 @@
 //! behind (refused, not due, blocked) parks its keys. And what frees such a change (its time, a requeue, a discard,
 //! another sender's turn) is followed by a rescan, which goes back to it and asks the table anew which keys are parked.
 //!
+//! **Changes that are tried again have at most half of the time** while others have not been tried at all: a run of
+//! changes that the target refuses, one request each, would otherwise be due again before it is through, and nothing
+//! behind it would go.
+//!
 //! A bounded session (flush, drain) has nobody who announces anything: it sees what was committed at its beginning, and
 //! what comes later in HIGH, which it reads from its head for every batch.
 
@@ -108,6 +112,10 @@ pub struct Reader {
     due_by: i64,
     /// When the next one is due after that.
     next_due: Option<Instant>,
+    /// Since when those are tried again, until a batch holds none of them.
+    retrying_since: Option<Instant>,
+    /// Those that have become due wait so long for changes that have not been tried yet.
+    untried_until: Instant,
     /// A bounded session tries a change once: not again, and what comes later of its keys waits.
     tried: HashMap<i64, Touched>,
     cross_priority: CrossPriority,
@@ -136,8 +144,11 @@ pub struct Reader {
 struct LookingBack {
     from: Rescan,
     started: Instant,
-    /// What was due by then may go (microseconds, as `clock::now_micros()`).
+    /// The time then, and what was due by when may go (microseconds, as `clock::now_micros()`).
     now: i64,
+    due_by: i64,
+    /// Changes that have become due since the last look may go.
+    retries: bool,
     up_to: ParkedUpTo,
     parked: Parked,
     waiting: BTreeSet<i64>,
@@ -151,11 +162,15 @@ struct LookingBack {
 }
 
 impl LookingBack {
-    fn new(from: Rescan) -> Self {
+    /// Changes that have become due since `due_before` may go only with `retries`.
+    fn new(from: Rescan, retries: bool, due_before: i64) -> Self {
+        let now = clock::now_micros();
         LookingBack {
             from,
             started: Instant::now(),
-            now: clock::now_micros(),
+            now,
+            due_by: if retries { now } else { due_before },
+            retries,
             up_to: ParkedUpTo::default(),
             parked: Parked::default(),
             waiting: BTreeSet::new(),
@@ -169,10 +184,10 @@ impl LookingBack {
 
     /// Goes on for one step that began then; whether it is at the end.
     fn advance(&mut self, schema: &Schema, target_id: i16, began: Instant) -> bool {
-        let LookingBack { now, up_to, parked, waiting, waiting_tables, .. } = self;
+        let LookingBack { due_by, up_to, parked, waiting, waiting_tables, .. } = self;
         let (mut rows, mut sum) = (0, 0);
         let whole = self.again >= MOST_AGAIN;
-        let stopped_at = queue::parked(schema, target_id, *now, up_to, |row| {
+        let stopped_at = queue::parked(schema, target_id, *due_by, up_to, |row| {
             let touched = Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
             if row.waits_for_a_person() {
                 waiting.insert(row.id);
@@ -193,9 +208,10 @@ impl LookingBack {
             return false;
         }
         // Each step has seen the table as it was then: what somebody moved meanwhile by hand can have been passed over.
-        if self.steps > 1 && self.seen != queue::count_parked(schema, target_id, self.now) {
+        if self.steps > 1 && self.seen != queue::count_parked(schema, target_id, self.due_by) {
             let took = self.took + began.elapsed();
-            *self = LookingBack { again: self.again + 1, took, ..LookingBack::new(self.from) };
+            *self =
+                LookingBack { again: self.again + 1, took, ..LookingBack::new(self.from, self.retries, self.due_by) };
             return false;
         }
         true
@@ -216,6 +232,8 @@ impl Reader {
             waiting: BTreeSet::new(),
             due_by: i64::MIN,
             next_due: None,
+            retrying_since: None,
+            untried_until: now,
             tried: HashMap::new(),
             cross_priority: CrossPriority::default(),
             cross_priority_loaded: None,
@@ -251,17 +269,31 @@ impl Reader {
     }
 
     /// Whether the next read has to begin further back: because somebody asked for it, or the time of a change has
-    /// come.
-    pub fn has_to_rescan(&self) -> bool {
+    /// come. `ahead`: a batch has been read that is not sent yet.
+    pub fn has_to_rescan(&self, ahead: bool) -> bool {
         if self.cut_short {
             return false; // it goes on until it has got somewhere: whoever always begins anew sends nothing
         }
         let now = Instant::now();
-        let is_due = || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now;
+        let is_due =
+            || self.next_due.is_some_and(|due| due <= now) && self.not_before <= now && self.may_retry(now, ahead);
         self.rescan.is_some()
             || self.looking_back.is_some()
             || !self.bounded && is_due()
             || !self.cross_priority.is_empty() && self.cross_priority_is_old()
+    }
+
+    /// Whether changes that have become due again may go: those that have not been tried have had their turn, or there
+    /// are none. Whoever asks for a rescan may have left some behind the cursors.
+    fn may_retry(&self, now: Instant, ahead: bool) -> bool {
+        self.retrying_since.is_none() && self.untried_until <= now
+            || self.rescan.is_none() && !ahead && self.lanes.iter().all(|lane| lane.at_end)
+    }
+
+    /// Everything that is due may be tried again: the target was down meanwhile.
+    pub fn start_again(&mut self) {
+        (self.retrying_since, self.untried_until) = (None, Instant::now());
+        self.ask_for_rescan(Rescan::Left);
     }
 
     /// Whether it has gone only some of the way, back or forward.
@@ -294,19 +326,18 @@ impl Reader {
     }
 
     /// Goes back, inside a step, or some of the way: whether it has come to the end. What the session has had answered
-    /// is settled, and nothing is sent before it is at the end.
-    pub fn look_back(&mut self, schema: &Schema) -> bool {
+    /// is settled, and nothing is sent before it is at the end. `ahead`: a batch had been read that was not sent.
+    pub fn look_back(&mut self, schema: &Schema, ahead: bool) -> bool {
         let began = Instant::now();
-        let Reader { target_id, rescan, looking_back, .. } = self;
-        let going = looking_back.get_or_insert_with(|| LookingBack::new(rescan.unwrap_or(Rescan::Left)));
+        let from = self.rescan.unwrap_or(Rescan::Left);
+        let retries = self.bounded || from == Rescan::Head || self.may_retry(began, ahead);
+        let Reader { target_id, due_by, looking_back, .. } = self;
+        let going = looking_back.get_or_insert_with(|| LookingBack::new(from, retries, *due_by));
         if !going.advance(schema, *target_id, began) {
             return false;
         }
-        let Some(LookingBack { from, now, started, mut parked, waiting, waiting_tables, took, .. }) =
-            self.looking_back.take()
-        else {
-            return false;
-        };
+        let Some(looked) = self.looking_back.take() else { return false };
+        let LookingBack { from, started, now, due_by, retries, mut parked, waiting, waiting_tables, took, .. } = looked;
         let mut from = self.rescan.map_or(from, |asked_meanwhile| asked_meanwhile.max(from));
         // Somebody has freed a change that was passed over, and has not been able to say so yet.
         if self.waiting.iter().any(|id| !waiting.contains(id)) {
@@ -314,6 +345,9 @@ impl Reader {
         }
         self.tried.iter().for_each(|(id, touched)| _ = parked.park(touched, *id));
         (self.parked, self.waiting, self.waiting_tables) = (parked, waiting, waiting_tables);
+        if retries {
+            self.retrying_since = Some(Instant::now());
+        }
         for lane in &mut self.lanes {
             match (from, lane.first_left) {
                 (Rescan::Head, _) => lane.go_back_to(HEAD),
@@ -322,9 +356,11 @@ impl Reader {
             }
             (lane.first_left, lane.at_end) = (None, false);
         }
-        self.due_by = now;
-        self.next_due =
-            queue::due_in_ms(schema, self.target_id, now).map(|ms| started + Duration::from_millis(ms.max(1) as u64));
+        self.due_by = due_by;
+        self.next_due = queue::due_in_ms(schema, self.target_id, due_by).map(|ms| {
+            let micros = ms.saturating_mul(1000).saturating_sub(now.saturating_sub(due_by));
+            started + Duration::from_micros(micros.max(1000) as u64)
+        });
         if self.bounded && self.requests == 0 {
             let committed = Snapshot::take();
             self.lanes.iter_mut().for_each(|lane| lane.committed = committed.clone());
@@ -545,6 +581,11 @@ impl Reader {
     /// wait, or belongs to another branch, makes everything later of its keys wait as well. At most `most` are picked;
     /// the rest is left.
     pub fn pick(&mut self, batch: &Batch, most: usize) -> (Vec<usize>, usize) {
+        if let Some(since) = self.retrying_since {
+            if batch.changes.iter().all(|change| change.attempts == 0) {
+                (self.retrying_since, self.untried_until) = (None, Instant::now() + since.elapsed());
+            }
+        }
         let wanted = self.scope.branch.as_deref();
         let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;
         let nothing_waits = self.parked.is_empty() && self.cross_priority.is_empty();

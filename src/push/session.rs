@@ -214,7 +214,7 @@ impl Session {
         self.stop = None;
         self.rejected = false;
         self.asked = None;
-        self.reader.ask_for_rescan(Rescan::Left);
+        self.reader.start_again();
     }
 
     /// Settings of the server have changed, or may have.
@@ -374,7 +374,7 @@ impl Session {
                 self.stop = Some(Stop::Enough);
                 return Ok(None);
             }
-            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+            if self.has_to_rescan() && self.suspicion.is_none() {
                 self.settle_all(transactions)?;
                 if !self.rescan(transactions)? {
                     return Ok(None);
@@ -398,7 +398,7 @@ impl Session {
             if !batch.is_empty() {
                 return Ok(Some(batch));
             }
-            if self.reader.has_to_rescan() && self.suspicion.is_none() {
+            if self.has_to_rescan() && self.suspicion.is_none() {
                 continue;
             }
             if self.reader.is_under_way() {
@@ -422,8 +422,13 @@ impl Session {
         }
     }
 
+    fn has_to_rescan(&self) -> bool {
+        self.reader.has_to_rescan(self.ahead.is_some())
+    }
+
     /// Goes back, or some of the way: whether it has come to the end.
     fn rescan<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, Undone> {
+        let ahead = self.ahead.is_some();
         self.leave_what_was_read_ahead();
         let Session { schema, id, reader, report, last_id, bounded, bounds, .. } = self;
         let done = transactions.step(|| {
@@ -431,7 +436,7 @@ impl Session {
                 report.pending = stats::pending(schema, *id, bounds.scope.branch.as_deref(), COUNTED);
                 *last_id = Some(queue::last_id(schema, *id));
             }
-            reader.look_back(schema)
+            reader.look_back(schema, ahead)
         })?;
         if !done {
             return Ok(false);
@@ -553,7 +558,7 @@ impl Session {
             && self.failures == 0
             && self.bounds.max_rows.is_none()
             && self.suspicion.is_none()
-            && !self.reader.has_to_rescan()
+            && !self.has_to_rescan()
             && self.is_current();
         if wanted {
             let batch = self.read(transactions, news, false)?;

@@ -1,7 +1,10 @@
 """Changes put into the outbox by hand, in states that a push would take long to bring about."""
 
 import json
+import time
 import uuid
+
+from .wait import wait_for
 
 DEFAULTS = {
     "target_id": 1, "priority": "NORMAL", "status": "PENDING", "schema_name": "public", "table_name": "sales",
@@ -45,3 +48,41 @@ def with_dead(live, receiver, rows):
     live.run("UPDATE sync_outbox SET status = 'DEAD'")
     live.run("VACUUM sync_outbox")
     live.run("SELECT sync_outbox_resume()")
+
+
+def dead_beside_another_target(live, receiver, other, table, *fill):
+    """Makes changes of a table `sales` that wait for a person, by the statements `fill`, and a table `mine` whose changes go to the
+    receiver `other`. Comes back when the worker has looked at them."""
+    live.server.set(sync_outbox__interval="1h")
+    live.aim(receiver)
+    live.run("SELECT sync_outbox_target_set('other', %s::json)", [json.dumps({"base_url": other.url})])
+    live.run("SELECT sync_outbox_set_token('x', 'other')")
+    live.run(f"CREATE TABLE sales {table}; CREATE TABLE mine (id int PRIMARY KEY)")
+    live.attach("sales")
+    live.attach("mine", target="other")
+    live.run("SELECT sync_outbox_pause()")
+    for statement in fill:
+        live.run(statement)
+    live.run("UPDATE sync_outbox SET status = 'DEAD' WHERE table_name = 'sales'")
+    live.run("VACUUM sync_outbox")
+    live.run("SELECT sync_outbox_resume()")
+    time.sleep(8)
+
+
+def longest_wait_of_another_target(live, other, rounds):
+    """Seconds until a change of `mine` is on its way, at worst: by itself, and after a call."""
+    took = {"alone": [], "after a call": []}
+    n = 0
+    for _ in range(rounds):
+        for what in took:
+            n += 1
+            sent = len(other.requests)
+            if what == "after a call":
+                live.run("SELECT sync_outbox_resume('other')")
+            began = time.monotonic()
+            live.run("INSERT INTO mine VALUES (%s)", [n])
+            wait_for(lambda: len(other.requests) > sent, 20)
+            took[what].append(round(time.monotonic() - began, 3))
+            time.sleep(3)
+    print(took)
+    return max(took["alone"] + took["after a call"])

@@ -11,7 +11,7 @@ use crate::Settings;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use ureq::http::StatusCode;
 use ureq::unversioned::transport::DefaultConnector;
@@ -68,9 +68,14 @@ static GIVEN_UP: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
 /// How many threads of this process run although they were given up; each ends within `connect_timeout`.
 pub fn given_up() -> usize {
+    still_running().len()
+}
+
+/// The threads that were given up, without those that have ended.
+fn still_running() -> MutexGuard<'static, Vec<Weak<AtomicBool>>> {
     let mut threads = GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner);
     threads.retain(|thread| thread.strong_count() > 0);
-    threads.len()
+    threads
 }
 
 /// A running HTTP thread.
@@ -139,8 +144,7 @@ impl Drop for Http {
         if let Some(agent) = self.agent.get() {
             agent.clone().shutdown();
         }
-        given_up(); // forgets those that have ended, which a worker does nowhere else
-        GIVEN_UP.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&self.given_up));
+        still_running().push(Arc::downgrade(&self.given_up));
     }
 }
 

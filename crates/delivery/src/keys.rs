@@ -27,7 +27,7 @@ impl Touched {
         let everything = Touched { table, columns: 0, keys: None };
         let Some(mut key) = pk.and_then(object) else { return everything };
         let Some(old) = hash_key(&key) else { return everything };
-        let columns = hash(&key.keys().collect::<Vec<_>>());
+        let columns = hash_columns(&key);
         let changed = match data.filter(|data| may_name_a_column(data, &key)) {
             None => None,
             // What cannot be read may change the key.
@@ -66,21 +66,15 @@ fn may_name_a_column(json: &str, key: &BTreeMap<String, &RawValue>) -> bool {
     json.contains('\\') || key.keys().any(|column| json.contains(column.as_str()))
 }
 
-impl Touched {
-    /// A hash of schema and name.
-    pub fn table(&self) -> u64 {
-        self.table
-    }
-
-    /// Hashes of the old key and, if it changes, the new one; `None` is every key of the table.
-    pub fn keys(&self) -> Option<(u64, Option<u64>)> {
-        self.keys
-    }
-}
-
 fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn hash_columns(key: &BTreeMap<String, &RawValue>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.keys().for_each(|column| column.hash(&mut hasher));
     hasher.finish()
 }
 
