@@ -114,7 +114,7 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
             stats.first_us = arrived;
         }
         stats.requests += 1;
-        stats.changes += changes.len() as u64;
+        stats.changes += changes.count() as u64;
         stats.bytes += bytes_on_the_wire as u64;
         state.arrivals.extend(keys.into_iter().map(|pk| (pk, arrived)));
         state.config

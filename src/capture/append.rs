@@ -34,7 +34,7 @@ pub struct Outbox {
     function: Oid,
     pub schema: Oid,
     shape: Shape,
-    /// The names of operations, by [`Event`].
+    /// The names of operations, by [`Operation`].
     operations: [Kept; 4],
     /// Those of the transaction that has locked it last.
     locks: RefCell<WriteLocks>,

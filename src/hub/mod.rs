@@ -112,7 +112,7 @@ pub fn apply(payload: &str) -> Result<String> {
     if any_known {
         applied::commit_something();
     }
-    applied::prune_now_and_then(&schema, changes.len());
+    applied::prune_now_and_then(&schema, changes.count());
     Ok(answer.json())
 }
 

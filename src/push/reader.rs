@@ -581,10 +581,10 @@ impl Reader {
     /// wait, or belongs to another branch, makes everything later of its keys wait as well. At most `most` are picked;
     /// the rest is left.
     pub fn pick(&mut self, batch: &Batch, most: usize) -> (Vec<usize>, usize) {
-        if let Some(since) = self.retrying_since {
-            if batch.changes.iter().all(|change| change.attempts == 0) {
-                (self.retrying_since, self.untried_until) = (None, Instant::now() + since.elapsed());
-            }
+        if let Some(since) = self.retrying_since
+            && batch.changes.iter().all(|change| change.attempts == 0)
+        {
+            (self.retrying_since, self.untried_until) = (None, Instant::now() + since.elapsed());
         }
         let wanted = self.scope.branch.as_deref();
         let in_branch = |branch: Option<&str>| wanted.is_none() || branch == wanted;

@@ -49,7 +49,7 @@ pub struct Object<'a> {
 pub struct Changes<'a>(Vec<&'a RawValue>);
 
 impl<'a> Changes<'a> {
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 
@@ -219,7 +219,7 @@ mod tests {
     fn takes_the_six_members_and_ignores_others() {
         let body = change(r#""op": "UPDATE", "pk": {"id": 7}, "data": {"b": [1, {"c": null}], "a": 1.50}, "id": 3"#);
         let changes = parse(&body).unwrap();
-        assert_eq!(changes.len(), 1);
+        assert_eq!(changes.count(), 1);
         let change = first(&changes);
         assert_eq!((&*change.schema, &*change.table, change.operation), ("s", "t", Operation::Update));
         assert_eq!(change.pk.text, r#"{"id": 7}"#);

@@ -155,7 +155,7 @@ mod tests {
             let body = String::from_utf8(body).unwrap();
 
             let read = parse(&body).unwrap();
-            prop_assert_eq!(read.len(), changes.len());
+            prop_assert_eq!(read.count(), changes.len());
             let mut writer = AnswerWriter::default();
             for (read, change) in read.iter().zip(&changes) {
                 prop_assert_eq!((&read.schema, &read.table), (&change.schema, &change.table));
