@@ -86,7 +86,7 @@ check: ## formatting, lines, SQL, arrows between modules, clippy and rustdoc, wa
 lint: check ## check, and the dependencies with cargo-deny, installed where it is missing
 	scripts/check-dependencies.sh
 
-demo: ## the whole story on two throwaway servers
+demo: ## capture, an offline time, catching up and a conflict on two throwaway servers
 	demo/run.sh
 
 # All of it takes about 40 minutes; QUICK=1 at most 5. Some of it: make bench PARTS="capture drain"

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Checks that all arrows between the modules of src/ go down: scripts/check-arrows.py.
 
-The order of the floors stands in docs/design.md, in the block below "Floors". A module uses those on the floors below its own, and
+The order of the layers stands in docs/design.md, in the block below "Layers". A module uses those in the layers below its own, and
 those of its own folder. Between files there is no circle, within a folder neither. Tests are not looked at."""
 
 import pathlib
@@ -12,9 +12,9 @@ PROJECT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = PROJECT / "src"
 
 
-def floors():
-    """{module: number of its floor}; the highest is 0."""
-    block = re.search(r"^#+ Floors\n.*?^```\n(.*?)^```", (PROJECT / "docs/design.md").read_text(), re.M | re.S)[1]
+def layers():
+    """{module: number of its layer}; the highest is 0."""
+    block = re.search(r"^#+ Layers\n.*?^```\n(.*?)^```", (PROJECT / "docs/design.md").read_text(), re.M | re.S)[1]
     # Names stand in the first column, which is as wide as that of the last line.
     width = re.match(r"\w+ +", block.splitlines()[-1]).end()
     return {name: number for number, line in enumerate(block.splitlines()) for name in line[:width].split()}
@@ -83,7 +83,7 @@ def circles(edges):
 def main():
     files = {module_of(path): path for path in SOURCES.rglob("*.rs")}
     edges = {path: set(uses(path, files)) for path in files.values()}
-    order, wrong = floors(), []
+    order, wrong = layers(), []
     for path, used in edges.items():
         # A folder's mod.rs says what its files are; they may use what stands in it.
         for other in used:
@@ -92,7 +92,7 @@ def main():
                 continue
             for name in (*above, *below):
                 if name not in order:
-                    wrong.append(f"{name} stands on no floor")
+                    wrong.append(f"{name} stands in no layer")
             if order.get(above[0], 0) >= order.get(below[0], 0):
                 wrong.append(f"{path.relative_to(PROJECT)} uses {other.relative_to(PROJECT)}, which stands no lower")
     inner = {path: {other for other in used if other.name not in ("mod.rs", "lib.rs")} for path, used in edges.items()}

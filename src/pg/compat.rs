@@ -1,7 +1,8 @@
 //! What differs between PostgreSQL's majors: the only module that asks which one it is compiled for.
 //!
 //! A condition names the old majors that do it the old way, and `not(..)` is how the newest does it. So a new major
-//! takes the newest branch, and stops compiling, or linking, only where it differs from the major before.
+//! takes the newest branch, and stops compiling, or linking, where it differs from the major before. What is written by
+//! hand does neither: the prototypes in `externs.rs`, and the number of `USER_TIMEOUT`. Compare these with the headers.
 
 use pgrx::pg_sys::{self, Oid};
 
@@ -9,6 +10,13 @@ use pgrx::pg_sys::{self, Oid};
 pub(super) use pgrx::pg_sys::pqsignal;
 #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
 pub(super) use pgrx::pg_sys::pqsignal_be as pqsignal;
+
+/// The member of `TimeoutId` (`utils/timeout.h`) that stands for the next timeout that is free. 17 has put
+/// TRANSACTION_TIMEOUT before it.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub(super) const USER_TIMEOUT: core::ffi::c_int = 12;
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub(super) const USER_TIMEOUT: core::ffi::c_int = 13;
 
 /// Where the file of a relation is, as WAL records have it. Since 16 it is called a locator.
 #[cfg(feature = "pg15")]

@@ -106,14 +106,13 @@ pub use raw::{
     double_to_shortest_decimal_buf, float_to_shortest_decimal_buf,
 };
 
-/// Members of `TimeoutId` (`utils/timeout.h`), the same in 15 to 18. The last one stands for the next that is free.
+/// A member of `TimeoutId` (`utils/timeout.h`), the same in every major.
 pub const STATEMENT_TIMEOUT: c_int = 3;
-const USER_TIMEOUT: c_int = 12;
 
 /// A timeout of our own, which runs `handler` in a signal handler.
 pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> c_int {
     // SAFETY: on the main thread of a backend; can only FATAL.
-    unsafe { raw::RegisterTimeout(USER_TIMEOUT, handler) }
+    unsafe { raw::RegisterTimeout(compat::USER_TIMEOUT, handler) }
 }
 
 /// Has a timeout go off again and again.

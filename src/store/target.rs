@@ -44,7 +44,16 @@ pub fn id_for_capture(name: &str) -> i16 {
         return DEFAULT_ID;
     }
     let schema = extension::installed().map(|extension| Schema::new(extension.schema));
-    or_raise(schema.ok_or_else(Error::not_installed).and_then(|schema| find(&schema, name))).id
+    or_raise(schema.ok_or_else(Error::not_installed).and_then(|schema| {
+        // Nothing but the id is read: capture goes on while the objects are those of an older version.
+        spi::first(
+            &schema.sql("SELECT id FROM @.sync_outbox_target WHERE name OPERATOR(pg_catalog.=) $1"),
+            &[Arg::text_utf8(name)],
+            |row| row.get(1),
+        )
+        .flatten()
+        .ok_or_else(|| unknown(name))
+    }))
 }
 
 /// The target of that name; `default` is made if it is missing.

@@ -183,6 +183,18 @@ def test_files_and_proxy_are_for_those_who_may_read_every_setting(db):
     assert seen["ca_file"]["value"] == "/etc/private.pem"
 
 
+def test_what_pg_settings_hides_from_a_role_the_overview_hides_too(db):
+    """The library is loaded in both sessions first: before that, neither has a setting of it."""
+    names = "SELECT replace(name, 'sync_outbox.', '') FROM pg_settings WHERE name LIKE 'sync_outbox.%'"
+    operator = db.session(db.role("op", "sync_outbox_operator"))
+    seen = operator.execute("SELECT settings FROM sync_outbox_overview()").fetchone()[0]
+    shown = set(settings(db))
+    hidden = {name for name, in db.rows(names)} - {name for name, in operator.execute(names).fetchall()}
+
+    assert len(hidden & shown) >= 5
+    assert {name for name in hidden if "value" in seen.get(name, {})} == set()
+
+
 # Where people look
 
 def test_in_a_read_only_transaction_without_a_transaction_id(db):

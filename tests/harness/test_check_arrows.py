@@ -50,4 +50,4 @@ def test_a_circle_within_a_folder(project):
 
 def test_a_folder_that_stands_nowhere(project):
     (project / "src/attic.rs").write_text("use crate::error::Error;\n")
-    assert check(project) == (1, "attic stands on no floor\n")
+    assert check(project) == (1, "attic stands in no layer\n")
