@@ -1,4 +1,5 @@
-"""Arguments that are very long or deeply nested are refused before anything is done, and end no server."""
+"""Arguments that are very long or deeply nested are refused before anything is done, and end no server. Arrays of ids
+are taken in any form."""
 
 import psycopg
 import pytest
@@ -108,3 +109,19 @@ def test_a_configuration_does_not_overflow_the_stack(new_server, call):
         session.execute("SELECT " + call, ['{"webapp_base_url": ' + nested_json(400) + "}"])
     print(str(raised.value)[:200])
     assert raised.value.sqlstate and not hub.db.server.log.matches("terminated by signal")
+
+
+def test_ids_from_a_stored_array(db):
+    db.run("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE arrays (n int, ids bigint[])")
+    db.attach("t")
+    db.run("INSERT INTO t SELECT generate_series(1, 50); UPDATE sync_outbox SET status = 'DEAD'")
+    db.run("INSERT INTO arrays SELECT 0, ARRAY(SELECT generate_series(1, 5000))")
+    assert db.value("SELECT sum(sync_outbox_requeue(ids)) FROM arrays") == 50
+    db.run("UPDATE sync_outbox SET status = 'DEAD'")
+    db.run("""DO $$ DECLARE ids bigint[] := '{}'; n bigint; BEGIN
+        FOR i IN 1..1000 LOOP ids := ids || i::bigint; END LOOP;
+        n := sync_outbox_requeue(ids); IF n <> 50 THEN RAISE 'n %', n; END IF;
+        n := sync_outbox_discard(ids[10:20], 'no longer wanted'); IF n <> 11 THEN RAISE 'n %', n; END IF;
+        n := sync_outbox_discard(ids, 'no longer wanted'); IF n <> 39 THEN RAISE 'n %', n; END IF;
+        PERFORM sync_outbox_requeue('{}'), sync_outbox_requeue(ARRAY[[1, 2], [3, 4]]::bigint[]);
+    END $$""")

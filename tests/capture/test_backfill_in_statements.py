@@ -1,4 +1,5 @@
-"""A backfill inside a statement that has not ended, or with a cast that writes: what comes of it is the table."""
+"""A backfill inside a statement that has not ended, with a cast that writes, or of a renamed table: what comes of it is
+the table."""
 
 import pytest
 from psycopg import errors
@@ -109,3 +110,37 @@ def test_a_backfill_that_fails_in_a_savepoint_leaves_the_session_whole(db, fails
         for _ in range(3):
             assert session.execute("SELECT sync_outbox_backfill('t')").fetchone()[0] == 1
     assert len(db.outbox()) == 3
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE t SET v = v + 10 WHERE sync_outbox_backfill('t') >= 0",
+    "UPDATE t SET v = v + 10, id = id + 10 WHERE sync_outbox_backfill('t') >= 0",
+    "DELETE FROM t WHERE sync_outbox_backfill('t') >= 0",
+    "INSERT INTO t SELECT n, sync_outbox_backfill('t') FROM generate_series(1, 5) n"
+    " ON CONFLICT (id) DO UPDATE SET v = t.v + 10",
+    "WITH u AS (UPDATE t SET v = v + 10 RETURNING id) SELECT sync_outbox_backfill('t') FROM u",
+    "WITH u AS (DELETE FROM t WHERE id < 3 RETURNING id) SELECT sync_outbox_backfill('t') FROM u",
+])
+@pytest.mark.parametrize("include_old", [False, True])
+def test_a_backfill_inside_a_statement_of_each_kind(db, statement, include_old):
+    db.run("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    db.attach("t", include_old=include_old)
+    db.run("INSERT INTO t VALUES (1, 1), (2, 2), (3, 3)")
+    db.run(statement)
+    assert replay(db.outbox()) == rows(db, "t"), [(c.op, c.pk, c.data, c.old) for c in db.outbox()]
+
+
+@pytest.mark.parametrize("mood", ["int", "mood"])
+def test_a_backfill_of_a_renamed_table(db, mood):
+    db.run(f"""CREATE TYPE mood AS ENUM ('1');
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood);
+        CREATE TABLE t (id int PRIMARY KEY, v {mood}); INSERT INTO t VALUES (1, '1'), (2, '1')""")
+    db.attach("t")
+    db.run("ALTER TABLE t RENAME TO u")
+    assert db.value("SELECT sync_outbox_backfill('u')") == 2
+    assert db.value("SELECT sync_outbox_backfill('u', priority => 'NORMAL')") == 2
+    with db.conn.transaction():
+        db.run("INSERT INTO u VALUES (3, '1')")
+        assert db.value("SELECT sync_outbox_backfill('u')") == 3
+        assert db.value("SELECT sync_outbox_backfill('u')") == 3

@@ -252,3 +252,17 @@ def test_a_cast_that_writes_to_rows_of_its_statement(db, statement, action):
     changes = db.outbox()
     held = {key: (row["id"], row["n"]) for key, row in replay(changes).items()}
     assert held == {key: (row["id"], row["n"]) for key, row in rows(db, "m").items()}, changes
+
+
+def test_a_renamed_table_and_a_cast_that_writes(db):
+    """What the cast wrote has the greater id and is appended first: the sender compares from the smaller on."""
+    db.run("""CREATE TYPE mood AS ENUM ('ok', 'deep');
+        CREATE TABLE t (id int PRIMARY KEY, v mood);
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
+            BEGIN IF $1 = 'deep' THEN INSERT INTO t VALUES (100, 'ok'); END IF; RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+    db.attach("t")
+    db.run("ALTER TABLE t RENAME TO u")
+    db.run("CREATE VIEW t AS SELECT * FROM u; INSERT INTO u VALUES (1, 'deep')")
+    first = db.value("SELECT min(id) FROM sync_outbox")
+    assert db.value("SELECT min(first_id) FROM sync_outbox_lane") <= first

@@ -50,3 +50,14 @@ def test_a_cast_finds_what_it_names(db):
     db.attach("t")
     db.run("INSERT INTO t VALUES (1, 't', 'ok', ROW('ok', 't'))")
     assert [data for _, _, data in db.changes()] == [{"id": 1, "r": "public.t", "m": "fine", "b": {"m": "fine", "r": "t"}}]
+
+
+def test_a_composite_that_is_nested_again_and_again(db):
+    """Each column is of the type before: what has been looked into is not looked into again."""
+    db.run("CREATE TYPE c0 AS (a int, b int)")
+    for n in range(1, 19):
+        db.run(f"CREATE TYPE c{n} AS (a c{n - 1}, b c{n - 1})")
+    db.run("CREATE TABLE t (id int PRIMARY KEY, v c18)")
+    db.attach("t")
+    db.run("SET statement_timeout = '1s'; INSERT INTO t VALUES (1, ROW(NULL, NULL)), (2, NULL)")
+    assert len(db.changes()) == 2

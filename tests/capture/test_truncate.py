@@ -121,3 +121,25 @@ def test_truncate_that_fails_leaves_nothing_open(db):
             db.run("INSERT INTO b VALUES (2, 2)")
     db.run("SET x.fail = off; TRUNCATE b; INSERT INTO b VALUES (3, 3)")
     assert [op for op, _, _ in db.changes()] == ["INSERT", "TRUNCATE", "INSERT", "INSERT"]
+
+
+@pytest.mark.parametrize("how", ["in place", "partitioned"])
+@pytest.mark.parametrize("action", ["UPDATE b SET n = n + 1, v = 'ok' WHERE v = 'deep' AND id > 1",
+                                    "UPDATE b SET n = n + 1, v = 'ok', id = id + 100 WHERE v = 'deep' AND id > 1",
+                                    "DELETE FROM b WHERE v = 'deep' AND id > 1"])
+def test_rows_told_behind_a_truncate_and_a_cast_that_writes_to_them(db, action, how):
+    partitioned = " PARTITION BY RANGE (id); CREATE TABLE b1 PARTITION OF b DEFAULT" if how == "partitioned" else ""
+    with db.conn.transaction():
+        db.run(f"""CREATE TYPE mood AS ENUM ('ok', 'deep');
+            CREATE TABLE b (id int PRIMARY KEY, n int, v mood) {partitioned};
+            CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
+                BEGIN IF $1 = 'deep' THEN {action}; END IF; RETURN '1'; END $$;
+            CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+        db.attach("b", operations=ALL)
+        db.run("""CREATE FUNCTION refill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                INSERT INTO b VALUES (1, 1, 'deep'), (2, 1, 'deep'), (3, 1, 'deep'); RETURN NULL; END $$;
+            CREATE TRIGGER "!refill" AFTER TRUNCATE ON b FOR EACH STATEMENT EXECUTE FUNCTION refill();
+            TRUNCATE b""")
+    changes = db.outbox()
+    held = {key: (row["id"], row["n"]) for key, row in replay(changes).items()}
+    assert held == {key: (row["id"], row["n"]) for key, row in rows(db, "b").items()}, changes

@@ -304,3 +304,51 @@ def test_sessions_that_end_in_the_middle_of_a_call_do_not_end_the_server(new_ser
         for thread in threads:
             thread.join(30)
     assert started == hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+
+
+def trigger(session, code):
+    session.execute(f"""CREATE FUNCTION evil.code() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {code}; RETURN NEW; END $$;
+        CREATE TRIGGER code BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.code();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER code""")
+
+
+def test_a_table_whose_code_deadlocks_each_time_does_not_keep_its_store_waiting(hub):
+    role, session = mallory(hub)
+    trigger(session, "PERFORM pg_advisory_xact_lock(1), pg_advisory_xact_lock(2)")
+    stop = threading.Event()
+
+    def accomplice():
+        with hub.db.session(user=role, autocommit=False) as other:
+            while not stop.is_set():
+                other.execute("SELECT pg_advisory_xact_lock(2)")
+                while not stop.is_set() and not other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 2").fetchone()[0]:
+                    time.sleep(0.02)
+                try:
+                    if not stop.is_set():
+                        other.execute("SELECT pg_advisory_xact_lock(1)")
+                except errors.DeadlockDetected:
+                    pass
+                other.rollback()
+    thread = threading.Thread(target=accomplice)
+    thread.start()
+    before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
+    try:
+        time.sleep(0.3)
+        for _ in range(3):
+            with hub.session() as applying:
+                answer = hub.apply(before, bait, after, session=applying)
+                assert set(keys(before, after)) <= set(answer["acked"]) and answer["errors"] == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_table_whose_code_is_beyond_a_limit_each_time_does_not_keep_its_store_waiting(hub):
+    hub.db.server.set(temp_file_limit="1MB")
+    role, session = mallory(hub)
+    trigger(session, "PERFORM count(*) FROM (SELECT n FROM generate_series(1, 1000000) n ORDER BY -n OFFSET 0) s")
+    before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
+    with hub.session() as applying:
+        answer = hub.apply(before, bait, after, session=applying)
+    print(answer)
+    assert answer["acked"] == keys(before, after)

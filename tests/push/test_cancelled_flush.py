@@ -1,5 +1,6 @@
 """A flush that is cancelled leaves no threads, and sends nothing later."""
 
+import json
 import os
 import pathlib
 import socket
@@ -95,3 +96,33 @@ def test_cancelled_flushes_leave_no_threads(sales, receiver, how):
         time.sleep(1)
         print(how, after, threads_and_files(pid))
         assert after[0] < 10 and after[1] < 60
+
+
+def test_a_flush_that_waits_for_given_up_threads_ends_in_time(sales, new_receiver):
+    """Four cancelled flushes to a target that cannot be connected to, and then one to another target."""
+    good = new_receiver()
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    filler = [socket.socket() for _ in range(3)]
+    for one in filler:
+        one.setblocking(False)
+        one.connect_ex(full.getsockname())
+    sales.configure(webapp_base_url=f"http://127.0.0.1:{full.getsockname()[1]}", sync_upload_token="x")
+    sales.run("SELECT sync_outbox_target_set('good', %s::json)", [json.dumps({"base_url": good.url})])
+    sales.run("SELECT sync_outbox_set_token('x', 'good')")
+    sales.run("CREATE TABLE mine (id int PRIMARY KEY)")
+    sales.attach("mine", target="good")
+    sales.run("INSERT INTO sales VALUES (1, 0); INSERT INTO mine VALUES (1)")
+    with sales.session() as session:
+        session.execute("SET statement_timeout = '100ms'")
+        for _ in range(5):
+            with pytest.raises(errors.QueryCanceled):
+                session.execute("SELECT sync_outbox_flush()")
+        session.execute("SET statement_timeout = 0")
+        sales.server.set(sync_outbox__flush_timeout="1s")
+        began = time.monotonic()
+        print(session.execute("SELECT sync_outbox_flush(target => 'good')").fetchone())
+        took = time.monotonic() - began
+        print(took)
+        assert took < 2

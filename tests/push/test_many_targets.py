@@ -93,3 +93,11 @@ def test_dead_changes_of_one_target_do_not_hold_up_another(live, receiver, new_r
     dead_beside_another_target(live, receiver, other, "(id int PRIMARY KEY, qty int)",
                                "INSERT INTO sales SELECT n, 0 FROM generate_series(1, 300000) n")
     assert longest_wait_of_another_target(live, other, 5) < 0.3
+
+
+def test_dead_changes_with_large_values_do_not_hold_up_another_target(live, receiver, new_receiver):
+    other = new_receiver()
+    dead_beside_another_target(live, receiver, other, "(id int PRIMARY KEY, note text)",
+                               "INSERT INTO sales SELECT n, '' FROM generate_series(1, 320) n",
+                               "UPDATE sales SET note = repeat(id::text || ' \\ id ', 400000)")
+    assert longest_wait_of_another_target(live, other, 4) < 0.3

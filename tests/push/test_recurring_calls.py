@@ -1,4 +1,5 @@
-"""What people say of a target, again and again, while very many of its changes wait for a person."""
+"""What happens again and again while very many changes of a target wait for a person does not keep it from sending:
+calls of administration, and the timer."""
 
 import threading
 import time
@@ -39,3 +40,16 @@ def test_administration_does_not_keep_a_target_from_sending(live, receiver, call
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_look_that_takes_longer_than_a_step_comes_to_an_end(live, receiver):
+    """Every `interval` everything is looked at: the look must not begin anew at each of its own steps."""
+    with_dead(live, receiver, 90_000)
+    live.server.set(sync_outbox__interval="1s")
+    for n in range(3):
+        time.sleep(2)
+        began, sent = time.monotonic(), len(receiver.changes)
+        live.run("INSERT INTO sales VALUES (%s)", [1_000_000 + n])
+        wait_for(lambda: len(receiver.changes) > sent, 20)
+        print(time.monotonic() - began)
+        assert time.monotonic() - began < 3
