@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 from psycopg import errors
@@ -119,7 +118,7 @@ def test_two_requests_with_the_same_change_apply_it_once(hub):
     answers = []
     waiting = threading.Thread(target=lambda: answers.append(hub.apply(same, session=second)))
     waiting.start()
-    time.sleep(0.3)
+    hub.db.wait_until_blocked(second)
     assert not answers, "the second request waits for the first"
     first.commit()
     waiting.join()
@@ -136,7 +135,7 @@ def test_two_bodies_with_the_same_key_under_a_lock_timeout(hub):
     with hub.session() as other:
         thread = threading.Thread(target=lambda: answers.append(hub.apply(one, session=other)))
         thread.start()
-        time.sleep(0.3)
+        hub.db.wait_until_blocked(other)
         assert answers == []
         holder.rollback()
         thread.join()

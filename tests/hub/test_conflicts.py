@@ -1,7 +1,6 @@
 """Conflicts: rows that are not as the sender saw them."""
 
 import threading
-import time
 
 from support.hub_database import change, keys
 
@@ -101,7 +100,7 @@ def test_a_row_changed_while_it_was_waited_for_is_a_conflict(hub):
     said = []
     applying = threading.Thread(target=lambda: said.append(hub.apply(old_update(1, {"qty": 1}, qty=5))))
     applying.start()
-    time.sleep(0.5)
+    hub.db.wait_until_blocked(hub.db.conn)
     other.commit()
     applying.join()
 

@@ -3,7 +3,6 @@ of somebody else."""
 
 import json
 import threading
-import time
 
 import pytest
 from psycopg import errors
@@ -114,7 +113,7 @@ def test_a_table_that_gets_another_owner_while_apply_waits(hub):
         thread = threading.Thread(target=lambda: answers.append(
             hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "sup", "evil"), session=applying)))
         thread.start()
-        time.sleep(0.5)
+        hub.db.wait_until_blocked(applying)
         giving.execute(f"SET LOCAL ROLE {role}; {WIN}")
         giving.commit()
         thread.join()

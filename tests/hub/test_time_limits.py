@@ -316,13 +316,13 @@ def test_a_table_whose_code_deadlocks_each_time_does_not_keep_its_store_waiting(
     role, session = mallory(hub)
     trigger(session, "PERFORM pg_advisory_xact_lock(1), pg_advisory_xact_lock(2)")
     stop = threading.Event()
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 2"
 
     def accomplice():
         with hub.db.session(user=role, autocommit=False) as other:
             while not stop.is_set():
                 other.execute("SELECT pg_advisory_xact_lock(2)")
-                while not stop.is_set() and not other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 2").fetchone()[0]:
-                    time.sleep(0.02)
+                wait_for(lambda: stop.is_set() or other.execute(waits).fetchone()[0], 60)
                 try:
                     if not stop.is_set():
                         other.execute("SELECT pg_advisory_xact_lock(1)")
@@ -333,7 +333,7 @@ def test_a_table_whose_code_deadlocks_each_time_does_not_keep_its_store_waiting(
     thread.start()
     before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
     try:
-        time.sleep(0.3)
+        wait_for(lambda: hub.value("SELECT count(*) FROM pg_locks WHERE granted AND objid = 2 AND locktype = 'advisory'"))
         for _ in range(3):
             with hub.session() as applying:
                 answer = hub.apply(before, bait, after, session=applying)

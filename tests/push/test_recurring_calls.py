@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from support.wait import wait_for
 from support.queued import with_dead
+from support.wait import wait_for
+from support.workers import settled
 
 
 @pytest.mark.parametrize("call", ["COMMIT PREPARED", "SELECT sync_outbox_resume('other')"])
@@ -17,7 +18,9 @@ def test_administration_does_not_keep_a_target_from_sending(live, receiver, call
     live.server.set(sync_outbox__interval="1h")
     live.run("CREATE TABLE other (id int)")
     live.run("SELECT sync_outbox_target_set('other', '{\"base_url\": \"http://127.0.0.1:1\"}')")
-    time.sleep(3)
+    live.run("INSERT INTO sales VALUES (1000000)")
+    wait_for(lambda: receiver.changes and live.value("SELECT NOT EXISTS (SELECT FROM sync_outbox WHERE status <> 'DEAD')"), 30)
+    settled(live, 30)
     stop, count = threading.Event(), []
 
     def go_on():
@@ -34,8 +37,9 @@ def test_administration_does_not_keep_a_target_from_sending(live, receiver, call
     try:
         wait_for(lambda: len(count) > 5, 10)
         began = time.monotonic()
-        live.run("INSERT INTO sales VALUES (1000000)")
-        wait_for(lambda: len(receiver.changes) > 0, 20)
+        sent = len(receiver.changes)
+        live.run("INSERT INTO sales VALUES (1000001)")
+        wait_for(lambda: len(receiver.changes) > sent, 20)
         print("sent after", time.monotonic() - began, len(count))
     finally:
         stop.set()
@@ -47,7 +51,7 @@ def test_a_look_that_takes_longer_than_a_step_comes_to_an_end(live, receiver):
     with_dead(live, receiver, 90_000)
     live.server.set(sync_outbox__interval="1s")
     for n in range(3):
-        time.sleep(2)
+        time.sleep(2)  # nothing shows that a look has begun because its time had come
         began, sent = time.monotonic(), len(receiver.changes)
         live.run("INSERT INTO sales VALUES (%s)", [1_000_000 + n])
         wait_for(lambda: len(receiver.changes) > sent, 20)

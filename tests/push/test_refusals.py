@@ -87,7 +87,7 @@ def test_one_refused_change_does_not_delay_the_others(prioritised, receiver):
     receiver.behaviour = behaviours.poison(lambda c: c["pk"] == {"id": 666})
     prioritised.run("INSERT INTO urgent VALUES (666, 0)")
     receiver.wait_for_requests(1)
-    time.sleep(0.5)
+    wait_for(lambda: prioritised.rows("SELECT FROM sync_outbox WHERE status <> 'PENDING'"))
     late = []
     for n in range(1, 6):
         began = time.monotonic()
