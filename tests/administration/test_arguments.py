@@ -35,7 +35,8 @@ CALLS = {
     "attach target": "SELECT sync_outbox_attach('t', target => repeat('x', {n}))",
     "key columns": "SELECT sync_outbox_attach('t', key_columns => array_fill('id'::name, ARRAY[{n} / 64]))",
     "operations": "SELECT sync_outbox_attach('t', operations => array_fill(''::text, ARRAY[{n} / 4]))",
-    "configured list": "SELECT sync_outbox_configure(('{{\"uploads_local_to_remote\": [1' || repeat(',1', {n} / 2) || ']}}')::json)",
+    "configured list": "SELECT sync_outbox_configure(('{{\"uploads_local_to_remote\": [1' || repeat(',1',"
+                       " {n} / 2) || ']}}')::json)",
 }
 
 
@@ -54,7 +55,8 @@ def test_no_argument_ends_the_server(limited, call, size):
     db = limited
     db.run("CREATE TABLE IF NOT EXISTS t (id int PRIMARY KEY)")
     db.attach("t")
-    db.run(f"""DROP TABLE IF EXISTS old; CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json, dedup_key text);
+    db.run(f"""DROP TABLE IF EXISTS old;
+        CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json, dedup_key text);
         INSERT INTO old SELECT n, 's', 't', 'INSERT', '{{"id": 1}}', '{{"id": 1}}', 'x' FROM generate_series(1, 2) n""")
     if call == "import":
         try:
@@ -97,7 +99,8 @@ def test_a_million_ids_and_a_null(db):
     db.run("INSERT INTO t SELECT generate_series(1, 3)")
     db.run("UPDATE sync_outbox SET status = 'DEAD' WHERE (pk->>'id')::int < 3")
     assert db.value("SELECT sync_outbox_requeue(ARRAY(SELECT generate_series(2, 1000000)) || NULL::bigint)") == 1
-    assert db.value("SELECT sync_outbox_discard(ARRAY(SELECT generate_series(1, 1000000)) || NULL::bigint, 'no longer wanted')") == 3
+    assert db.value("SELECT sync_outbox_discard(ARRAY(SELECT generate_series(1, 1000000)) || NULL::bigint,"
+                    " 'no longer wanted')") == 3
 
 
 @pytest.mark.parametrize("call", ["sync_outbox_configure(%s::json)", "sync_outbox_target_set('x', %s::json)"])

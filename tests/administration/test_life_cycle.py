@@ -1,4 +1,5 @@
-"""What happens to the outbox, its tables and its database while changes wait or are being sent: none lost, none made up."""
+"""What happens to the outbox, its tables and its database while changes wait or are being sent: none lost, none made
+up."""
 
 import threading
 import time

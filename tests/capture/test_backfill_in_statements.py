@@ -55,7 +55,8 @@ def test_a_cast_of_a_backfill_changes_the_row_first(db):
     db.run("""CREATE TYPE mood AS ENUM ('ok', 'deep');
         CREATE TABLE m (id int PRIMARY KEY, n int, v mood);
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
-            BEGIN IF $1 = 'deep' THEN UPDATE public.m SET n = n + 1, v = 'ok' WHERE v = 'deep'; END IF; RETURN '1'; END $$;
+            BEGIN IF $1 = 'deep' THEN UPDATE public.m SET n = n + 1, v = 'ok' WHERE v = 'deep'; END IF; RETURN '1';
+            END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
     db.run("INSERT INTO m VALUES (1, 1, 'deep')")
     db.attach("m")
@@ -76,7 +77,8 @@ def test_a_cast_of_a_backfill_changes_rows_that_are_still_to_come(db, action, pr
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
             BEGIN IF $1 = 'deep' THEN {action} WHERE v = 'deep'; END IF; RETURN '1'; END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
-    db.run("INSERT INTO m SELECT n, 1, CASE WHEN n % 50 = 3 THEN 'deep' ELSE 'ok' END::mood FROM generate_series(1, 200) n")
+    db.run("INSERT INTO m SELECT n, 1, CASE WHEN n % 50 = 3 THEN 'deep' ELSE 'ok' END::mood"
+           " FROM generate_series(1, 200) n")
     db.attach("m")
     assert db.value("SELECT sync_outbox_backfill('m', 'id > 0 -- all', %s)", [priority]) == 200
     changes = db.outbox()
@@ -87,8 +89,10 @@ def test_a_cast_of_a_backfill_changes_rows_that_are_still_to_come(db, action, pr
 def test_sql_function_casts_in_a_backfill(db):
     db.run(SQL_CAST)
     db.attach("paint")
-    db.run("ALTER TABLE paint DISABLE TRIGGER USER; INSERT INTO paint VALUES (1, 'red'), (2, 'bad'), (3, 'green'); ALTER TABLE paint ENABLE TRIGGER USER")
-    db.run("""DO $$ BEGIN PERFORM sync_outbox_backfill('paint', 'id = 1'); BEGIN PERFORM sync_outbox_backfill('paint'); EXCEPTION WHEN OTHERS THEN NULL; END;
+    db.run("ALTER TABLE paint DISABLE TRIGGER USER; INSERT INTO paint VALUES (1, 'red'), (2, 'bad'), (3, 'green');"
+           " ALTER TABLE paint ENABLE TRIGGER USER")
+    db.run("""DO $$ BEGIN PERFORM sync_outbox_backfill('paint', 'id = 1'); BEGIN PERFORM sync_outbox_backfill('paint');
+        EXCEPTION WHEN OTHERS THEN NULL; END;
         PERFORM sync_outbox_backfill('paint', 'id = 3'); END $$""")
     assert [data["c"] for _, _, data in db.changes()] == ["xred", "xgreen"]
 
@@ -96,7 +100,8 @@ def test_sql_function_casts_in_a_backfill(db):
 @pytest.mark.parametrize("fails", ["1 / (id - 1) = 0", "true"])
 def test_a_backfill_that_fails_in_a_savepoint_leaves_the_session_whole(db, fails):
     """The abort of a savepoint must not free what the connection to SPI has allocated twice."""
-    db.run("""CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad');
+    db.run("""CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood);
+        INSERT INTO t VALUES (1, 'sad');
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS
             $$ BEGIN IF current_setting('my.fail') = '1' THEN RAISE 'no'; END IF; RETURN '1'; END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")

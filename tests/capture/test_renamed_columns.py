@@ -75,7 +75,8 @@ def test_a_restored_tables_excluded_column_that_was_replaced_stays_excluded(db):
     """As a dump and restore leaves it: the column was the fourth when it was named, and is the second now."""
     db.run("CREATE TABLE cards (id int PRIMARY KEY, a int, b int, pan text); ALTER TABLE cards DROP a, DROP b")
     db.attach("cards", exclude=["pan"])
-    trigger = db.value("SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'cards'::regclass AND tgname = '!sync_outbox_row'")
+    trigger = db.value("SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'cards'::regclass"
+                       " AND tgname = '!sync_outbox_row'")
     db.run("DROP TABLE cards; CREATE TABLE cards (id int PRIMARY KEY, pan text)")
     db.run(trigger)
     db.run("ALTER TABLE cards RENAME pan TO pan_old; ALTER TABLE cards ADD pan text")

@@ -45,13 +45,15 @@ def test_swapped_there_and_back_keep_the_order(db, receiver, again):
 
 
 def test_a_renamed_table_is_attached_under_its_new_name(db, receiver):
-    """While changes wait under that name elsewhere nothing changes; when they are gone, nothing needs to be compared any more."""
+    """While changes wait under that name elsewhere nothing changes; when they are gone, nothing needs to be compared
+    any more."""
     db.aim(receiver)
     db.run("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE t_new (LIKE t INCLUDING ALL)")
     db.attach("t", priority="LOW")
     db.attach("t_new", priority="HIGH")
     db.run("INSERT INTO t VALUES (1, 1); ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t")
-    named = "SELECT encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 't'::regclass AND tgname = '!sync_outbox_row'"
+    named = ("SELECT encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 't'::regclass"
+             " AND tgname = '!sync_outbox_row'")
     before = db.value(named)
     db.attach("t", priority="HIGH")
     assert db.value(named) == before

@@ -36,8 +36,10 @@ REFILL = """CREATE FUNCTION refill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGI
 WRITES = "INSERT INTO b VALUES (1, 1), (2, 2); UPDATE b SET v = 3, id = 4 WHERE id = 2; DELETE FROM b WHERE id = 1;"
 BODIES = {
     "rows": WRITES,
-    "a savepoint that is rolled back": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;" + WRITES,
-    "nothing but a savepoint": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;",
+    "a savepoint that is rolled back": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no';"
+                                       " EXCEPTION WHEN raise_exception THEN NULL; END;" + WRITES,
+    "nothing but a savepoint": "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no';"
+                               " EXCEPTION WHEN raise_exception THEN NULL; END;",
     "savepoints": f"BEGIN {WRITES} EXCEPTION WHEN raise_exception THEN NULL; END;"
                   "BEGIN INSERT INTO b VALUES (9, 9); RAISE 'no'; EXCEPTION WHEN raise_exception THEN NULL; END;"
                   "INSERT INTO b VALUES (7, 7);",
@@ -74,7 +76,8 @@ def test_truncate_and_triggers_that_write(db, when, body, table, transaction):
         db.run("TRUNCATE b RESTART IDENTITY CASCADE")
     changes = db.outbox()
     assert replay(changes) == rows(db, "b"), changes
-    assert [change.op for change in changes].count("TRUNCATE") == (2 if transaction in ("again", "made") else 1), changes
+    times = 2 if transaction in ("again", "made") else 1
+    assert [change.op for change in changes].count("TRUNCATE") == times, changes
     if when == "AFTER":
         assert changes[2].op == "TRUNCATE", "the rows that stood there, then this"
 
@@ -90,7 +93,9 @@ def test_truncate_of_a_partition_and_a_trigger_that_fills_it(db):
     assert [op for op, _, _ in db.changes()] == ["INSERT"]
 
 
-@pytest.mark.parametrize("off", ["ALTER TABLE b DISABLE TRIGGER \"!sync_outbox_truncate\"", "SET LOCAL sync_outbox.capture = off"])
+@pytest.mark.parametrize("off",
+                         ["ALTER TABLE b DISABLE TRIGGER \"!sync_outbox_truncate\"",
+                          "SET LOCAL sync_outbox.capture = off"])
 def test_truncate_that_nobody_tells(db, off):
     """What is kept back for its trigger is not lost quietly where that is not fired."""
     with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused, db.conn.transaction():
@@ -108,7 +113,9 @@ def test_truncate_that_nobody_tells(db, off):
 def test_truncate_that_fails_leaves_nothing_open(db):
     db.run(TABLES["plain"])
     db.attach("b", operations=ALL)
-    db.run(REFILL.format(when="AFTER", body="INSERT INTO b VALUES (1, 1); IF current_setting('x.fail', true) = 'on' THEN RAISE 'no'; END IF;"))
+    db.run(REFILL.format(when="AFTER",
+                         body="INSERT INTO b VALUES (1, 1); IF current_setting('x.fail', true) = 'on' THEN RAISE 'no';"
+                              " END IF;"))
     db.run("SET x.fail = on")
     for begin in (db.conn.transaction, None):
         if begin is None:

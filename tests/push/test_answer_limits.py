@@ -17,7 +17,8 @@ def test_an_answer_of_very_many_parts_is_no_crash(new_server, new_receiver, rows
     """As long as an answer may be (4 kB for each change), made of parts of two bytes."""
     server = new_server(through=("prlimit", f"--as={640 * MB}"))
     db = server.create_database()
-    db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; RESET client_min_messages; CREATE TABLE sales (id int PRIMARY KEY)")
+    db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; RESET client_min_messages;"
+           " CREATE TABLE sales (id int PRIMARY KEY)")
     length = rows * 4096 // 2
 
     def behaviour(request, wire):
@@ -79,7 +80,8 @@ def test_the_memory_of_an_answer_is_bounded(sales, receiver, rows):
         began = time.monotonic()
         print(session.execute("SELECT sync_outbox_flush()::text").fetchone()[0][:300])
         most = peak_memory(session.info.backend_pid)
-    print(rows, "rows ->", most, "MiB", round(time.monotonic() - began, 1), "s", [len(r.changes) for r in receiver.requests])
+    print(rows, "rows ->", most, "MiB", round(time.monotonic() - began, 1), "s",
+          [len(r.changes) for r in receiver.requests])
     assert most < 300
 
 
@@ -87,9 +89,11 @@ def test_an_imported_key_does_not_overflow_the_workers_stack(new_server, receive
     """What an application wrote into the scripts' outbox is stored with us: the worker dies of it again and again."""
     server, db = own(new_server, receiver)
     server.set(sync_outbox__retry_interval="200ms")
-    db.run("CREATE TABLE old (id bigserial PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb, data jsonb, dedup_key text,"
+    db.run("CREATE TABLE old (id bigserial PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb,"
+           " data jsonb, dedup_key text,"
            "txid bigint DEFAULT txid_current(), created_at timestamptz DEFAULT now())")
-    db.run("INSERT INTO old (schema_name, table_name, op, pk, dedup_key) VALUES ('public', 'sales', 'DELETE', %s::jsonb, gen_random_uuid()::text)",
+    db.run("INSERT INTO old (schema_name, table_name, op, pk, dedup_key)"
+           " VALUES ('public', 'sales', 'DELETE', %s::jsonb, gen_random_uuid()::text)",
            ['{"id": ' + nested_json(260, nest=100) + "}"])
     position = server.log.position()
     receiver.behaviour = lambda request, wire: wire.answer(200, {"acked": [], "errors": [

@@ -40,7 +40,8 @@ def test_a_flush_that_is_cancelled_while_certificates_are_read_sends_nothing_lat
 
 
 def test_a_cancelled_flush_sends_nothing_later(sales, receiver, run, authority):
-    """The HTTP thread still reads its certificates when the flush is cancelled, the target paused, and a newer change has gone."""
+    """The HTTP thread still reads its certificates when the flush is cancelled, the target paused, and a newer change
+    has gone."""
     where = pathlib.Path(tempfile.mkdtemp(dir=run.where))
     where.chmod(0o755)
     fifo = where / "ca"

@@ -120,8 +120,9 @@ def running(*functions):
 
 @pytest.mark.parametrize("backfill", [False, True], ids=["without", "with"])
 def test_nothing_is_overtaken_while_a_backfill_waits(stocked, receiver, backfill):
-    """Between its snapshot and its look at the news the reader misses a commit; the next snapshot would see it, but while keys have
-    changes in two priorities a read takes no snapshot, and what was announced is forgotten all the same."""
+    """Between its snapshot and its look at the news the reader misses a commit; the next snapshot would see it, but
+    while keys have changes in two priorities a read takes no snapshot, and what was announced is forgotten all the
+    same."""
     def behaviour(request, wire):
         good = [change for change in request.changes if change["table"] == "sales"]
         request.applied = [(change["pk"]["id"], change["data"]["v"]) for change in good]
@@ -149,5 +150,6 @@ def test_nothing_is_overtaken_while_a_backfill_waits(stocked, receiver, backfill
         if v != last.get(key, 0) + 1:
             overtaken.append((key, last.get(key, 0), v))
         last[key] = v
-    print("requests", len(receiver.requests), "arrived", len(arrived), "left behind", len(left), left[:5], "overtaken", len(overtaken), overtaken[:5])
+    print("requests", len(receiver.requests), "arrived", len(arrived), "left behind", len(left), left[:5], "overtaken",
+          len(overtaken), overtaken[:5])
     assert left == [] and overtaken == []

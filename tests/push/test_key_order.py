@@ -14,7 +14,8 @@ def refusing(*ids):
 @pytest.mark.parametrize("how", ["rename", "another key"])
 def test_the_order_of_a_row_whose_key_is_called_otherwise(sales, receiver, how):
     receiver.behaviour = refusing()
-    sales.run("ALTER TABLE sales ADD code int UNIQUE; UPDATE sales SET code = id; ALTER TABLE sales ALTER code SET NOT NULL")
+    sales.run("ALTER TABLE sales ADD code int UNIQUE; UPDATE sales SET code = id;"
+              " ALTER TABLE sales ALTER code SET NOT NULL")
     sales.run("INSERT INTO sales (id, qty, code) VALUES (1, 0, 1)")
     print(sales.flush())
     if how == "rename":

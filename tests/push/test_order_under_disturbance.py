@@ -4,15 +4,16 @@ import random
 import threading
 import time
 
-from support.wait import wait_for
 from support.queued import with_dead
+from support.wait import wait_for
 
 DEAD = "ARRAY(SELECT id FROM sync_outbox_queue WHERE table_name = 'k' AND status = 'DEAD')"
 
 
 def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):
     with_dead(live, receiver, 40_000)
-    live.server.set(sync_outbox__interval="500ms", sync_outbox__retry_interval="200ms", sync_outbox__retry_max_interval="400ms",
+    live.server.set(sync_outbox__interval="500ms", sync_outbox__retry_interval="200ms",
+                    sync_outbox__retry_max_interval="400ms",
                     sync_outbox__max_attempts=2)
     live.run("CREATE TABLE k (id int PRIMARY KEY, v int); INSERT INTO k SELECT n, 0 FROM generate_series(1, 30) n")
     live.attach("k")
@@ -80,8 +81,11 @@ def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):
         thread.join()
     if problems:
         raise problems[0]
-    receiver.behaviour = lambda request, wire: (taken.extend((c["pk"]["id"], c["data"]["v"], c["dedup_key"]) for c in request.changes if c["table"] == "k"),
-                                                wire.answer(200, {"acked": request.keys}))
+
+    def everything(request, wire):
+        taken.extend((c["pk"]["id"], c["data"]["v"], c["dedup_key"]) for c in request.changes if c["table"] == "k")
+        wire.answer(200, {"acked": request.keys})
+    receiver.behaviour = everything
 
     def all_gone():
         left = {status for (status,) in live.rows("SELECT DISTINCT status FROM sync_outbox WHERE table_name = 'k'")}

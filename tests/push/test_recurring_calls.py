@@ -16,11 +16,12 @@ def test_administration_does_not_keep_a_target_from_sending(live, receiver, call
     """Each such call has every sender look at everything, which takes longer than it takes until the next one."""
     with_dead(live, receiver, 90_000)
     live.server.set(sync_outbox__interval="1h")
+    live.run("INSERT INTO sales VALUES (1000000)")
+    left = "SELECT count(*) FROM sync_outbox WHERE status <> 'DEAD'"
+    wait_for(lambda: receiver.changes and live.value(left) == 0, 30)
+    settled(live, 30)
     live.run("CREATE TABLE other (id int)")
     live.run("SELECT sync_outbox_target_set('other', '{\"base_url\": \"http://127.0.0.1:1\"}')")
-    live.run("INSERT INTO sales VALUES (1000000)")
-    wait_for(lambda: receiver.changes and live.value("SELECT NOT EXISTS (SELECT FROM sync_outbox WHERE status <> 'DEAD')"), 30)
-    settled(live, 30)
     stop, count = threading.Event(), []
 
     def go_on():

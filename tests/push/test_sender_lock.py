@@ -29,7 +29,8 @@ def test_an_error_while_a_request_is_out_does_not_send_without_the_lock(prioriti
     wait_for(lambda: prioritised.server.log.matches("ca_file", position))
     prioritised.run("ALTER TABLE sync_outbox_target RENAME COLUMN ca_file_ TO ca_file")
     wait_for(lambda: len(receiver.requests) >= 3, 20)
-    held = prioritised.value("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'sync_outbox'::regclass"
+    held = prioritised.value("SELECT count(*) FROM pg_locks WHERE locktype = 'object'"
+                             " AND classid = 'sync_outbox'::regclass"
                       " AND granted AND mode = 'ExclusiveLock'")
     assert held == 1
 

@@ -69,12 +69,14 @@ def drains_beside(stocked, receiver, stop, others, done):
             rate = (done() - before) / (time.monotonic() - began)
         finally:
             stop.set()
-    print(f"alone {alone:.1f} s, beside {rate:.0f} a second {beside:.1f} s, left {stocked.value('SELECT count(*) FROM sync_outbox')}")
+    print(f"alone {alone:.1f} s, beside {rate:.0f} a second {beside:.1f} s,"
+          f" left {stocked.value('SELECT count(*) FROM sync_outbox')}")
     assert beside < 3 * alone + 1
 
 
 def test_prepared_transactions_of_others_do_not_starve_the_worker(stocked, receiver):
-    """Every COMMIT PREPARED in the database, of whatever tables, voids what was read and has every session ask and begin anew."""
+    """Every COMMIT PREPARED in the database, of whatever tables, voids what was read and has every session ask and
+    begin anew."""
     stop, done = threading.Event(), []
     stocked.run("CREATE TABLE bystander (id int)")
 
@@ -92,7 +94,8 @@ def test_prepared_transactions_of_others_do_not_starve_the_worker(stocked, recei
 
 
 def test_flushes_of_another_target_do_not_starve_the_worker(stocked, receiver, new_receiver):
-    """Each turn of a flush bumps the one number of the database, also where it is another target's and nothing is there to send."""
+    """Each turn of a flush bumps the one number of the database, also where it is another target's and nothing is there
+    to send."""
     other = new_receiver()
     stocked.value("SELECT sync_outbox_target_set('other', %s::json)", [json.dumps({"base_url": other.url})])
     stocked.run("SELECT sync_outbox_set_token(%s, target => 'other')", [TOKEN])
@@ -102,7 +105,8 @@ def test_flushes_of_another_target_do_not_starve_the_worker(stocked, receiver, n
     def flush():
         with stocked.server.connect(stocked.name) as session:
             while not stop.is_set():
-                session.execute("DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM sync_outbox_flush(target => 'other'); COMMIT; END LOOP; END $$")
+                session.execute("DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM sync_outbox_flush(target => 'other'); COMMIT;"
+                                " END LOOP; END $$")
                 flushes.append(20)
     drains_beside(stocked, receiver, stop, [flush, flush], lambda: sum(flushes))
 

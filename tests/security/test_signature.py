@@ -159,4 +159,5 @@ def test_the_path_is_for_those_who_see_every_setting(signed):
     operator = signed.session(signed.role("o", "sync_outbox_operator"))
     (settings,) = operator.execute("SELECT settings FROM sync_outbox_overview()").fetchone()
     assert "value" not in settings["signing_secret_file"]
-    assert signed.value("SELECT settings->'signing_secret_file'->>'value' FROM sync_outbox_overview()").endswith("signing-secret")
+    shown = signed.value("SELECT settings->'signing_secret_file'->>'value' FROM sync_outbox_overview()")
+    assert shown.endswith("signing-secret")

@@ -53,7 +53,8 @@ class Database:
     def wait_until_blocked(self, session):
         """Until that session waits for a lock that another one holds."""
         with self.server.connect(self.name) as watching:
-            wait_for(lambda: watching.execute("SELECT pg_blocking_pids(%s) <> '{}'", [session.info.backend_pid]).fetchone()[0],
+            wait_for(lambda: watching.execute("SELECT pg_blocking_pids(%s) <> '{}'",
+                                              [session.info.backend_pid]).fetchone()[0],
                      what="a session that waits for a lock")
 
     # The extension
