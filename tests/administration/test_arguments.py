@@ -1,4 +1,5 @@
-"""Arguments that are very long or deeply nested are refused before anything is done, and end no server."""
+"""Arguments that are very long or deeply nested are refused before anything is done, and end no server. Arrays of ids
+are taken in any form."""
 
 import psycopg
 import pytest
@@ -34,7 +35,8 @@ CALLS = {
     "attach target": "SELECT sync_outbox_attach('t', target => repeat('x', {n}))",
     "key columns": "SELECT sync_outbox_attach('t', key_columns => array_fill('id'::name, ARRAY[{n} / 64]))",
     "operations": "SELECT sync_outbox_attach('t', operations => array_fill(''::text, ARRAY[{n} / 4]))",
-    "configured list": "SELECT sync_outbox_configure(('{{\"uploads_local_to_remote\": [1' || repeat(',1', {n} / 2) || ']}}')::json)",
+    "configured list": "SELECT sync_outbox_configure(('{{\"uploads_local_to_remote\": [1' || repeat(',1',"
+                       " {n} / 2) || ']}}')::json)",
 }
 
 
@@ -53,7 +55,8 @@ def test_no_argument_ends_the_server(limited, call, size):
     db = limited
     db.run("CREATE TABLE IF NOT EXISTS t (id int PRIMARY KEY)")
     db.attach("t")
-    db.run(f"""DROP TABLE IF EXISTS old; CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json, dedup_key text);
+    db.run(f"""DROP TABLE IF EXISTS old;
+        CREATE TABLE old (id bigint, schema_name text, table_name text, op text, pk json, data json, dedup_key text);
         INSERT INTO old SELECT n, 's', 't', 'INSERT', '{{"id": 1}}', '{{"id": 1}}', 'x' FROM generate_series(1, 2) n""")
     if call == "import":
         try:
@@ -96,7 +99,8 @@ def test_a_million_ids_and_a_null(db):
     db.run("INSERT INTO t SELECT generate_series(1, 3)")
     db.run("UPDATE sync_outbox SET status = 'DEAD' WHERE (pk->>'id')::int < 3")
     assert db.value("SELECT sync_outbox_requeue(ARRAY(SELECT generate_series(2, 1000000)) || NULL::bigint)") == 1
-    assert db.value("SELECT sync_outbox_discard(ARRAY(SELECT generate_series(1, 1000000)) || NULL::bigint, 'no longer wanted')") == 3
+    assert db.value("SELECT sync_outbox_discard(ARRAY(SELECT generate_series(1, 1000000)) || NULL::bigint,"
+                    " 'no longer wanted')") == 3
 
 
 @pytest.mark.parametrize("call", ["sync_outbox_configure(%s::json)", "sync_outbox_target_set('x', %s::json)"])
@@ -108,3 +112,19 @@ def test_a_configuration_does_not_overflow_the_stack(new_server, call):
         session.execute("SELECT " + call, ['{"webapp_base_url": ' + nested_json(400) + "}"])
     print(str(raised.value)[:200])
     assert raised.value.sqlstate and not hub.db.server.log.matches("terminated by signal")
+
+
+def test_ids_from_a_stored_array(db):
+    db.run("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE arrays (n int, ids bigint[])")
+    db.attach("t")
+    db.run("INSERT INTO t SELECT generate_series(1, 50); UPDATE sync_outbox SET status = 'DEAD'")
+    db.run("INSERT INTO arrays SELECT 0, ARRAY(SELECT generate_series(1, 5000))")
+    assert db.value("SELECT sum(sync_outbox_requeue(ids)) FROM arrays") == 50
+    db.run("UPDATE sync_outbox SET status = 'DEAD'")
+    db.run("""DO $$ DECLARE ids bigint[] := '{}'; n bigint; BEGIN
+        FOR i IN 1..1000 LOOP ids := ids || i::bigint; END LOOP;
+        n := sync_outbox_requeue(ids); IF n <> 50 THEN RAISE 'n %', n; END IF;
+        n := sync_outbox_discard(ids[10:20], 'no longer wanted'); IF n <> 11 THEN RAISE 'n %', n; END IF;
+        n := sync_outbox_discard(ids, 'no longer wanted'); IF n <> 39 THEN RAISE 'n %', n; END IF;
+        PERFORM sync_outbox_requeue('{}'), sync_outbox_requeue(ARRAY[[1, 2], [3, 4]]::bigint[]);
+    END $$""")

@@ -1,4 +1,5 @@
-"""A backfill inside a statement that has not ended, or with a cast that writes: what comes of it is the table."""
+"""A backfill inside a statement that has not ended, with a cast that writes, or of a renamed table: what comes of it is
+the table."""
 
 import pytest
 from psycopg import errors
@@ -54,7 +55,8 @@ def test_a_cast_of_a_backfill_changes_the_row_first(db):
     db.run("""CREATE TYPE mood AS ENUM ('ok', 'deep');
         CREATE TABLE m (id int PRIMARY KEY, n int, v mood);
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
-            BEGIN IF $1 = 'deep' THEN UPDATE public.m SET n = n + 1, v = 'ok' WHERE v = 'deep'; END IF; RETURN '1'; END $$;
+            BEGIN IF $1 = 'deep' THEN UPDATE public.m SET n = n + 1, v = 'ok' WHERE v = 'deep'; END IF; RETURN '1';
+            END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
     db.run("INSERT INTO m VALUES (1, 1, 'deep')")
     db.attach("m")
@@ -75,7 +77,8 @@ def test_a_cast_of_a_backfill_changes_rows_that_are_still_to_come(db, action, pr
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
             BEGIN IF $1 = 'deep' THEN {action} WHERE v = 'deep'; END IF; RETURN '1'; END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
-    db.run("INSERT INTO m SELECT n, 1, CASE WHEN n % 50 = 3 THEN 'deep' ELSE 'ok' END::mood FROM generate_series(1, 200) n")
+    db.run("INSERT INTO m SELECT n, 1, CASE WHEN n % 50 = 3 THEN 'deep' ELSE 'ok' END::mood"
+           " FROM generate_series(1, 200) n")
     db.attach("m")
     assert db.value("SELECT sync_outbox_backfill('m', 'id > 0 -- all', %s)", [priority]) == 200
     changes = db.outbox()
@@ -86,8 +89,10 @@ def test_a_cast_of_a_backfill_changes_rows_that_are_still_to_come(db, action, pr
 def test_sql_function_casts_in_a_backfill(db):
     db.run(SQL_CAST)
     db.attach("paint")
-    db.run("ALTER TABLE paint DISABLE TRIGGER USER; INSERT INTO paint VALUES (1, 'red'), (2, 'bad'), (3, 'green'); ALTER TABLE paint ENABLE TRIGGER USER")
-    db.run("""DO $$ BEGIN PERFORM sync_outbox_backfill('paint', 'id = 1'); BEGIN PERFORM sync_outbox_backfill('paint'); EXCEPTION WHEN OTHERS THEN NULL; END;
+    db.run("ALTER TABLE paint DISABLE TRIGGER USER; INSERT INTO paint VALUES (1, 'red'), (2, 'bad'), (3, 'green');"
+           " ALTER TABLE paint ENABLE TRIGGER USER")
+    db.run("""DO $$ BEGIN PERFORM sync_outbox_backfill('paint', 'id = 1'); BEGIN PERFORM sync_outbox_backfill('paint');
+        EXCEPTION WHEN OTHERS THEN NULL; END;
         PERFORM sync_outbox_backfill('paint', 'id = 3'); END $$""")
     assert [data["c"] for _, _, data in db.changes()] == ["xred", "xgreen"]
 
@@ -95,7 +100,8 @@ def test_sql_function_casts_in_a_backfill(db):
 @pytest.mark.parametrize("fails", ["1 / (id - 1) = 0", "true"])
 def test_a_backfill_that_fails_in_a_savepoint_leaves_the_session_whole(db, fails):
     """The abort of a savepoint must not free what the connection to SPI has allocated twice."""
-    db.run("""CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood); INSERT INTO t VALUES (1, 'sad');
+    db.run("""CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood);
+        INSERT INTO t VALUES (1, 'sad');
         CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS
             $$ BEGIN IF current_setting('my.fail') = '1' THEN RAISE 'no'; END IF; RETURN '1'; END $$;
         CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
@@ -109,3 +115,37 @@ def test_a_backfill_that_fails_in_a_savepoint_leaves_the_session_whole(db, fails
         for _ in range(3):
             assert session.execute("SELECT sync_outbox_backfill('t')").fetchone()[0] == 1
     assert len(db.outbox()) == 3
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE t SET v = v + 10 WHERE sync_outbox_backfill('t') >= 0",
+    "UPDATE t SET v = v + 10, id = id + 10 WHERE sync_outbox_backfill('t') >= 0",
+    "DELETE FROM t WHERE sync_outbox_backfill('t') >= 0",
+    "INSERT INTO t SELECT n, sync_outbox_backfill('t') FROM generate_series(1, 5) n"
+    " ON CONFLICT (id) DO UPDATE SET v = t.v + 10",
+    "WITH u AS (UPDATE t SET v = v + 10 RETURNING id) SELECT sync_outbox_backfill('t') FROM u",
+    "WITH u AS (DELETE FROM t WHERE id < 3 RETURNING id) SELECT sync_outbox_backfill('t') FROM u",
+])
+@pytest.mark.parametrize("include_old", [False, True])
+def test_a_backfill_inside_a_statement_of_each_kind(db, statement, include_old):
+    db.run("CREATE TABLE t (id int PRIMARY KEY, v int)")
+    db.attach("t", include_old=include_old)
+    db.run("INSERT INTO t VALUES (1, 1), (2, 2), (3, 3)")
+    db.run(statement)
+    assert replay(db.outbox()) == rows(db, "t"), [(c.op, c.pk, c.data, c.old) for c in db.outbox()]
+
+
+@pytest.mark.parametrize("mood", ["int", "mood"])
+def test_a_backfill_of_a_renamed_table(db, mood):
+    db.run(f"""CREATE TYPE mood AS ENUM ('1');
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood);
+        CREATE TABLE t (id int PRIMARY KEY, v {mood}); INSERT INTO t VALUES (1, '1'), (2, '1')""")
+    db.attach("t")
+    db.run("ALTER TABLE t RENAME TO u")
+    assert db.value("SELECT sync_outbox_backfill('u')") == 2
+    assert db.value("SELECT sync_outbox_backfill('u', priority => 'NORMAL')") == 2
+    with db.conn.transaction():
+        db.run("INSERT INTO u VALUES (3, '1')")
+        assert db.value("SELECT sync_outbox_backfill('u')") == 3
+        assert db.value("SELECT sync_outbox_backfill('u')") == 3

@@ -27,7 +27,8 @@ def own(new_server):
 
 
 def test_a_cast_that_fails_in_a_savepoint_and_is_called_again(own):
-    own.run(CAST.format(body="SELECT CASE WHEN $1 = 'sad' THEN (1/(length($1::text)-3))::text::json ELSE '1'::json END"))
+    own.run(CAST.format(body="SELECT CASE WHEN $1 = 'sad' THEN (1/(length($1::text)-3))::text::json"
+                             " ELSE '1'::json END"))
     own.attach("m")
     with own.conn.transaction():
         own.run("INSERT INTO m VALUES (1, 'ok')")
@@ -50,11 +51,13 @@ def test_a_cast_that_comes_back_to_itself(own):
     assert own.value("SELECT count(*) FROM sync_outbox") == own.value("SELECT count(*) FROM m")
 
 
-@pytest.mark.parametrize("between", ["DROP TABLE other", "ALTER TABLE other ADD x text DEFAULT 'y'", "TRUNCATE other", "SELECT 1"])
+@pytest.mark.parametrize("between",
+                         ["DROP TABLE other", "ALTER TABLE other ADD x text DEFAULT 'y'", "TRUNCATE other", "SELECT 1"])
 def test_a_cast_that_fails_in_the_middle_of_a_scan_takes_nothing_down(own, between):
     own.run("CREATE TABLE other AS SELECT n AS a, repeat('x', 500) AS b FROM generate_series(1, 2000) n")
     own.run(CAST.format(
-        body="SELECT ('[' || (SELECT coalesce(string_agg(CASE WHEN $1 = 'sad' THEN (1 / (a - 1000))::text ELSE '1' END, ','), '') FROM other) || ']')::json"))
+        body="SELECT ('[' || (SELECT coalesce(string_agg(CASE WHEN $1 = 'sad' THEN (1 / (a - 1000))::text"
+             " ELSE '1' END, ','), '') FROM other) || ']')::json"))
     own.attach("m")
     pid = own.value("SELECT pg_backend_pid()")
     failure = None
@@ -96,7 +99,8 @@ def test_a_cast_in_sql_that_failed_in_a_savepoint_gives_the_next_rows_value(db):
 
 def test_a_cast_in_sql_that_failed_in_a_savepoint_does_not_give_its_own_value_to_the_next_row(db):
     db.run(SQL_CAST + """CREATE OR REPLACE FUNCTION colour_json(colour) RETURNS json LANGUAGE sql STABLE AS $$
-        SELECT CASE WHEN n = 1 AND $1 = 'bad' THEN (1 / (length($1::text) - 3))::text::json ELSE to_json('x' || $1::text) END
+        SELECT CASE WHEN n = 1 AND $1 = 'bad' THEN (1 / (length($1::text) - 3))::text::json
+            ELSE to_json('x' || $1::text) END
           FROM generate_series(1, 3) n $$""")
     db.attach("paint")
     the_cast_fails_in_a_savepoint_between_two_rows(db)
@@ -160,7 +164,8 @@ def test_a_cast_that_is_written_in_another_language(db):
         CREATE CAST (colour AS json) WITH FUNCTION colour_json(colour);""")
     db.attach("paint")
     db.run("INSERT INTO paint VALUES (1, 'red')")
-    db.run("CREATE OR REPLACE FUNCTION colour_json(colour) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN to_json('new ' || $1::text); END $$")
+    db.run("CREATE OR REPLACE FUNCTION colour_json(colour) RETURNS json"
+           " LANGUAGE plpgsql AS $$ BEGIN RETURN to_json('new ' || $1::text); END $$")
     db.run("INSERT INTO paint VALUES (2, 'red')")
     assert db.changes()[1][2] == {"id": 2, "c": "new red"}
 
@@ -169,7 +174,8 @@ def test_after_a_cast_that_failed_or_was_cancelled_the_session_makes_types(db):
     db.run("""
         CREATE TYPE colour AS ENUM ('red', 'bad', 'slow');
         CREATE FUNCTION colour_json(colour) RETURNS json LANGUAGE plpgsql AS $$ BEGIN
-            IF $1 = 'bad' THEN RAISE 'bad'; END IF; IF $1 = 'slow' THEN PERFORM pg_sleep(10); END IF; RETURN to_json($1::text); END $$;
+            IF $1 = 'bad' THEN RAISE 'bad'; END IF; IF $1 = 'slow' THEN PERFORM pg_sleep(10); END IF;
+            RETURN to_json($1::text); END $$;
         CREATE TABLE paint (id int PRIMARY KEY, c colour);
         CREATE CAST (colour AS json) WITH FUNCTION colour_json(colour);""")
     db.attach("paint")
@@ -252,3 +258,17 @@ def test_a_cast_that_writes_to_rows_of_its_statement(db, statement, action):
     changes = db.outbox()
     held = {key: (row["id"], row["n"]) for key, row in replay(changes).items()}
     assert held == {key: (row["id"], row["n"]) for key, row in rows(db, "m").items()}, changes
+
+
+def test_a_renamed_table_and_a_cast_that_writes(db):
+    """What the cast wrote has the greater id and is appended first: the sender compares from the smaller on."""
+    db.run("""CREATE TYPE mood AS ENUM ('ok', 'deep');
+        CREATE TABLE t (id int PRIMARY KEY, v mood);
+        CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE plpgsql AS $$
+            BEGIN IF $1 = 'deep' THEN INSERT INTO t VALUES (100, 'ok'); END IF; RETURN '1'; END $$;
+        CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood)""")
+    db.attach("t")
+    db.run("ALTER TABLE t RENAME TO u")
+    db.run("CREATE VIEW t AS SELECT * FROM u; INSERT INTO u VALUES (1, 'deep')")
+    first = db.value("SELECT min(id) FROM sync_outbox")
+    assert db.value("SELECT min(first_id) FROM sync_outbox_lane") <= first

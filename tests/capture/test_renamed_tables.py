@@ -45,13 +45,15 @@ def test_swapped_there_and_back_keep_the_order(db, receiver, again):
 
 
 def test_a_renamed_table_is_attached_under_its_new_name(db, receiver):
-    """While changes wait under that name elsewhere nothing changes; when they are gone, nothing needs to be compared any more."""
+    """While changes wait under that name elsewhere nothing changes; when they are gone, nothing needs to be compared
+    any more."""
     db.aim(receiver)
     db.run("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE t_new (LIKE t INCLUDING ALL)")
     db.attach("t", priority="LOW")
     db.attach("t_new", priority="HIGH")
     db.run("INSERT INTO t VALUES (1, 1); ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t")
-    named = "SELECT encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 't'::regclass AND tgname = '!sync_outbox_row'"
+    named = ("SELECT encode(tgargs, 'escape') FROM pg_trigger WHERE tgrelid = 't'::regclass"
+             " AND tgname = '!sync_outbox_row'")
     before = db.value(named)
     db.attach("t", priority="HIGH")
     assert db.value(named) == before
@@ -77,3 +79,22 @@ def test_renamed_attached_and_renamed_back(db, receiver):
     low, high = db.outbox()
     db.flush()
     assert [str(k) for k in sent_keys(receiver)] == [str(low.dedup_key), str(high.dedup_key)]
+
+
+def test_what_is_imported_for_a_renamed_table_stays_before_what_waits(db, receiver):
+    """The name of the old changes is now that of a table with another priority."""
+    db.aim(receiver)
+    db.run("CREATE TABLE t (id int PRIMARY KEY, v int); CREATE TABLE t_new (LIKE t INCLUDING ALL)")
+    db.attach("t", priority="HIGH")
+    db.attach("t_new", priority="LOW")
+    db.run("INSERT INTO t VALUES (1, 2); ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t")
+    db.run("""CREATE TABLE outbox_old (id bigint, schema_name text, table_name text, op text, pk jsonb, data jsonb);
+        INSERT INTO outbox_old VALUES (1, 'public', 't', 'INSERT', '{"id": 1}', '{"id": 1, "v": 1}')""")
+    db.value("SELECT sync_outbox_import('outbox_old')")
+    old, high = db.outbox()
+    db.flush()
+    db.flush()
+    sent = [change["dedup_key"] for request in receiver.requests for change in request.changes]
+    assert sent == [str(old.dedup_key), str(high.dedup_key)]
+    db.flush()
+    assert db.value("SELECT count(*) FROM sync_outbox_lane") == 0

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 from psycopg import errors
@@ -12,7 +11,8 @@ from support.hub_database import Hub, delete, insert, keys, truncate, update
 # The four operations
 
 def test_changes_are_applied_in_order(hub):
-    hub.acks(insert(id=1, qty=1, note="a"), update(1, qty=2), insert(id=2, qty=5, note=None), delete(2), insert(id=3, qty=None, note="é\"'\\"))
+    hub.acks(insert(id=1, qty=1, note="a"), update(1, qty=2), insert(id=2, qty=5, note=None), delete(2),
+             insert(id=3, qty=None, note="é\"'\\"))
 
     assert hub.content() == [(1, 2, "a"), (3, None, "é\"'\\")]
 
@@ -23,7 +23,8 @@ def test_the_answer_has_the_form_of_the_wire(hub):
 
     assert answer == ('{"acked": ["%s"], "errors": [{"dedup_key": "%s", "error": "row not found"}], "conflicts": []}'
                       % (good["dedup_key"], bad["dedup_key"]))
-    assert hub.value("SELECT sync_outbox_apply('{\"changes\": []}')::text") == '{"acked": [], "errors": [], "conflicts": []}'
+    answer = hub.value("SELECT sync_outbox_apply('{\"changes\": []}')::text")
+    assert answer == '{"acked": [], "errors": [], "conflicts": []}'
 
 
 def test_insert_is_an_upsert(hub):
@@ -119,7 +120,7 @@ def test_two_requests_with_the_same_change_apply_it_once(hub):
     answers = []
     waiting = threading.Thread(target=lambda: answers.append(hub.apply(same, session=second)))
     waiting.start()
-    time.sleep(0.3)
+    hub.db.wait_until_blocked(second)
     assert not answers, "the second request waits for the first"
     first.commit()
     waiting.join()
@@ -128,7 +129,8 @@ def test_two_requests_with_the_same_change_apply_it_once(hub):
 
 
 def test_two_bodies_with_the_same_key_under_a_lock_timeout(hub):
-    """The same body from two sessions: both are acknowledged, applied once, and the later ack is not before the first commit."""
+    """The same body from two sessions: both are acknowledged, applied once, and the later ack is not before the first
+    commit."""
     one = insert(id=1, qty=1)
     holder = hub.session(autocommit=False)
     hub.apply(one, session=holder)
@@ -136,7 +138,7 @@ def test_two_bodies_with_the_same_key_under_a_lock_timeout(hub):
     with hub.session() as other:
         thread = threading.Thread(target=lambda: answers.append(hub.apply(one, session=other)))
         thread.start()
-        time.sleep(0.3)
+        hub.db.wait_until_blocked(other)
         assert answers == []
         holder.rollback()
         thread.join()
@@ -146,8 +148,10 @@ def test_two_bodies_with_the_same_key_under_a_lock_timeout(hub):
 def test_the_memory_of_keys_is_pruned_by_age(db):
     db.server.set(sync_outbox__applied_retention="1h")
     hub = Hub(db)
-    hub.run("INSERT INTO sync_outbox_applied SELECT gen_random_uuid(), now() - interval '2 hours' FROM generate_series(1, 5000)")
-    hub.run("INSERT INTO sync_outbox_applied SELECT gen_random_uuid(), now() - interval '30 minutes' FROM generate_series(1, 10)")
+    hub.run("INSERT INTO sync_outbox_applied SELECT gen_random_uuid(), now() - interval '2 hours'"
+            " FROM generate_series(1, 5000)")
+    hub.run("INSERT INTO sync_outbox_applied SELECT gen_random_uuid(), now() - interval '30 minutes'"
+            " FROM generate_series(1, 10)")
     with hub.session() as session:
         for n in range(10):
             hub.apply(insert(id=n), session=session)
@@ -171,11 +175,13 @@ def test_hard_fact_26_nothing_is_captured_and_foreign_keys_are_not_checked(hub):
 
 
 def test_settings_come_back_after_errors_too(hub):
-    odd = {"TimeZone": "Asia/Kathmandu", "DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "search_path": "public, pg_temp"}
+    odd = {"TimeZone": "Asia/Kathmandu", "DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard",
+           "search_path": "public, pg_temp"}
     for name, value in odd.items():
         hub.run("SELECT set_config(%s, %s, false)", [name, value])
     hub.table("id int PRIMARY KEY, at timestamptz, i interval")
-    hub.apply(insert("t", id=1, at="2024-02-01T00:30:00+00:00", i="-1 mons +3 days"), update(5, "t"), insert("t", id="x"))
+    hub.apply(insert("t", id=1, at="2024-02-01T00:30:00+00:00", i="-1 mons +3 days"), update(5, "t"),
+              insert("t", id="x"))
     with pytest.raises(errors.InvalidParameterValue):
         hub.run("SELECT sync_outbox_apply('[]')")
     for name, value in odd.items():

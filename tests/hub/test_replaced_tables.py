@@ -3,7 +3,6 @@ of somebody else."""
 
 import json
 import threading
-import time
 
 import pytest
 from psycopg import errors
@@ -28,8 +27,8 @@ def hostile(db, name):
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
 def test_a_table_that_changes_its_owner_while_it_is_looked_up(hub, isolation):
-    """A superuser gives an accepted table away; its new owner has prepared a trigger, which waits in the queue for the lock in front of
-    apply. What apply knows of the owner is from before."""
+    """A superuser gives an accepted table away; its new owner has prepared a trigger, which waits in the queue for the
+    lock in front of apply. What apply knows of the owner is from before."""
     role, eve = hostile(hub.db, "eve")
     admin = hub.session(autocommit=False)
     admin.execute(f"ALTER TABLE sales OWNER TO {role}")
@@ -43,10 +42,12 @@ def test_a_table_that_changes_its_owner_while_it_is_looked_up(hub, isolation):
     def apply():
         with hub.db.server.connect(hub.db.name) as session:
             session.execute(f"SET default_transaction_isolation = '{isolation}'")
-            outcome.append(session.execute("SELECT sync_outbox_apply(%s::json)::text", [json.dumps({"changes": [insert(id=1)]})]).fetchone()[0])
+            outcome.append(session.execute("SELECT sync_outbox_apply(%s::json)::text",
+                                           [json.dumps({"changes": [insert(id=1)]})]).fetchone()[0])
 
     def waiting(n):
-        return wait_for(lambda: hub.value("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sales'::regclass") == n)
+        return wait_for(lambda: hub.value("SELECT count(*) FROM pg_locks WHERE NOT granted"
+                                          " AND relation = 'sales'::regclass") == n)
 
     threads = [threading.Thread(target=plant), threading.Thread(target=apply)]
     for n, thread in enumerate(threads):
@@ -63,9 +64,11 @@ def test_a_table_that_changes_its_owner_while_it_is_looked_up(hub, isolation):
 def test_a_partition_of_another_owner(hub):
     """The root is a superuser's and accepted, a leaf was given to somebody else."""
     role, eve = hostile(hub.db, "eve")
-    hub.run("CREATE TABLE root (id int PRIMARY KEY, qty int) PARTITION BY RANGE (id); CREATE TABLE leaf PARTITION OF root DEFAULT;"
+    hub.run("CREATE TABLE root (id int PRIMARY KEY, qty int) PARTITION BY RANGE (id);"
+            " CREATE TABLE leaf PARTITION OF root DEFAULT;"
             f"SELECT sync_outbox_accept('root'); ALTER TABLE leaf OWNER TO {role}")
-    eve.execute("CREATE TRIGGER x BEFORE INSERT ON public.leaf FOR EACH ROW EXECUTE FUNCTION eve.evil(); ALTER TABLE public.leaf ENABLE ALWAYS TRIGGER x")
+    eve.execute("CREATE TRIGGER x BEFORE INSERT ON public.leaf FOR EACH ROW EXECUTE FUNCTION eve.evil();"
+                " ALTER TABLE public.leaf ENABLE ALWAYS TRIGGER x")
     print(hub.apply(insert("root", id=1)))
     ran = {row.who for row in hub.rows("SELECT who FROM eve.who")}
     assert not is_super(hub.db, role) and ran <= {role}, ran
@@ -114,7 +117,7 @@ def test_a_table_that_gets_another_owner_while_apply_waits(hub):
         thread = threading.Thread(target=lambda: answers.append(
             hub.apply(change("INSERT", {"id": 1}, {"id": 1}, "sup", "evil"), session=applying)))
         thread.start()
-        time.sleep(0.5)
+        hub.db.wait_until_blocked(applying)
         giving.execute(f"SET LOCAL ROLE {role}; {WIN}")
         giving.commit()
         thread.join()
@@ -130,12 +133,15 @@ def test_a_swapped_table_through_other_code(hub, wrapped):
     hub.run("CREATE TABLE evil.sup (id int PRIMARY KEY, a int)")
     hub.run("SELECT sync_outbox_accept('evil.sup')")
     session.execute(f"""CREATE FUNCTION evil.swap(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
-        EXECUTE 'DROP TABLE IF EXISTS evil.sup; CREATE TABLE evil.sup (id int PRIMARY KEY, a int); {WIN}'; RETURN $1; END $$""")
+        EXECUTE 'DROP TABLE IF EXISTS evil.sup; CREATE TABLE evil.sup (id int PRIMARY KEY, a int); {WIN}'; RETURN $1;
+        END $$""")
     session.execute({
         "domain": "CREATE DOMAIN evil.d AS int CHECK (evil.swap(VALUE) > 0); ALTER TABLE evil.bait ALTER a TYPE evil.d",
         "index": "CREATE INDEX ON evil.bait (evil.swap(a))",
-        "rls": "ALTER TABLE evil.bait ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; CREATE POLICY p ON evil.bait WITH CHECK (evil.swap(a) > 0)",
-        "rule": "CREATE RULE r AS ON INSERT TO evil.bait DO ALSO SELECT evil.swap(1); ALTER TABLE evil.bait ENABLE ALWAYS RULE r"}[wrapped])
+        "rls": "ALTER TABLE evil.bait ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;"
+               " CREATE POLICY p ON evil.bait WITH CHECK (evil.swap(a) > 0)",
+        "rule": "CREATE RULE r AS ON INSERT TO evil.bait DO ALSO SELECT evil.swap(1);"
+                " ALTER TABLE evil.bait ENABLE ALWAYS RULE r"}[wrapped])
     sup = [change("INSERT", {"id": n}, {"id": n}, "sup", "evil") for n in (1, 2)]
     bait = change("INSERT", {"id": 1}, {"id": 1, "a": 1}, "bait", "evil")
     print(hub.apply(sup[0], bait, sup[1]), hub.rows("TABLE evil.who"))
@@ -149,11 +155,15 @@ def test_a_database_owner_in_public(hub):
     hub.run("SELECT sync_outbox_accept('ledger')")
     session = hub.db.session(user=role)
     session.execute(f"""CREATE TABLE bait (id int PRIMARY KEY);
-        CREATE FUNCTION win() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'ALTER ROLE {role} SUPERUSER'; RETURN NEW; END $$;
-        CREATE FUNCTION swap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        EXECUTE 'DROP TABLE public.ledger; CREATE TABLE public.ledger (id int PRIMARY KEY); CREATE TRIGGER win BEFORE INSERT ON public.ledger FOR EACH ROW EXECUTE FUNCTION public.win(); ALTER TABLE public.ledger ENABLE ALWAYS TRIGGER win';
+        CREATE FUNCTION win() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'ALTER ROLE {role} SUPERUSER';
         RETURN NEW; END $$;
-        CREATE TRIGGER swap BEFORE INSERT ON bait FOR EACH ROW EXECUTE FUNCTION swap(); ALTER TABLE bait ENABLE ALWAYS TRIGGER swap""")
+        CREATE FUNCTION swap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        EXECUTE 'DROP TABLE public.ledger; CREATE TABLE public.ledger (id int PRIMARY KEY);
+        CREATE TRIGGER win BEFORE INSERT ON public.ledger FOR EACH ROW EXECUTE FUNCTION public.win();
+        ALTER TABLE public.ledger ENABLE ALWAYS TRIGGER win';
+        RETURN NEW; END $$;
+        CREATE TRIGGER swap BEFORE INSERT ON bait FOR EACH ROW EXECUTE FUNCTION swap();
+        ALTER TABLE bait ENABLE ALWAYS TRIGGER swap""")
     hub.run("SELECT sync_outbox_accept('bait')")
     print(hub.apply(insert("ledger", id=1), insert("bait", id=1), insert("ledger", id=2)))
     assert not is_super(hub, role)
@@ -172,5 +182,6 @@ def test_own_triggers_may_call_apply_again(hub):
     hub.db.server.set(sync_outbox__apply_statement_timeout="1s")
     with hub.session() as applying:
         print(hub.apply(bait, mine, session=applying), hub.content())
-        assert applying.execute("SELECT current_user, current_setting('session_replication_role')").fetchone() == ("postgres", "origin")
+        state = applying.execute("SELECT current_user, current_setting('session_replication_role')").fetchone()
+        assert state == ("postgres", "origin")
         applying.execute("SELECT pg_sleep(1.5)")

@@ -56,8 +56,10 @@ def test_defect_17_the_time_is_that_of_the_whole_body(locked):
 
 def test_defect_17_work_is_not_waiting(hub):
     """A slow trigger does not use the time up that a lock may be waited for."""
-    hub.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(0.4); RETURN NEW; END $$;"
-               "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE sales ENABLE ALWAYS TRIGGER slow")
+    hub.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(0.4);"
+            " RETURN NEW; END $$;"
+               "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow();"
+               " ALTER TABLE sales ENABLE ALWAYS TRIGGER slow")
     hub.run("INSERT INTO sales VALUES (1, 0)")
     holder = hub.session(autocommit=False)
     holder.execute("UPDATE sales SET note = 'held'")
@@ -96,7 +98,8 @@ def test_defect_17_a_statement_has_an_end(hub):
     """Also where code of the table's owner catches the error. The caller's own limit is in force again afterwards."""
     hub.run("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN BEGIN PERFORM pg_catalog.pg_sleep(60);"
             "EXCEPTION WHEN query_canceled THEN IF NEW.qty = 1 THEN RAISE; END IF; END; RETURN NEW; END $$;"
-            "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW WHEN (NEW.qty IS NOT NULL) EXECUTE FUNCTION slow();"
+            "CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW WHEN (NEW.qty IS NOT NULL)"
+            " EXECUTE FUNCTION slow();"
             "ALTER TABLE sales ENABLE ALWAYS TRIGGER slow")
     hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
     session = hub.session()
@@ -104,7 +107,8 @@ def test_defect_17_a_statement_has_an_end(hub):
         hub.apply(insert(id=1), insert(id=2, qty=1), session=session)
     assert "statement timeout" in raised.value.diag.message_primary
     assert hub.content() == []
-    # Kept: what is applied by then is answered, and the rest left unmentioned, or that change would come again for ever.
+    # Kept: what is applied by then is answered, and the rest left unmentioned, or that change would come again for
+    # ever.
     caught = [insert(id=1), insert(id=2, qty=2)]
     answer, took = timed(hub, *caught, insert(id=4), session=session)
     assert answer == {"acked": keys(*caught), "errors": [], "conflicts": []} and took < 1.5
@@ -116,7 +120,8 @@ def test_defect_17_a_statement_has_an_end(hub):
         session.execute("SELECT sync_outbox_apply(%s::json), pg_sleep(60)", [body])
     session.execute("RESET statement_timeout")
     session.execute("SELECT sync_outbox_apply(%s::json), pg_sleep(1)", [body])  # ours ends with the call
-    session.execute("DO $$ BEGIN PERFORM sync_outbox_apply('{\"changes\": 1}'); EXCEPTION WHEN invalid_parameter_value THEN PERFORM pg_sleep(1); END $$")
+    session.execute("DO $$ BEGIN PERFORM sync_outbox_apply('{\"changes\": 1}');"
+                    " EXCEPTION WHEN invalid_parameter_value THEN PERFORM pg_sleep(1); END $$")
 
 
 def test_a_locked_table_is_waited_for_once(hub):
@@ -133,10 +138,12 @@ def test_a_locked_table_is_waited_for_once(hub):
 
 
 def test_a_trigger_that_waits_once_uses_up_everybodys_time(hub):
-    """Time that owner's code sleeps after it has waited for any lock counts as waiting: all others of the body get 1 ms."""
+    """Time that owner's code sleeps after it has waited for any lock counts as waiting: all others of the body get 1
+    ms."""
     role, session = mallory(hub)
     session.execute("""CREATE FUNCTION evil.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        BEGIN PERFORM set_config('lock_timeout', '1', true); PERFORM pg_advisory_xact_lock(77); EXCEPTION WHEN OTHERS THEN NULL; END;
+        BEGIN PERFORM set_config('lock_timeout', '1', true); PERFORM pg_advisory_xact_lock(77);
+        EXCEPTION WHEN OTHERS THEN NULL; END;
         PERFORM pg_sleep(1.5); RETURN NEW; END $$;
         CREATE TRIGGER wait BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.wait();
         ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER wait""")
@@ -159,9 +166,11 @@ def test_a_trigger_that_waits_once_uses_up_everybodys_time(hub):
 
 def test_code_that_catches_every_cancel_has_an_end(hub):
     """An endless loop that catches query_canceled: neither the limit of apply nor a cancel ends it."""
-    hub.run("CREATE FUNCTION endless() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP BEGIN PERFORM pg_catalog.pg_sleep(60);"
+    hub.run("CREATE FUNCTION endless() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN LOOP BEGIN PERFORM"
+            " pg_catalog.pg_sleep(60);"
             "EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$;"
-            "CREATE TRIGGER endless BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION endless(); ALTER TABLE sales ENABLE ALWAYS TRIGGER endless")
+            "CREATE TRIGGER endless BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION endless();"
+            " ALTER TABLE sales ENABLE ALWAYS TRIGGER endless")
     hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
     ended = threading.Event()
 
@@ -174,7 +183,8 @@ def test_code_that_catches_every_cancel_has_an_end(hub):
         ended.set()
     thread = threading.Thread(target=apply)
     thread.start()
-    pid = wait_for(lambda: hub.rows("SELECT pid FROM pg_stat_activity WHERE query LIKE '%%sync_outbox_apply(%%' AND pid <> pg_backend_pid()"))[0].pid
+    pid = wait_for(lambda: hub.rows("SELECT pid FROM pg_stat_activity WHERE query LIKE '%%sync_outbox_apply(%%'"
+                                    " AND pid <> pg_backend_pid()"))[0].pid
     try:
         for _ in range(3):
             ended.wait(1)
@@ -186,10 +196,12 @@ def test_code_that_catches_every_cancel_has_an_end(hub):
 
 
 def test_code_that_catches_every_cancel_does_not_keep_the_call(hub):
-    """apply_statement_timeout is raised once; owner's code that swallows it in a loop goes on for as long as it likes."""
+    """apply_statement_timeout is raised once; owner's code that swallows it in a loop goes on for as long as it
+    likes."""
     role, session = mallory(hub)
     session.execute("""CREATE FUNCTION evil.forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        FOR i IN 1 .. 40 LOOP BEGIN PERFORM pg_sleep(0.2); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; RETURN NEW; END $$;
+        FOR i IN 1 .. 40 LOOP BEGIN PERFORM pg_sleep(0.2); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;
+        RETURN NEW; END $$;
         CREATE TRIGGER forever BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.forever();
         ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER forever""")
     hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
@@ -211,7 +223,8 @@ def test_code_that_catches_every_cancel_in_many_blocks(hub, depth):
     session.execute("""CREATE FUNCTION evil.again(depth int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
         LOOP BEGIN PERFORM pg_sleep(60), depth = 0 OR evil.again(depth - 1) AND evil.again(depth - 1);
         EXCEPTION WHEN query_canceled THEN
-            BEGIN PERFORM evil.again(depth - 1) WHERE depth > 0; EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(60); END;
+            BEGIN PERFORM evil.again(depth - 1) WHERE depth > 0;
+            EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(60); END;
         END; END LOOP; END $$;""" f"""
         CREATE FUNCTION evil.forever() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         LOOP BEGIN PERFORM evil.again({depth}); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$;
@@ -230,7 +243,8 @@ def test_code_that_tidies_up_after_a_cancel_is_not_to_blame(hub):
     """It hands the error on: the server was slow, and the whole body comes again."""
     role, session = mallory(hub)
     session.execute("""CREATE FUNCTION evil.tidy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.1); RAISE; END; RETURN NEW; END $$;
+        BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(0.1); RAISE; END; RETURN NEW;
+        END $$;
         CREATE TRIGGER tidy BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.tidy();
         ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER tidy""")
     hub.db.server.set(sync_outbox__apply_statement_timeout="500ms")
@@ -279,17 +293,22 @@ def test_many_tables_nobody_accepted_do_not_take_long(hub):
             session.execute("SELECT length(sync_outbox_apply_text(%s)::text)", [body])
         except psycopg.Error as error:
             print(error)
-        print(len(body) >> 20, "MiB", round(time.monotonic() - began, 1), "s", peak_memory(session.info.backend_pid), "MiB")
+        print(len(body) >> 20, "MiB", round(time.monotonic() - began, 1), "s", peak_memory(session.info.backend_pid),
+              "MiB")
 
 
 # Sessions that end
 
 def test_sessions_that_end_in_the_middle_of_a_call_do_not_end_the_server(new_server):
-    """Each is ended while it applies: what measures its waiting must not look at what a process gives back when it ends."""
+    """Each is ended while it applies: what measures its waiting must not look at what a process gives back when it
+    ends."""
     hub = own_hub(new_server, settings={"max_connections": 60})
-    started = hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
-    hub.run("""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;
-        CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow(); ALTER TABLE sales ENABLE ALWAYS TRIGGER slow""")
+    started = hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity"
+                        " WHERE backend_type = 'checkpointer'")
+    hub.run("""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW;
+        END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON sales FOR EACH ROW EXECUTE FUNCTION slow();
+        ALTER TABLE sales ENABLE ALWAYS TRIGGER slow""")
     for _ in range(5):
         def applies(number):
             with pytest.raises(psycopg.OperationalError):
@@ -303,4 +322,55 @@ def test_sessions_that_end_in_the_middle_of_a_call_do_not_end_the_server(new_ser
         hub.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
         for thread in threads:
             thread.join(30)
-    assert started == hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    assert started == hub.value("SELECT pg_postmaster_start_time()::text || pid FROM pg_stat_activity"
+                                " WHERE backend_type = 'checkpointer'")
+
+
+def trigger(session, code):
+    session.execute(f"""CREATE FUNCTION evil.code() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {code}; RETURN NEW;
+        END $$;
+        CREATE TRIGGER code BEFORE INSERT ON evil.bait FOR EACH ROW EXECUTE FUNCTION evil.code();
+        ALTER TABLE evil.bait ENABLE ALWAYS TRIGGER code""")
+
+
+def test_a_table_whose_code_deadlocks_each_time_does_not_keep_its_store_waiting(hub):
+    role, session = mallory(hub)
+    trigger(session, "PERFORM pg_advisory_xact_lock(1), pg_advisory_xact_lock(2)")
+    stop = threading.Event()
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 2"
+
+    def accomplice():
+        with hub.db.session(user=role, autocommit=False) as other:
+            while not stop.is_set():
+                other.execute("SELECT pg_advisory_xact_lock(2)")
+                wait_for(lambda: stop.is_set() or other.execute(waits).fetchone()[0], 60)
+                try:
+                    if not stop.is_set():
+                        other.execute("SELECT pg_advisory_xact_lock(1)")
+                except errors.DeadlockDetected:
+                    pass
+                other.rollback()
+    thread = threading.Thread(target=accomplice)
+    thread.start()
+    before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
+    try:
+        wait_for(lambda: hub.value("SELECT count(*) FROM pg_locks WHERE granted AND objid = 2"
+                                   " AND locktype = 'advisory'"))
+        for _ in range(3):
+            with hub.session() as applying:
+                answer = hub.apply(before, bait, after, session=applying)
+                assert set(keys(before, after)) <= set(answer["acked"]) and answer["errors"] == []
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_table_whose_code_is_beyond_a_limit_each_time_does_not_keep_its_store_waiting(hub):
+    hub.db.server.set(temp_file_limit="1MB")
+    role, session = mallory(hub)
+    trigger(session, "PERFORM count(*) FROM (SELECT n FROM generate_series(1, 1000000) n ORDER BY -n OFFSET 0) s")
+    before, bait, after = insert(id=1), change("INSERT", {"id": 1}, {"id": 1}, "bait", "evil"), insert(id=2)
+    with hub.session() as applying:
+        answer = hub.apply(before, bait, after, session=applying)
+    print(answer)
+    assert answer["acked"] == keys(before, after)

@@ -7,8 +7,8 @@ import psycopg
 import pytest
 
 from support.large import nested_json
-from support.process import MB
 from support.process import MB, peak_memory
+from support.wait import wait_for
 
 
 @pytest.mark.parametrize("rows", [1000, 5000])
@@ -17,7 +17,8 @@ def test_an_answer_of_very_many_parts_is_no_crash(new_server, new_receiver, rows
     """As long as an answer may be (4 kB for each change), made of parts of two bytes."""
     server = new_server(through=("prlimit", f"--as={640 * MB}"))
     db = server.create_database()
-    db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; RESET client_min_messages; CREATE TABLE sales (id int PRIMARY KEY)")
+    db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; RESET client_min_messages;"
+           " CREATE TABLE sales (id int PRIMARY KEY)")
     length = rows * 4096 // 2
 
     def behaviour(request, wire):
@@ -59,7 +60,9 @@ def test_an_answer_does_not_overflow_the_workers_stack(new_server, receiver):
     db.run("INSERT INTO sales SELECT n, 0 FROM generate_series(1, 1000) n")
     db.aim(receiver)
     receiver.wait_for_requests(2, 20)
-    time.sleep(3)
+    answered = ("SELECT consecutive_failures > 0 OR EXISTS (SELECT FROM sync_outbox WHERE error_message IS NOT NULL)"
+                " FROM sync_outbox_target_state")
+    wait_for(lambda: db.value(answered), 20)
     print(len(receiver.requests), [r.raw and len(r.raw) for r in receiver.requests[:5]])
     assert not server.log.matches("terminated by signal", position)
 
@@ -77,24 +80,28 @@ def test_the_memory_of_an_answer_is_bounded(sales, receiver, rows):
         began = time.monotonic()
         print(session.execute("SELECT sync_outbox_flush()::text").fetchone()[0][:300])
         most = peak_memory(session.info.backend_pid)
-    print(rows, "rows ->", most, "MiB", round(time.monotonic() - began, 1), "s", [len(r.changes) for r in receiver.requests])
+    print(rows, "rows ->", most, "MiB", round(time.monotonic() - began, 1), "s",
+          [len(r.changes) for r in receiver.requests])
     assert most < 300
 
 
 def test_an_imported_key_does_not_overflow_the_workers_stack(new_server, receiver):
     """What an application wrote into the scripts' outbox is stored with us: the worker dies of it again and again."""
     server, db = own(new_server, receiver)
-    db.run("CREATE TABLE old (id bigserial PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb, data jsonb, dedup_key text,"
+    server.set(sync_outbox__retry_interval="200ms")
+    db.run("CREATE TABLE old (id bigserial PRIMARY KEY, schema_name text, table_name text, op text, pk jsonb,"
+           " data jsonb, dedup_key text,"
            "txid bigint DEFAULT txid_current(), created_at timestamptz DEFAULT now())")
-    db.run("INSERT INTO old (schema_name, table_name, op, pk, dedup_key) VALUES ('public', 'sales', 'DELETE', %s::jsonb, gen_random_uuid()::text)",
+    db.run("INSERT INTO old (schema_name, table_name, op, pk, dedup_key)"
+           " VALUES ('public', 'sales', 'DELETE', %s::jsonb, gen_random_uuid()::text)",
            ['{"id": ' + nested_json(260, nest=100) + "}"])
     position = server.log.position()
     receiver.behaviour = lambda request, wire: wire.answer(200, {"acked": [], "errors": [
         {"dedup_key": key, "error": "no"} for key in request.keys]})
     db.run("SELECT sync_outbox_import('old')")
     db.aim(receiver)
-    receiver.wait_for_requests(1, 20)
-    time.sleep(6)
+    # It has survived the answer, keeping what it refused for later, and looking at that again.
+    receiver.wait_for_requests(3, 20)
     died = server.log.matches("terminated by signal", position)
     print(len(receiver.requests), died)
     assert not died

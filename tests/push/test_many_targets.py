@@ -79,7 +79,8 @@ def test_many_targets(live, receiver, new_receiver):
     began = time.monotonic()
     for n in range(150):
         live.run(f"INSERT INTO s{n} VALUES (1)")
-    wait_for(lambda: len(good.changes) == 75 and len(bad.requests) == 75, 20, lambda: f"{len(good.changes)} {len(bad.requests)}")
+    wait_for(lambda: len(good.changes) == 75 and len(bad.requests) == 75, 20,
+             lambda: f"{len(good.changes)} {len(bad.requests)}")
     print("all out after", time.monotonic() - began)
     began = time.monotonic()
     live.run("INSERT INTO s0 VALUES (2)")
@@ -88,8 +89,17 @@ def test_many_targets(live, receiver, new_receiver):
 
 
 def test_dead_changes_of_one_target_do_not_hold_up_another(live, receiver, new_receiver):
-    """300,000 changes of `default` wait for a person. Whatever is said of any target has the worker walk over them, in one step."""
+    """300,000 changes of `default` wait for a person. Whatever is said of any target has the worker walk over them, in
+    one step."""
     other = new_receiver()
     dead_beside_another_target(live, receiver, other, "(id int PRIMARY KEY, qty int)",
                                "INSERT INTO sales SELECT n, 0 FROM generate_series(1, 300000) n")
     assert longest_wait_of_another_target(live, other, 5) < 0.3
+
+
+def test_dead_changes_with_large_values_do_not_hold_up_another_target(live, receiver, new_receiver):
+    other = new_receiver()
+    dead_beside_another_target(live, receiver, other, "(id int PRIMARY KEY, note text)",
+                               "INSERT INTO sales SELECT n, '' FROM generate_series(1, 320) n",
+                               "UPDATE sales SET note = repeat(id::text || ' \\ id ', 400000)")
+    assert longest_wait_of_another_target(live, other, 4) < 0.3

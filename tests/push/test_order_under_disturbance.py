@@ -4,13 +4,16 @@ import random
 import threading
 import time
 
-from support.wait import wait_for
 from support.queued import with_dead
+from support.wait import wait_for
+
+DEAD = "ARRAY(SELECT id FROM sync_outbox_queue WHERE table_name = 'k' AND status = 'DEAD')"
 
 
 def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):
     with_dead(live, receiver, 40_000)
-    live.server.set(sync_outbox__interval="500ms", sync_outbox__retry_interval="200ms", sync_outbox__retry_max_interval="400ms",
+    live.server.set(sync_outbox__interval="500ms", sync_outbox__retry_interval="200ms",
+                    sync_outbox__retry_max_interval="400ms",
                     sync_outbox__max_attempts=2)
     live.run("CREATE TABLE k (id int PRIMARY KEY, v int); INSERT INTO k SELECT n, 0 FROM generate_series(1, 30) n")
     live.attach("k")
@@ -65,8 +68,8 @@ def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):
         with live.session() as session:
             while not stop.wait(0.1):
                 session.execute(random.choice([
-                    "SELECT sync_outbox_requeue(ARRAY(SELECT id FROM sync_outbox_queue WHERE table_name = 'k' AND status = 'DEAD'), 'tried again')",
-                    "SELECT sync_outbox_requeue(ARRAY(SELECT id FROM sync_outbox_queue WHERE table_name = 'k' AND status = 'DEAD' LIMIT 1), 'tried again')",
+                    f"SELECT sync_outbox_requeue({DEAD}, 'tried again')",
+                    f"SELECT sync_outbox_requeue(({DEAD})[1:1], 'tried again')",
                     "SELECT sync_outbox_flush()", "SELECT sync_outbox_flush(max_rows => 5)",
                     "SELECT sync_outbox_pause('default'), sync_outbox_resume('default')"]))
     threads = [threading.Thread(target=f) for f in (write, prepare, administer)]
@@ -78,12 +81,18 @@ def test_order_of_keys_while_a_look_is_disturbed_all_the_time(live, receiver):
         thread.join()
     if problems:
         raise problems[0]
-    receiver.behaviour = lambda request, wire: (taken.extend((c["pk"]["id"], c["data"]["v"], c["dedup_key"]) for c in request.changes if c["table"] == "k"),
-                                                wire.answer(200, {"acked": request.keys}))
-    for _ in range(10):
-        live.run("SELECT sync_outbox_requeue(ARRAY(SELECT id FROM sync_outbox_queue WHERE table_name = 'k' AND status = 'DEAD'), 'tried again')")
-        time.sleep(0.5)
-    wait_for(lambda: live.value("SELECT count(*) FROM sync_outbox WHERE table_name = 'k'") == 0, 30)
+
+    def everything(request, wire):
+        taken.extend((c["pk"]["id"], c["data"]["v"], c["dedup_key"]) for c in request.changes if c["table"] == "k")
+        wire.answer(200, {"acked": request.keys})
+    receiver.behaviour = everything
+
+    def all_gone():
+        left = {status for (status,) in live.rows("SELECT DISTINCT status FROM sync_outbox WHERE table_name = 'k'")}
+        if "DEAD" in left:
+            live.run(f"SELECT sync_outbox_requeue({DEAD}, 'tried again')")
+        return not left
+    wait_for(all_gone, 35)
     last, seen, wrong = {}, set(), []
     for key, v, dedup in taken:
         if dedup not in seen:

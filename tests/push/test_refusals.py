@@ -87,7 +87,7 @@ def test_one_refused_change_does_not_delay_the_others(prioritised, receiver):
     receiver.behaviour = behaviours.poison(lambda c: c["pk"] == {"id": 666})
     prioritised.run("INSERT INTO urgent VALUES (666, 0)")
     receiver.wait_for_requests(1)
-    time.sleep(0.5)
+    wait_for(lambda: prioritised.rows("SELECT FROM sync_outbox WHERE status <> 'PENDING'"))
     late = []
     for n in range(1, 6):
         began = time.monotonic()
@@ -102,9 +102,10 @@ def test_one_refused_change_does_not_delay_the_others(prioritised, receiver):
 
 
 def test_what_was_read_ahead_is_not_passed_over_when_a_retry_is_due(shop, receiver):
-    """Found by the soak: an answer that does not mention some changes has them tried again soon, and what had been read ahead
-    meanwhile was left out, so that later changes of its keys went first."""
-    shop.server.set(sync_outbox__batch_rows=20, sync_outbox__retry_interval="10ms", sync_outbox__retry_max_interval="20ms")
+    """Found by the soak: an answer that does not mention some changes has them tried again soon, and what had been read
+    ahead meanwhile was left out, so that later changes of its keys went first."""
+    shop.server.set(sync_outbox__batch_rows=20, sync_outbox__retry_interval="10ms",
+                    sync_outbox__retry_max_interval="20ms")
     shop.run("CREATE TABLE alarms (id int PRIMARY KEY, qty int)")
     shop.attach("alarms", priority="HIGH")
     shop.run("SELECT sync_outbox_pause()")

@@ -1,7 +1,5 @@
 """One sender at a time for a target: who has the turn is shown, and hands it on when something goes wrong."""
 
-import time
-
 from support import behaviours
 from support.wait import wait_for
 
@@ -26,11 +24,13 @@ def test_an_error_while_a_request_is_out_does_not_send_without_the_lock(prioriti
     receiver.wait_for_requests(1)
     # Something goes wrong where the worker looks around, for a moment.
     prioritised.run("ALTER TABLE sync_outbox_target RENAME COLUMN ca_file TO ca_file_")
+    position = prioritised.server.log.position()
     prioritised.server.set(sync_outbox__interval="1h")  # reload: it looks around
-    time.sleep(0.5)
+    wait_for(lambda: prioritised.server.log.matches("ca_file", position))
     prioritised.run("ALTER TABLE sync_outbox_target RENAME COLUMN ca_file_ TO ca_file")
     wait_for(lambda: len(receiver.requests) >= 3, 20)
-    held = prioritised.value("SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = 'sync_outbox'::regclass"
+    held = prioritised.value("SELECT count(*) FROM pg_locks WHERE locktype = 'object'"
+                             " AND classid = 'sync_outbox'::regclass"
                       " AND granted AND mode = 'ExclusiveLock'")
     assert held == 1
 

@@ -69,12 +69,14 @@ def drains_beside(stocked, receiver, stop, others, done):
             rate = (done() - before) / (time.monotonic() - began)
         finally:
             stop.set()
-    print(f"alone {alone:.1f} s, beside {rate:.0f} a second {beside:.1f} s, left {stocked.value('SELECT count(*) FROM sync_outbox')}")
+    print(f"alone {alone:.1f} s, beside {rate:.0f} a second {beside:.1f} s,"
+          f" left {stocked.value('SELECT count(*) FROM sync_outbox')}")
     assert beside < 3 * alone + 1
 
 
 def test_prepared_transactions_of_others_do_not_starve_the_worker(stocked, receiver):
-    """Every COMMIT PREPARED in the database, of whatever tables, voids what was read and has every session ask and begin anew."""
+    """Every COMMIT PREPARED in the database, of whatever tables, voids what was read and has every session ask and
+    begin anew."""
     stop, done = threading.Event(), []
     stocked.run("CREATE TABLE bystander (id int)")
 
@@ -92,7 +94,8 @@ def test_prepared_transactions_of_others_do_not_starve_the_worker(stocked, recei
 
 
 def test_flushes_of_another_target_do_not_starve_the_worker(stocked, receiver, new_receiver):
-    """Each turn of a flush bumps the one number of the database, also where it is another target's and nothing is there to send."""
+    """Each turn of a flush bumps the one number of the database, also where it is another target's and nothing is there
+    to send."""
     other = new_receiver()
     stocked.value("SELECT sync_outbox_target_set('other', %s::json)", [json.dumps({"base_url": other.url})])
     stocked.run("SELECT sync_outbox_set_token(%s, target => 'other')", [TOKEN])
@@ -102,6 +105,39 @@ def test_flushes_of_another_target_do_not_starve_the_worker(stocked, receiver, n
     def flush():
         with stocked.server.connect(stocked.name) as session:
             while not stop.is_set():
-                session.execute("DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM sync_outbox_flush(target => 'other'); COMMIT; END LOOP; END $$")
+                session.execute("DO $$ BEGIN FOR n IN 1..20 LOOP PERFORM sync_outbox_flush(target => 'other'); COMMIT;"
+                                " END LOOP; END $$")
                 flushes.append(20)
     drains_beside(stocked, receiver, stop, [flush, flush], lambda: sum(flushes))
+
+
+def test_a_storm_of_prepared_transactions_does_not_keep_a_target_from_sending(live, receiver):
+    live.server.set(sync_outbox__interval="1h")
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    live.run("CREATE TABLE other (id int)")
+    stop, count = threading.Event(), []
+
+    def prepare(n):
+        with live.session() as session:
+            session.execute("SET synchronous_commit = off")
+            while not stop.is_set():
+                session.execute(f"BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'r5b{n}'")
+                session.execute(f"COMMIT PREPARED 'r5b{n}'")
+                count.append(1)
+    threads = [threading.Thread(target=prepare, args=[n]) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: len(count) > 50, 10)
+        began = time.monotonic()
+        for n in range(5):
+            sent = len(receiver.changes)
+            live.run("INSERT INTO sales VALUES (%s)", [n])
+            wait_for(lambda: len(receiver.changes) > sent, 20)
+        print("sent after", time.monotonic() - began, len(count))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

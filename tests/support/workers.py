@@ -12,11 +12,11 @@ def workers(database):
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker' AND datname = %s", [database.name])]
 
 
-def settled(database):
+def settled(database, deadline=10):
     """The database's worker, once it waits for something to do."""
     return wait_for(lambda: database.rows(
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker' AND datname = %s"
-        " AND state = 'idle' AND query = 'nothing to send'", [database.name]), what="an idle worker")[0].pid
+        " AND state = 'idle' AND query = 'nothing to send'", [database.name]), deadline, "an idle worker")[0].pid
 
 
 def shop_on(server, receiver):
