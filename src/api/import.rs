@@ -23,6 +23,7 @@ use std::ops::ControlFlow;
 use uuid::Uuid;
 use wire::Operation;
 
+/// Columns of the scripts' outbox, which is another table than ours.
 const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
 
 /// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that

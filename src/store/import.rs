@@ -71,7 +71,8 @@ pub struct Imported<'a> {
 }
 
 impl Imported<'_> {
-    /// `txid` is this transaction's: the old one may be of another server, and of a time that is still to come on this.
+    /// The columns that are not named get their defaults. `txid` is this transaction's, because the old one may be of
+    /// another server, and a number that this server has yet to give.
     pub fn insert(&self, schema: &Schema) {
         let text = |bytes: Option<&[u8]>| bytes.map_or_else(|| Arg::null(pg_sys::TEXTOID), Arg::text_bytes);
         spi::run(

@@ -2,6 +2,7 @@
 
 use super::Schema;
 use super::queue::LANES;
+use super::shape;
 use crate::pg::spi::{self, Arg, Ids};
 use pgrx::pg_sys;
 use wire::Priority;
@@ -76,8 +77,7 @@ impl Lane {
     ///
     /// A `dedup_key` can come again, by import or restore after a discard: then the last decision counts.
     pub fn discard(&self, schema: &Schema, ids: Ids<'_>, all: bool, who: &str, reason: &str) -> u64 {
-        const COLUMNS: &str = "id, txid, dedup_key, created_at, target_id, priority, status, attempt_count, refusals,
-            schema_name, table_name, op, pk, data, branch, old, reason, last_attempt_at, next_attempt_at, error_message";
+        let columns = shape::column_list();
         let _plans = super::index_order();
         spi::run(
             &schema.sql(&format!(
@@ -86,9 +86,9 @@ impl Lane {
                       WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
                         AND id OPERATOR(pg_catalog.=) ANY ($3)
                         AND ($4 OR status OPERATOR(pg_catalog.=) ANY ('{{CONFLICT,DEAD}}'::@.sync_outbox_status[]))
-                     RETURNING {COLUMNS})
-                 INSERT INTO @.sync_outbox_discarded ({COLUMNS}, discarded_by, discard_reason)
-                 SELECT {COLUMNS}, $5, $6 FROM gone
+                     RETURNING {columns})
+                 INSERT INTO @.sync_outbox_discarded ({columns}, discarded_by, discard_reason)
+                 SELECT {columns}, $5, $6 FROM gone
                      ON CONFLICT (dedup_key) DO UPDATE SET discarded_at = excluded.discarded_at,
                         discarded_by = excluded.discarded_by, discard_reason = excluded.discard_reason,
                         status = excluded.status, error_message = excluded.error_message"

@@ -1,12 +1,11 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
 use super::Schema;
-use super::shape::Kind;
+use super::shape::{Kind, OutboxColumn};
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
 use delivery::batch::Change;
-use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 use wire::{Priority, Status};
@@ -15,9 +14,9 @@ use wire::{Priority, Status};
 const LOCK_WAIT_MS: i32 = 5_000;
 
 /// The statement capture falls back to, which writes these columns.
-pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
-    let names: Vec<_> = columns.iter().map(|(name, _)| name.to_string_lossy()).collect();
-    let value = |(n, (_, kind)): (usize, &&(&CStr, Kind))| match kind {
+pub fn insert_statement(schema: &Schema, columns: &[OutboxColumn]) -> String {
+    let names: Vec<_> = columns.iter().map(|column| column.name).collect();
+    let value = |(n, column): (usize, &OutboxColumn)| match column.kind {
         Kind::Type(_) => format!("${}", n + 1),
         Kind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
         Kind::Status => format!("${}::@.sync_outbox_status", n + 1),
@@ -88,6 +87,10 @@ impl Default for ParkedUpTo {
     }
 }
 
+/// The columns of a [`KeyRow`]. Only the data of an UPDATE can name another key than `pk` does.
+const KEY_ROW: &str = "status::pg_catalog.text, id, schema_name, table_name, pk,
+    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END";
+
 fn key_row(row: &spi::Row<'_>) -> KeyRow {
     KeyRow {
         status: row.text(1),
@@ -119,9 +122,7 @@ pub fn parked(
     let mut stopped_at = None;
     spi::scan(
         &schema.sql(&format!(
-            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
-                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
-               FROM @.sync_outbox o
+            "SELECT {KEY_ROW} FROM @.sync_outbox o
               WHERE {} AND ROW(status, id) OPERATOR(pg_catalog.>) ROW($3::@.sync_outbox_status, $4)
               ORDER BY o.status, o.id",
             parks()
@@ -384,14 +385,12 @@ pub fn lane_keys(
     mut each: impl FnMut(KeyRow) -> ControlFlow<()>,
 ) {
     spi::scan(
-        &schema.sql(
-            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
-                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
-               FROM @.sync_outbox
+        &schema.sql(&format!(
+            "SELECT {KEY_ROW} FROM @.sync_outbox
               WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
                 AND schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4
-              ORDER BY id",
-        ),
+              ORDER BY id"
+        )),
         &[target_id.into(), priority.name().into(), Arg::text_utf8(&table.0), Arg::text_utf8(&table.1)],
         |row| each(key_row(row)),
     );

@@ -112,7 +112,7 @@ impl QueueScan<'_> {
     }
 
     fn read_by_sql(&self, schema: &Schema, take: &mut dyn FnMut(&Row<'_>) -> usize) {
-        let columns = shape::COLUMNS.map(|(name, _)| name.to_string_lossy()).join(", ");
+        let columns = shape::column_list();
         spi::scan_by(
             &schema.sql(&format!(
                 "SELECT {columns}, ctid FROM @.sync_outbox
@@ -175,7 +175,7 @@ fn stored<'a>(
     Stored {
         outgoing,
         priority,
-        place: row.place(shape::COLUMNS.len() + 1),
+        place: row.place(shape::COLUMN_COUNT + 1),
         attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
         refusals: row.get(column::REFUSALS).unwrap_or_default(),
         was_offline: row.label(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
