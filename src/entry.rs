@@ -23,7 +23,7 @@ pub extern "C-unwind" fn _PG_init() {
 }
 
 // SAFETY: the table holds oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
-unsafe impl Shared for shared::Table {}
+unsafe impl Shared for shared::SharedTable {}
 
 /// Version 1 of the calling convention, for the functions below.
 macro_rules! finfo {

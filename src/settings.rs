@@ -8,7 +8,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-type Text = GucSetting<Option<CString>>;
+type StringSetting = GucSetting<Option<CString>>;
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -16,17 +16,17 @@ static ALLOW_HTTP: GucSetting<bool> = GucSetting::<bool>::new(false);
 static COMPRESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_WHEN_EMPTY: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// No value where there is none, because it is read for every row.
-static REASON: Text = Text::new(None);
-static BASE_URL: Text = Text::new(Some(c""));
-static UPLOAD_PATH: Text = Text::new(Some(c"/api/sync/upload_outbox"));
-static UPLOAD_TOKEN: Text = Text::new(Some(c""));
-static UPLOAD_TOKEN_FILE: Text = Text::new(Some(c""));
-static CA_FILE: Text = Text::new(Some(c""));
-static CLIENT_CERT_FILE: Text = Text::new(Some(c""));
-static CLIENT_KEY_FILE: Text = Text::new(Some(c""));
-static PROXY: Text = Text::new(Some(c""));
-static ALLOWED_ADDRESSES: Text = Text::new(Some(c""));
-static SIGNING_SECRET_FILE: Text = Text::new(Some(c""));
+static REASON: StringSetting = StringSetting::new(None);
+static BASE_URL: StringSetting = StringSetting::new(Some(c""));
+static UPLOAD_PATH: StringSetting = StringSetting::new(Some(c"/api/sync/upload_outbox"));
+static UPLOAD_TOKEN: StringSetting = StringSetting::new(Some(c""));
+static UPLOAD_TOKEN_FILE: StringSetting = StringSetting::new(Some(c""));
+static CA_FILE: StringSetting = StringSetting::new(Some(c""));
+static CLIENT_CERT_FILE: StringSetting = StringSetting::new(Some(c""));
+static CLIENT_KEY_FILE: StringSetting = StringSetting::new(Some(c""));
+static PROXY: StringSetting = StringSetting::new(Some(c""));
+static ALLOWED_ADDRESSES: StringSetting = StringSetting::new(Some(c""));
+static SIGNING_SECRET_FILE: StringSetting = StringSetting::new(Some(c""));
 static BATCH_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
@@ -205,7 +205,13 @@ fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<b
     GucRegistry::define_bool_guc(name, what, c"", setting, context, GucFlags::empty());
 }
 
-fn text(name: &'static CStr, what: &'static CStr, setting: &'static Text, context: GucContext, flags: GucFlags) {
+fn text(
+    name: &'static CStr,
+    what: &'static CStr,
+    setting: &'static StringSetting,
+    context: GucContext,
+    flags: GucFlags,
+) {
     GucRegistry::define_string_guc(name, what, c"", setting, context, flags);
 }
 
@@ -219,11 +225,11 @@ fn number(
     GucRegistry::define_int_guc(name, what, c"", setting, least, most, GucContext::Sighup, flags);
 }
 
-fn string(setting: &Text) -> String {
+fn string(setting: &StringSetting) -> String {
     setting.get().map(|s| s.to_string_lossy().trim().to_owned()).unwrap_or_default()
 }
 
-fn path(setting: &Text) -> Option<String> {
+fn path(setting: &StringSetting) -> Option<String> {
     Some(string(setting)).filter(|s| !s.is_empty())
 }
 

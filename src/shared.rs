@@ -18,16 +18,16 @@ const SLOTS: usize = 8192;
 /// How long a command waits for the worker of its database to leave: as long as PostgreSQL itself waits for others.
 const LEAVING: Duration = Duration::from_secs(5);
 
-static TABLE: Locked<Table> = Locked::new(c"sync_outbox", Table::empty);
+static TABLE: Locked<SharedTable> = Locked::new(c"sync_outbox", SharedTable::empty);
 
 /// The table in shared memory.
-pub struct Table {
+pub struct SharedTable {
     launcher: Option<Process>,
     /// No background worker slot was free for a database that needs one: workers with nothing to do leave at once.
     crowded: AtomicBool,
     /// A database could not be entered because the table was full.
     overflowed: AtomicBool,
-    /// The last number given to [`Entry::control`], of all databases: none is ever given twice.
+    /// The last number given to [`DatabaseEntry::control`], of all databases: none is ever given twice.
     last_control: AtomicU64,
     /// Transactions with captured changes that are being committed right now.
     commits: [Commit; SLOTS],
@@ -37,7 +37,7 @@ pub struct Table {
     commits_elsewhere: AtomicU32,
     /// Entries from here on have never been used.
     used: usize,
-    entries: [Entry; MOST_DATABASES],
+    entries: [DatabaseEntry; MOST_DATABASES],
 }
 
 /// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows
@@ -54,7 +54,7 @@ pub const NOTHING: i64 = i64::MAX;
 /// Any id, from the first on.
 pub const ANYTHING: i64 = i64::MIN;
 
-struct Entry {
+struct DatabaseEntry {
     /// Invalid in a free entry.
     database: Oid,
     worker: Option<Process>,
@@ -91,9 +91,9 @@ pub struct View {
     pub wanted: bool,
 }
 
-impl Table {
+impl SharedTable {
     fn empty() -> Self {
-        Table {
+        SharedTable {
             launcher: None,
             crowded: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
@@ -102,11 +102,11 @@ impl Table {
             commits_used: AtomicUsize::new(0),
             commits_elsewhere: AtomicU32::new(0),
             used: 0,
-            entries: std::array::from_fn(|_| Entry::of(Oid::INVALID)),
+            entries: std::array::from_fn(|_| DatabaseEntry::of(Oid::INVALID)),
         }
     }
 
-    fn entries(&self) -> &[Entry] {
+    fn entries(&self) -> &[DatabaseEntry] {
         &self.entries[..self.used]
     }
 
@@ -114,7 +114,7 @@ impl Table {
         self.entries().iter().position(|entry| entry.database == database)
     }
 
-    fn entry(&mut self, database: Oid) -> Option<&mut Entry> {
+    fn entry(&mut self, database: Oid) -> Option<&mut DatabaseEntry> {
         self.find(database).map(|i| &mut self.entries[i])
     }
 
@@ -128,7 +128,7 @@ impl Table {
         let found = self.find(database).or_else(|| {
             let free = self.find(Oid::INVALID).or_else(|| (self.used < MOST_DATABASES).then_some(self.used))?;
             self.used = self.used.max(free + 1);
-            self.entries[free] = Entry::of(database);
+            self.entries[free] = DatabaseEntry::of(database);
             self.bump(free);
             Some(free)
         });
@@ -139,9 +139,9 @@ impl Table {
     }
 }
 
-impl Entry {
+impl DatabaseEntry {
     fn of(database: Oid) -> Self {
-        Entry {
+        DatabaseEntry {
             database,
             worker: None,
             serving: false,
@@ -157,7 +157,7 @@ impl Entry {
 
     fn free_if_empty(&mut self) {
         if self.worker.is_none() && self.due.is_none() && self.barriers == 0 && !*self.wanted.get_mut() {
-            *self = Entry::of(Oid::INVALID);
+            *self = DatabaseEntry::of(Oid::INVALID);
         }
     }
 
@@ -181,7 +181,7 @@ pub fn init() {
 
 /// What a transaction that commits has to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct CommitNotice {
     /// The first id of the changes that it captured, or [`NOTHING`].
     pub first_id: i64,
     /// It was an administrative call: everything that a sender knows may be out of date.
@@ -204,7 +204,7 @@ pub fn committing(first_id: i64) {
 }
 
 /// The transaction for which [`committing`] was called has committed: hands its news over, and frees the slot.
-pub fn committed(news: News) {
+pub fn committed(news: CommitNotice) {
     want(database::current(), news);
     aborted();
 }
@@ -242,7 +242,7 @@ pub fn control() -> u64 {
 
 /// Says that there may be work in a database: raises its flag and wakes its worker, or else the launcher. What was
 /// committed before is seen by the worker that takes the flag down. Raises no `ERROR`, as it runs right after a commit.
-pub fn want(database: Oid, news: News) {
+pub fn want(database: Oid, news: CommitNotice) {
     // A backend's database never changes, and its entry seldom moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
@@ -296,7 +296,7 @@ pub fn all() -> Vec<View> {
     // Allocated first: nothing may fail while the lock is held.
     let mut views = Vec::with_capacity(MOST_DATABASES);
     let table = TABLE.share();
-    views.extend(table.entries().iter().filter(|e| e.database != Oid::INVALID).map(Entry::view));
+    views.extend(table.entries().iter().filter(|e| e.database != Oid::INVALID).map(DatabaseEntry::view));
     views
 }
 
@@ -358,7 +358,7 @@ impl Seat {
         Some(Seat { database })
     }
 
-    fn with<R: Default>(&self, f: impl FnOnce(&Entry) -> R) -> R {
+    fn with<R: Default>(&self, f: impl FnOnce(&DatabaseEntry) -> R) -> R {
         let table = TABLE.share();
         table.find(self.database).map(|at| f(&table.entries[at])).unwrap_or_default()
     }
@@ -505,7 +505,7 @@ fn worker_of(database: Oid) -> Option<Process> {
 }
 
 /// Says what a transaction of this process's database has committed.
-pub fn want_here(news: News) {
+pub fn want_here(news: CommitNotice) {
     want(database::current(), news);
 }
 
@@ -515,7 +515,7 @@ mod tests {
 
     #[test]
     fn a_database_keeps_its_entry_until_there_is_nothing_to_know() {
-        let mut table = Table::empty();
+        let mut table = SharedTable::empty();
         let (a, b) = (Oid::from(1), Oid::from(2));
         assert_eq!((table.enter(a), table.enter(b), table.enter(a)), (Some(0), Some(1), Some(0)));
         let entry = &mut table.entries[0];
@@ -529,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_full_table_says_so() {
-        let mut table = Table::empty();
+        let mut table = SharedTable::empty();
         for n in 1..=MOST_DATABASES {
             assert!(table.enter(Oid::from(n as u32)).is_some());
         }

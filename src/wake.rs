@@ -7,13 +7,13 @@
 //! rolled back does not: a worker that is woken for nothing is harmless.
 
 use crate::pg::xact::{self, End};
-use crate::shared::{self, ANYTHING, NOTHING, News};
+use crate::shared::{self, ANYTHING, CommitNotice, NOTHING};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the current transaction has to say.
 #[derive(Clone, Copy)]
-struct Mark {
+struct PendingNotice {
     captured: bool,
     control: bool,
     first_id: i64,
@@ -21,35 +21,36 @@ struct Mark {
     committing: bool,
 }
 
-const NO_MARK: Mark = Mark { captured: false, control: false, first_id: NOTHING, committing: false };
+const NO_NOTICE: PendingNotice =
+    PendingNotice { captured: false, control: false, first_id: NOTHING, committing: false };
 
 thread_local! {
-    static MARK: Cell<Mark> = const { Cell::new(NO_MARK) };
+    static PENDING: Cell<PendingNotice> = const { Cell::new(NO_NOTICE) };
 }
 
 /// Wakes the worker of this database once the current transaction has committed, because it has captured a change with
 /// this id; does nothing if it rolls back. Ids of a transaction need not ascend.
 #[inline]
 pub fn at_commit(id: i64) {
-    let mark = MARK.get();
-    if !mark.captured || id < mark.first_id {
-        MARK.set(Mark { captured: true, first_id: mark.first_id.min(id), ..mark });
+    let pending = PENDING.get();
+    if !pending.captured || id < pending.first_id {
+        PENDING.set(PendingNotice { captured: true, first_id: pending.first_id.min(id), ..pending });
     }
 }
 
 /// Tells every sender of this database once the current transaction has committed that what it knows may be out of
 /// date: settings of its target, a token, which changes are free to go. Also wakes the worker.
 pub fn control_at_commit() {
-    MARK.set(Mark { captured: true, control: true, ..MARK.get() });
+    PENDING.set(PendingNotice { captured: true, control: true, ..PENDING.get() });
 }
 
 /// As [`control_at_commit`], for a transaction that is about to make the changes of a prepared one visible, of which
 /// nobody remembers anything: until it has ended, a worker looks at everything.
 pub fn before_commit_prepared() {
-    if !MARK.get().committing {
+    if !PENDING.get().committing {
         shared::committing(ANYTHING);
     }
-    MARK.set(Mark { captured: true, control: true, first_id: ANYTHING, committing: true });
+    PENDING.set(PendingNotice { captured: true, control: true, first_id: ANYTHING, committing: true });
 }
 
 /// Tells every other sender of this database that somebody has taken the turn: what it has read ahead is void. Called
@@ -68,29 +69,29 @@ pub fn control() -> Option<u64> {
 
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
-/// Listens to the ends of transactions. Without it, as where the library is not preloaded, the mark is never read.
+/// Listens to the ends of transactions. Without it, as where the library is not preloaded, nothing that is noted is ever read.
 pub fn init() {
     LISTENING.store(true, Ordering::Relaxed);
     xact::on_end(|end| {
-        let mark = MARK.get();
-        if !mark.captured {
+        let pending = PENDING.get();
+        if !pending.captured {
             return;
         }
         match end {
             End::PreCommit => {
-                if mark.first_id != NOTHING && !mark.committing {
-                    shared::committing(mark.first_id);
-                    MARK.set(Mark { committing: true, ..mark });
+                if pending.first_id != NOTHING && !pending.committing {
+                    shared::committing(pending.first_id);
+                    PENDING.set(PendingNotice { committing: true, ..pending });
                 }
                 return;
             }
             End::Commit => {
-                let news = News { first_id: mark.first_id, control: mark.control };
-                if mark.committing { shared::committed(news) } else { shared::want_here(news) }
+                let news = CommitNotice { first_id: pending.first_id, control: pending.control };
+                if pending.committing { shared::committed(news) } else { shared::want_here(news) }
             }
-            End::Abort | End::Prepare if mark.committing => shared::aborted(),
+            End::Abort | End::Prepare if pending.committing => shared::aborted(),
             End::Abort | End::Prepare => {}
         }
-        MARK.set(NO_MARK);
+        PENDING.set(NO_NOTICE);
     });
 }

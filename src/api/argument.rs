@@ -12,13 +12,13 @@ use wire::{Operation, Priority};
 pub type Text<'a> = Option<&'a [u8]>;
 
 /// A text or json as SQL takes it: see [`text::from_utf8`].
-pub type Answer = Vec<u8>;
+pub type TextResult = Vec<u8>;
 
 /// A `text[]` as SQL gives it.
-pub type Texts<'a> = Option<pgrx::Array<'a, &'a [u8]>>;
+pub type TextArray<'a> = Option<pgrx::Array<'a, &'a [u8]>>;
 
 /// A `name[]` as SQL gives it.
-pub type Names<'a> = Option<pgrx::Array<'a, &'a CStr>>;
+pub type NameArray<'a> = Option<pgrx::Array<'a, &'a CStr>>;
 
 /// The target's name: `default` where none is given.
 pub fn target(name: Option<&str>) -> &str {
@@ -26,10 +26,10 @@ pub fn target(name: Option<&str>) -> &str {
 }
 
 /// A `bigint[]` as SQL gives it.
-pub type Ids<'a> = Option<pgrx::Array<'a, i64>>;
+pub type IdArray<'a> = Option<pgrx::Array<'a, i64>>;
 
 /// Ids, where they are: there can be millions of them. A NULL among them is no id.
-pub fn ids(ids: Ids<'_>) -> Option<spi::Ids<'_>> {
+pub fn ids(ids: IdArray<'_>) -> Option<spi::Ids<'_>> {
     ids.map(spi::Ids::new)
 }
 
@@ -107,7 +107,7 @@ pub fn utf8<'a>(text: Text<'a>, argument: &str) -> Result<Option<Cow<'a, str>>> 
 }
 
 /// The elements of a `text[]` as UTF-8: 54000 if they are too many or too long.
-pub fn texts(array: Texts<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
+pub fn texts(array: TextArray<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
     let Some(array) = array else { return Ok(None) };
     few(array.len(), argument)?;
     let bytes = array.iter().flatten().map(<[u8]>::len).sum();
@@ -118,7 +118,7 @@ pub fn texts(array: Texts<'_>, argument: &str) -> Result<Option<Vec<Option<Strin
 }
 
 /// The elements of a `name[]` as UTF-8: 54000 if they are too many.
-pub fn names(array: Names<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
+pub fn names(array: NameArray<'_>, argument: &str) -> Result<Option<Vec<Option<String>>>> {
     let Some(array) = array else { return Ok(None) };
     few(array.len(), argument)?;
     Ok(Some(array.iter().map(|name| name.map(text::name)).collect()))

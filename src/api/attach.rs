@@ -1,6 +1,6 @@
 //! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
 
-use super::argument::{self, Names, Text, Texts};
+use super::argument::{self, NameArray, Text, TextArray};
 use crate::capture::install;
 use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
@@ -20,11 +20,11 @@ use std::ffi::CStr;
 fn sync_outbox_attach(
     relation: Option<Oid>,
     priority: Text<'_>,
-    columns: Texts<'_>,
-    exclude: Texts<'_>,
+    columns: TextArray<'_>,
+    exclude: TextArray<'_>,
     branch_column: Option<&CStr>,
-    key_columns: Names<'_>,
-    operations: Texts<'_>,
+    key_columns: NameArray<'_>,
+    operations: TextArray<'_>,
     target: Text<'_>,
     include_old: Option<bool>,
     require_reason: Option<bool>,

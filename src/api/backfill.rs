@@ -10,7 +10,7 @@ use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, interrupt, spi, xact};
 use crate::store::options::Options;
-use crate::store::relation::{self, Kind, Relation};
+use crate::store::relation::{self, Relation, RelationKind};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
 use wire::Priority;
@@ -32,7 +32,7 @@ fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Te
 }
 
 /// An attached table, and the key its rows are read by.
-struct Source {
+struct SourceTable {
     table: Relation,
     options: Options,
     target_id: i16,
@@ -49,7 +49,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     }
     let caller = role::current_user();
     let schema = Schema::installed()?;
-    let source = Source::find(&schema, caller, oid)?;
+    let source = SourceTable::find(&schema, caller, oid)?;
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
     let (mut count, mut ids) = (0, None);
@@ -92,7 +92,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     Ok(count)
 }
 
-impl Source {
+impl SourceTable {
     fn find(schema: &Schema, caller: Oid, oid: Oid) -> Result<Self> {
         let _owner = ActAs::owner();
         relation::find(schema, oid)?.require_owner(caller)?;
@@ -107,14 +107,14 @@ impl Source {
             return Err(capture::missing_column(column, argument, &attached::name(oid)));
         }
         let key = attached::key_of(oid, options.key_columns.as_deref())?;
-        Ok(Source { table, options, target_id, key })
+        Ok(SourceTable { table, options, target_id, key })
     }
 
     /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with
     /// their parent either. `coalesce` keeps a row in one piece even where a column has the table's name.
     fn select(&self, condition: Option<&str>) -> String {
         let name = &self.table.sql_name;
-        let only = if self.table.kind == Kind::Table { "ONLY" } else { "" };
+        let only = if self.table.kind == RelationKind::Table { "ONLY" } else { "" };
         let key: Vec<String> = self.key.iter().map(|column| format!("{name}.{}", quote_ident(column))).collect();
         // On lines of its own: a comment at the end of the condition ends there.
         let condition = condition.map(|c| format!("WHERE (\n{c}\n)")).unwrap_or_default();

@@ -15,12 +15,12 @@ const SHAPE: &str = "Write it as in {\"webapp_base_url\": \"https://hub.example.
 pub struct Config {
     pub url: Option<String>,
     pub token: Option<String>,
-    pub tables: Option<Vec<Entry>>,
+    pub tables: Option<Vec<TableEntry>>,
     pub ignored: Vec<String>,
 }
 
 /// An element of `uploads_local_to_remote`.
-pub struct Entry {
+pub struct TableEntry {
     pub table: String,
     pub given: Given,
 }
@@ -53,7 +53,7 @@ impl Config {
             None | Some(Value::Null) => None,
             Some(Value::Array(list)) => {
                 let entries = list.into_iter().enumerate();
-                Some(entries.map(|(i, entry)| Entry::parse(entry, i, &mut ignored)).collect::<Result<_>>()?)
+                Some(entries.map(|(i, entry)| TableEntry::parse(entry, i, &mut ignored)).collect::<Result<_>>()?)
             }
             Some(_) => return Err(wrong(format!("{TABLES} is not an array"))),
         };
@@ -62,11 +62,11 @@ impl Config {
     }
 }
 
-impl Entry {
+impl TableEntry {
     fn parse(entry: Value, i: usize, ignored: &mut Vec<String>) -> Result<Self> {
         let at = format!("{TABLES}[{i}]");
         let mut members = match entry {
-            Value::String(table) => return Ok(Entry { table, given: Given::default() }),
+            Value::String(table) => return Ok(TableEntry { table, given: Given::default() }),
             Value::Object(members) => members,
             _ => return Err(wrong(format!("{at} is neither the name of a table nor an object"))),
         };
@@ -87,7 +87,7 @@ impl Entry {
             always: flag(&mut members, "always", &at)?,
         };
         ignored.extend(members.into_iter().map(|(name, _)| format!("{at}{name}")));
-        Ok(Entry { table, given })
+        Ok(TableEntry { table, given })
     }
 }
 

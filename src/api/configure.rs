@@ -4,7 +4,7 @@
 //! the caller's transaction, and the token's file, which no rollback takes back, comes last.
 
 use super::argument::{self, Text};
-use super::config::{Config, Entry, Given, TABLES};
+use super::config::{Config, Given, TABLES, TableEntry};
 use super::token;
 use crate::capture::install::{self, Outcome};
 use crate::error::{Error, Result, SqlState, or_raise};
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 /// What was done, in the order in which it is answered.
 #[derive(Default, Serialize)]
-struct Answer {
+struct Summary {
     webapp_base_url: bool,
     sync_upload_token: bool,
     attached: Vec<String>,
@@ -45,14 +45,14 @@ fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     text::from_utf8(&serde_json::to_string(&answer).unwrap_or_default())
 }
 
-fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
+fn configure(config: Option<&str>, prune: bool) -> Result<Summary> {
     let config = Config::parse(argument::required(config, "config")?)?;
     // Names mean what they mean to the caller, so they are looked up before search_path is pinned.
     let tables = config.tables.map(resolve).transpose()?;
     let caller = role::current_user();
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let mut answer = Answer { ignored: config.ignored, ..Answer::default() };
+    let mut answer = Summary { ignored: config.ignored, ..Summary::default() };
 
     let _ = identity::admit(&schema); // as attach does; before there is a URL, which a template has not
     let mut target = target::find(&schema, target::DEFAULT)?;
@@ -86,9 +86,9 @@ struct Listed {
     given: Given,
 }
 
-fn resolve(entries: Vec<Entry>) -> Result<Vec<Listed>> {
+fn resolve(entries: Vec<TableEntry>) -> Result<Vec<Listed>> {
     let mut listed: Vec<Listed> = Vec::with_capacity(entries.len());
-    for Entry { table, given } in entries {
+    for TableEntry { table, given } in entries {
         let Some(oid) = look_up(&table) else {
             return Err(Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, format!("table \"{table}\" does not exist"))
                 .detail(format!("It is listed in {TABLES}."))
@@ -118,7 +118,7 @@ fn regclass(name: &str) -> Option<Oid> {
     found.ok().flatten().flatten()
 }
 
-fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Answer) -> Result<()> {
+fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Summary) -> Result<()> {
     let options = table.given.over(attached::options(schema.capture(), table.oid));
     let outcome = install::install(schema, caller, table.oid, &options)?;
     let list = match outcome {
@@ -131,7 +131,7 @@ fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Answer) -> 
 }
 
 /// Attached tables that are not listed.
-fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answer: &mut Answer) -> Result<()> {
+fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answer: &mut Summary) -> Result<()> {
     for (oid, name) in attached::all(schema.capture()) {
         if listed.iter().any(|l| l.oid == oid) {
             continue;

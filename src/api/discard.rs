@@ -4,9 +4,9 @@
 //! stays until the caller's transaction ends. What waits for a person (CONFLICT, DEAD) no sender touches, so that those
 //! can be discarded in the middle of a long drain.
 
-use super::argument::{self, Ids, Text};
+use super::argument::{self, IdArray, Text};
 use crate::error::{Error, Result, SqlState, or_raise};
-use crate::pg::lock::{Scope, SenderLock};
+use crate::pg::lock::{LockScope, SenderLock};
 use crate::pg::role::{self, ActAs};
 use crate::settings;
 use crate::store::history::{self, Action, Entry, Mode};
@@ -21,11 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 /// 1,000; 55P03 if a sender is at work on one of
 /// the targets for longer than `sync_outbox.lock_wait`.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_discard(ids: Ids<'_>, reason: Text<'_>) -> i64 {
+fn sync_outbox_discard(ids: IdArray<'_>, reason: Text<'_>) -> i64 {
     or_raise(discard(ids, reason))
 }
 
-fn discard(ids: Ids<'_>, reason: Text<'_>) -> Result<i64> {
+fn discard(ids: IdArray<'_>, reason: Text<'_>) -> Result<i64> {
     let mut entry = Entry::begin(Action::Discard, Mode::Manual, role::name(role::current_user()));
     let ids = argument::ids(ids).ok_or_else(|| {
         Error::argument("ids must not be null")
@@ -71,7 +71,7 @@ fn checked(reason: Text<'_>) -> Result<String> {
 /// Keeps the sender of a target out until the transaction ends: a worker or drain gives the turn up between two
 /// requests.
 pub(super) fn keep_out(schema: &Schema, target: i16) -> Result<SenderLock> {
-    SenderLock::acquire(schema.outbox(), target, Scope::Transaction, settings::lock_wait()).ok_or_else(|| {
+    SenderLock::acquire(schema.outbox(), target, LockScope::Transaction, settings::lock_wait()).ok_or_else(|| {
         Error::new(
             SqlState::ERRCODE_LOCK_NOT_AVAILABLE,
             "a sender is at work that may have these changes in flight",

@@ -5,15 +5,15 @@
 
 use super::argument;
 use crate::error::{Error, Result, SqlState, or_raise};
-use crate::pg::lock::{Scope, SenderLock};
-use crate::pg::memory::{self, Scratch};
+use crate::pg::lock::{LockScope, SenderLock};
+use crate::pg::memory::{self, ScratchContext};
 use crate::pg::relation_lock::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, confine, interrupt, text, xact};
 use crate::store::import::{self, Imported};
 use crate::store::options::Options;
-use crate::store::relation::{self, Kind, Relation};
+use crate::store::relation::{self, Relation, RelationKind};
 use crate::store::{Schema, attached, identity, lane, quote_literal, target};
 use crate::{settings, wake};
 use sha2::{Digest, Sha256};
@@ -58,9 +58,9 @@ fn import(oid: Oid) -> Result<i64> {
         let last_id = import::last_id(&schema);
         (lanes, last_id - rows + 1, last_id, import::keys(&schema))
     };
-    let mut keys = Keys { before, now: HashSet::new() };
+    let mut keys = DedupKeys { before, now: HashSet::new() };
     let (mut imported, mut skipped) = (0, 0);
-    let memory = Scratch::new();
+    let memory = ScratchContext::new();
     let mut outcome = Ok(());
     let restricted = ActAs::restricted(old.owner);
     spi::scan_once(&select(&old), &[], |row| {
@@ -106,7 +106,7 @@ fn check(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
     let old = relation::find(schema, oid)?;
     old.require_owner(caller)?;
     let hint = "Name the table that the scripts made, which you have renamed: columns id, schema_name, table_name, op, pk, data, dedup_key, created_at.";
-    if old.ours || !matches!(old.kind, Kind::Table | Kind::Partitioned) {
+    if old.ours || !matches!(old.kind, RelationKind::Table | RelationKind::Partitioned) {
         return Err(Error::new(
             SqlState::ERRCODE_WRONG_OBJECT_TYPE,
             format!("{} is not an outbox table made by scripts", old.name),
@@ -127,7 +127,7 @@ fn has(table: &Relation, column: &str) -> bool {
 }
 
 /// Schema and name of a table, as bytes in the server encoding.
-type Name = (Vec<u8>, Vec<u8>);
+type TableName = (Vec<u8>, Vec<u8>);
 
 /// Most bytes of such a name: many times what one of PostgreSQL's has.
 const MOST_NAME_BYTES: usize = 1024;
@@ -136,7 +136,7 @@ const MOST_TABLES: usize = 10_000;
 
 /// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's
 /// memory, so that it is bounded.
-fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
+fn tables(old: &Relation) -> Result<(Vec<TableName>, i64)> {
     let (mut tables, mut rows) = (Vec::new(), 0);
     let count = format!(
         "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, pg_catalog.count(*) FROM {} GROUP BY 1, 2
@@ -172,14 +172,14 @@ fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
 }
 
 /// Where the changes of a table go.
-struct Lane {
+struct Route {
     target_id: i16,
     options: Options,
     /// Other changes under its name wait in another one, and the sender does not know yet that it has to compare them.
     crosses: Cell<bool>,
 }
 
-fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
+fn lanes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap<TableName, Route>> {
     let capture = schema.capture();
     tables
         .into_iter()
@@ -199,13 +199,13 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name
                 .detail("They would overtake those that are imported, which are older.")
                 .hint("Attach the table as it was, or CALL sync_outbox_drain(); first."));
             }
-            Ok((name, Lane { target_id, options, crosses: Cell::new(crosses) }))
+            Ok((name, Route { target_id, options, crosses: Cell::new(crosses) }))
         })
         .collect()
 }
 
 /// Whoever imports brings changes that he could have made and captured: of his tables, and of those that he could make.
-fn check_caller(caller: Oid, name: &Name) -> Result<()> {
+fn check_caller(caller: Oid, name: &TableName) -> Result<()> {
     if import::could_capture(caller, &name.0, &name.1) {
         return Ok(());
     }
@@ -220,12 +220,12 @@ fn check_caller(caller: Oid, name: &Name) -> Result<()> {
 
 /// A session that is under way does not look in front of where it is: it would send a later change of a key first. So
 /// nobody sends until the imported changes are committed.
-fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> {
+fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Result<()> {
     let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
     let outbox = schema.outbox();
     xact::forbid_prepare();
     for target in targets {
-        if SenderLock::acquire(outbox, target, Scope::Transaction, settings::lock_wait()).is_none() {
+        if SenderLock::acquire(outbox, target, LockScope::Transaction, settings::lock_wait()).is_none() {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "changes are being sent right now")
                 .hint("SELECT sync_outbox_pause(); import, commit, and SELECT sync_outbox_resume();"));
         }
@@ -262,7 +262,7 @@ fn select(old: &Relation) -> String {
 }
 
 /// Imports one row; `false` if an earlier import has brought it.
-fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, row: &Row) -> Result<bool> {
+fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys, id: i64, row: &Row) -> Result<bool> {
     let old_id = row.int(1);
     let bad = |what: &str| {
         Error::argument(format!("the old change with id {old_id} {what}"))
@@ -309,13 +309,13 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
 }
 
 /// The keys of an import, so that none of them stands for two changes and none is brought twice.
-struct Keys {
+struct DedupKeys {
     /// Brought by earlier imports.
     before: HashSet<Uuid>,
     now: HashSet<Uuid>,
 }
 
-impl Keys {
+impl DedupKeys {
     /// The key of the next change, for which there is room, or `None` if an earlier import has brought it.
     ///
     /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows
@@ -351,8 +351,8 @@ mod tests {
 
     const MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
-    fn keys(before: &[Uuid]) -> Keys {
-        Keys { before: before.iter().copied().collect(), now: HashSet::new() }
+    fn keys(before: &[Uuid]) -> DedupKeys {
+        DedupKeys { before: before.iter().copied().collect(), now: HashSet::new() }
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! `sync_outbox_overview()`: is the queue clean, is the target up, how fast does it go.
 
-use super::argument::Answer;
+use super::argument::TextResult;
 use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
 use crate::store::identity::{self, Standing};
-use crate::store::overview::{self, Status};
+use crate::store::overview::{self, TargetStatus};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
 use crate::store::{Schema, backlog, intervention};
@@ -36,7 +36,7 @@ use std::collections::{BTreeSet, HashMap};
 fn sync_outbox_overview() -> TableIterator<
     'static,
     (
-        name!(target, Option<Answer>),
+        name!(target, Option<TextResult>),
         name!(clean, bool),
         name!(total, i64),
         name!(pending, i64),
@@ -45,13 +45,13 @@ fn sync_outbox_overview() -> TableIterator<
         name!(dead, i64),
         name!(oldest_pending, Option<TimestampWithTimeZone>),
         name!(paused, bool),
-        name!(paused_reason, Option<Answer>),
+        name!(paused_reason, Option<TextResult>),
         name!(auth, Option<String>),
         name!(breaker, &'static str),
         name!(consecutive_failures, i32),
         name!(next_try_at, Option<TimestampWithTimeZone>),
         name!(last_success_at, Option<TimestampWithTimeZone>),
-        name!(last_error, Option<Answer>),
+        name!(last_error, Option<TextResult>),
         name!(last_error_at, Option<TimestampWithTimeZone>),
         name!(rows_per_minute, f64),
         name!(success_rate, Option<f64>),
@@ -59,7 +59,7 @@ fn sync_outbox_overview() -> TableIterator<
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
         name!(over_threshold, Option<String>),
-        name!(settings, Answer),
+        name!(settings, TextResult),
         name!(sender_since, Option<TimestampWithTimeZone>),
     ),
 > {
@@ -102,7 +102,7 @@ struct Overview {
     named: bool,
     target: Target,
     figures: Figures,
-    status: Status,
+    status: TargetStatus,
     sender: Option<lock::Holder>,
     over_threshold: Option<String>,
     settings: serde_json::Value,
@@ -119,7 +119,7 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     }
     let crossed = backlog::crossed(&schema);
     let over_threshold = (!crossed.is_empty()).then(|| crossed.join(", "));
-    let settings = settings_report::Settings::read(caller);
+    let settings = settings_report::SettingsReport::read(caller);
     let cloned = match identity::standing(&schema) {
         Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
         _ => None,
@@ -150,9 +150,9 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     for id in orphans {
         rows.push(Overview {
             named: false,
-            status: Status {
+            status: TargetStatus {
                 last_error: Some(format!("there is no target with id {id}: its changes are not sent")),
-                ..Status::default()
+                ..TargetStatus::default()
             },
             sender: None,
             over_threshold: over_threshold.clone(),

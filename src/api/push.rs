@@ -1,6 +1,6 @@
 //! `sync_outbox_flush` and `sync_outbox_drain`.
 
-use super::argument::{self, Answer, Text};
+use super::argument::{self, Text, TextResult};
 use crate::error::{Result, or_raise};
 use crate::pg::text;
 use crate::push;
@@ -10,7 +10,7 @@ use std::borrow::Cow;
 /// 25001 isolation level, 25006 read-only transaction, 54000 an argument that is too long. An unreachable server is no
 /// error: the answer says so.
 #[pgrx::pg_extern(sql = false)]
-fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> Answer {
+fn sync_outbox_flush(branch: Text<'_>, max_rows: Option<i32>, target: Text<'_>) -> TextResult {
     let answer = Which::read(branch, target).and_then(|which| push::flush(which.branch, max_rows, &which.target));
     text::from_utf8(&or_raise(answer))
 }

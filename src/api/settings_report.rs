@@ -21,16 +21,16 @@ const NOT_AS_THEY_ARE: [&str; 6] =
 const PRIVATE: [&str; 5] = ["ca_file", "client_cert_file", "client_key_file", "signing_secret_file", "proxy"];
 
 /// The settings of the server, read once for all targets.
-pub struct Settings {
+pub struct SettingsReport {
     delivery: delivery::Settings,
     all: Vec<Setting>,
     with_private: bool,
 }
 
-impl Settings {
+impl SettingsReport {
     /// As far as `caller` may see them.
     pub fn read(caller: Oid) -> Self {
-        Settings {
+        SettingsReport {
             delivery: settings::delivery(),
             all: overview::settings(),
             with_private: overview::reads_all_settings(caller),

@@ -1,11 +1,11 @@
 //! `sync_outbox_stats()`: the queue, a row per attached table and priority.
 
-use super::argument::{self, Answer, Text};
+use super::argument::{self, Text, TextResult};
 use crate::error::{Result, or_raise};
 use crate::pg::role::ActAs;
 use crate::pg::text;
 use crate::store::Schema;
-use crate::store::stats::{self, Figures, Place};
+use crate::store::stats::{self, Figures, StatsKey};
 use delivery::keys::{Parked, Touched};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use wire::Priority;
 
 /// Where figures are given: schema, table, priority.
-type Lane = (String, String, Priority);
+type RowKey = (String, String, Priority);
 
 /// Above a million changes only so many are looked at for those that are blocked.
 const BLOCKED_AMONG: usize = 100_000;
@@ -36,8 +36,8 @@ fn sync_outbox_stats(
 ) -> TableIterator<
     'static,
     (
-        name!(schema_name, Answer),
-        name!(table_name, Answer),
+        name!(schema_name, TextResult),
+        name!(table_name, TextResult),
         name!(priority, &'static str),
         name!(total, i64),
         name!(pending, i64),
@@ -72,7 +72,7 @@ fn sync_outbox_stats(
 }
 
 struct Stats {
-    lanes: BTreeMap<Lane, (Figures, i64)>,
+    lanes: BTreeMap<RowKey, (Figures, i64)>,
     estimated: bool,
 }
 
@@ -81,7 +81,7 @@ impl Stats {
         let _owner = ActAs::owner();
         let schema = Schema::installed()?;
         let count = stats::count(&schema, branch);
-        let mut lanes: BTreeMap<Lane, (Figures, i64)> =
+        let mut lanes: BTreeMap<RowKey, (Figures, i64)> =
             stats::attached(&schema).into_iter().map(|lane| (lane, Default::default())).collect();
         for (place, figures) in &count.figures {
             let lane = (place.schema_name.clone(), place.table_name.clone(), place.priority);
@@ -97,14 +97,14 @@ impl Stats {
 
 /// How many changes wait behind a parked one. What waits parks its own other key in turn, so they are looked at in the
 /// order of their ids, whatever their priority. Where nothing is parked, which is the normal case, nothing is read.
-fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<Lane, i64> {
+fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<RowKey, i64> {
     let mut blocked = HashMap::new();
     for changes in stats::parked(schema) {
         let mut parked = Parked::default();
         let mut left = among;
         let mut position = 0;
         changes.followed_by(schema, branch, |change| {
-            let Place { schema_name, table_name, priority, .. } = change.place;
+            let StatsKey { schema_name, table_name, priority, .. } = change.place;
             let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), change.data.as_deref());
             if change.parked || parked.blocks(&touched, position) {
                 parked.park(&touched, position);

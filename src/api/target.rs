@@ -45,12 +45,12 @@ fn text(value: &Value) -> std::result::Result<(), &'static str> {
 
 /// `config`, checked by itself: which members it names, and the object as it is kept.
 #[derive(Default)]
-struct Config {
+struct TargetConfig {
     members: Vec<&'static Member>,
     object: Map<String, Value>,
 }
 
-impl Config {
+impl TargetConfig {
     fn parse(json: &str) -> Result<Self> {
         let Some(Value::Object(object)) = super::json::value(json) else {
             return Err(wrong("config is not a JSON object"));
@@ -65,7 +65,7 @@ impl Config {
             }
             members.push(member);
         }
-        Ok(Config { members, object })
+        Ok(TargetConfig { members, object })
     }
 
     fn names(&self, name: &str) -> bool {
@@ -103,7 +103,7 @@ fn sync_outbox_target_set(name: Text<'_>, config: Text<'_>) {
 
 fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     let name = argument::required(argument::utf8(name, "name")?, "name")?;
-    let config = Config::parse(&argument::required(argument::utf8(config, "config")?, "config")?)?;
+    let config = TargetConfig::parse(&argument::required(argument::utf8(config, "config")?, "config")?)?;
     if let Some(member) = config.members.iter().find(|member| member.superuser)
         && !role::is_superuser(role::current_user())
     {
@@ -152,7 +152,7 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 /// What would be posted to, as far as the call says something about it.
-fn check_url(target: &Target, config: &Config) -> Result<()> {
+fn check_url(target: &Target, config: &TargetConfig) -> Result<()> {
     let delivery = settings::delivery();
     if let Some(url) = target.base_url.as_deref().filter(|_| config.names("base_url")) {
         return credentials::parse(target, url, &delivery).map(drop);
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_named_is_changed_and_the_rest_stays() {
         let mut target = Target { upload_path: Some("/a".into()), ca_file: Some("/ca".into()), ..Target::default() };
-        let config = Config::parse(r#"{"base_url": "https://hub", "upload_path": null}"#).unwrap();
+        let config = TargetConfig::parse(r#"{"base_url": "https://hub", "upload_path": null}"#).unwrap();
         config.apply(&mut target);
         assert_eq!(
             (target.base_url.as_deref(), target.upload_path, target.ca_file.as_deref()),
@@ -285,7 +285,7 @@ mod tests {
         fn any_config_is_taken_or_refused_with_a_hint(
             config in wire::properties::json(&["base_url", "upload_path", "ca_file", "https://hub", ""])
         ) {
-            match Config::parse(&config) {
+            match TargetConfig::parse(&config) {
                 Ok(config) => assert!(config.members.iter().all(|member| config.names(member.name))),
                 Err(error) => assert!(error.hint.is_some()),
             }

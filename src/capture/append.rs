@@ -10,9 +10,9 @@ use crate::pg::relation_lock::{LockMode, WriteLocks};
 use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text::{Kept, Varlena};
+use crate::pg::text::{KeptText, Varlena};
 use crate::pg::transaction_id;
-use crate::store::shape::{COLUMN_COUNT, COLUMNS, Kind, NewChange, Null, Shape};
+use crate::store::shape::{COLUMN_COUNT, COLUMNS, ColumnKind, NewChange, Null, Shape};
 use crate::store::{Schema, lane, queue};
 use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, RefCell};
@@ -35,7 +35,7 @@ pub struct Outbox {
     pub schema: Oid,
     shape: Shape,
     /// The names of operations, by [`Operation`].
-    operations: [Kept; 4],
+    operations: [KeptText; 4],
     /// Those of the transaction that has locked it last.
     locks: RefCell<WriteLocks>,
 }
@@ -87,7 +87,7 @@ impl Outbox {
             function,
             schema,
             shape: Shape::of(schema, LockMode::RowExclusive),
-            operations: Operation::ALL.map(|event| Kept::new(event.name().as_bytes())),
+            operations: Operation::ALL.map(|event| KeptText::new(event.name().as_bytes())),
             locks: RefCell::new(WriteLocks::NONE),
         }
     }
@@ -164,9 +164,9 @@ impl Outbox {
         let (columns, args): (Vec<_>, Vec<Arg>) = written
             .map(|(column, field)| {
                 let arg = match column.kind {
-                    Kind::Priority => priority.name().into(),
-                    Kind::Status => Status::Pending.name().into(),
-                    Kind::Type(_) => field,
+                    ColumnKind::Priority => priority.name().into(),
+                    ColumnKind::Status => Status::Pending.name().into(),
+                    ColumnKind::Type(_) => field,
                 };
                 (column, arg)
             })

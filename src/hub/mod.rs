@@ -3,7 +3,7 @@
 //! A change and the memory of its key commit or roll back together. Nothing but accepted tables is written, each as its
 //! owner, in a context from which that owner's code cannot leave (`invariants` 1).
 
-mod shape;
+mod definition;
 mod statement;
 mod table;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::code_locks::{self, SessionLocks};
 use crate::pg::confine;
 use crate::pg::guc::{self, Nest};
-use crate::pg::memory::Scratch;
+use crate::pg::memory::ScratchContext;
 use crate::pg::role::ActAs;
 use crate::pg::spi::{self, Arg};
 use crate::pg::timeout::{LockWaits, StatementLimit, Time};
@@ -20,7 +20,7 @@ use crate::settings;
 use crate::store::{Schema, applied};
 use delivery::keys::{Parked, Touched};
 use statement::Compared;
-use table::{Table, Tables};
+use table::{HubTable, HubTables};
 use wire::Operation;
 use wire::answer::AnswerWriter;
 use wire::body::{self, Incoming};
@@ -39,13 +39,13 @@ pub fn apply(payload: &str) -> Result<String> {
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
     let mut waits = Waits::new();
-    let mut tables = Tables::new(&schema);
+    let mut tables = HubTables::new(&schema);
     let mut parked = Parked::default();
     let mut answer = AnswerWriter::default();
     let mut any_known = false;
     // First, so that nothing that happens later can leave it out.
     xact::commit_durably();
-    let scratch = Scratch::new();
+    let scratch = ScratchContext::new();
     for (position, change) in (0..).zip(changes.iter()) {
         let change = &change;
         if !parked.is_empty() && parked.blocks(&touched(change), position) {
@@ -171,7 +171,7 @@ enum Applied {
 /// Applies one change in a subtransaction, unless its key was applied before.
 fn apply_one(
     schema: &Schema,
-    table: &std::result::Result<Table, String>,
+    table: &std::result::Result<HubTable, String>,
     change: &Incoming<'_>,
 ) -> std::result::Result<Applied, Caught> {
     let mut conflict = None;
@@ -180,7 +180,7 @@ fn apply_one(
             return Applied::Before;
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));
-        let statement = statement::of(change, &table.shape).unwrap_or_else(|why| refuse(&why));
+        let statement = statement::of(change, &table.definition).unwrap_or_else(|why| refuse(&why));
         table.must_be_as_it_was();
         let _restricted = ActAs::restricted(table.owner);
         let old = change.old.as_ref().map_or("{}", |old| old.text);

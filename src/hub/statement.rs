@@ -3,7 +3,7 @@
 //! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole
 //! row type would check the domains of columns that the change says nothing about.
 
-use super::shape::{Key, Shape};
+use super::definition::{Key, TableDefinition};
 use crate::store::quote_ident;
 use wire::Operation;
 use wire::body::{Incoming, Object};
@@ -26,7 +26,7 @@ pub struct Compared {
 }
 
 /// The statement for a change, or why the table cannot take it.
-pub fn of(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
+pub fn of(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     must_know_columns(change, table)?;
     match change.operation {
         Operation::Insert => insert(change, table),
@@ -51,7 +51,7 @@ pub fn of(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
 }
 
 /// A value that has no place here would be lost, and nobody would hear of it.
-fn must_know_columns(change: &Incoming<'_>, table: &Shape) -> Result<(), String> {
+fn must_know_columns(change: &Incoming<'_>, table: &TableDefinition) -> Result<(), String> {
     if table.ignore_unknown {
         return Ok(());
     }
@@ -73,7 +73,7 @@ fn must_know_columns(change: &Incoming<'_>, table: &Shape) -> Result<(), String>
 }
 
 /// An upsert: a backfill, or a retry after the memory of keys was pruned, meets a row that is there already.
-fn insert(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
+fn insert(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     let key = key(change, table)?;
     let given = given(&change.data, table);
     if let Some(lost) = key.keys().find(|k| !given.contains(&k.as_str()) && !table.columns[*k].generated) {
@@ -114,7 +114,7 @@ fn insert(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
     })
 }
 
-fn update(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
+fn update(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     let found = matches_key(key(change, table)?, table);
     let unchanged = and_unchanged(change, table);
     let given = given(&change.data, table);
@@ -133,13 +133,13 @@ fn update(change: &Incoming<'_>, table: &Shape) -> Result<Statement, String> {
 }
 
 /// The columns that can be compared: those whose values the change knows, and the hub does not compute.
-fn known_before<'a>(change: &'a Incoming<'_>, table: &Shape) -> Vec<&'a str> {
+fn known_before<'a>(change: &'a Incoming<'_>, table: &TableDefinition) -> Vec<&'a str> {
     change.old.as_ref().map(|old| given(old, table)).unwrap_or_default()
 }
 
 /// The condition that the row is as the sender saw it; part of the statement, so that it is checked again when the row
 /// was waited for.
-fn and_unchanged(change: &Incoming<'_>, table: &Shape) -> String {
+fn and_unchanged(change: &Incoming<'_>, table: &TableDefinition) -> String {
     let columns = known_before(change, table);
     if columns.is_empty() {
         return String::new();
@@ -148,7 +148,7 @@ fn and_unchanged(change: &Incoming<'_>, table: &Shape) -> String {
     format!(" AND NOT (SELECT {differs} FROM {})", record("$3", "o", &columns, table))
 }
 
-fn compared(change: &Incoming<'_>, table: &Shape, found: &str) -> Option<Compared> {
+fn compared(change: &Incoming<'_>, table: &TableDefinition, found: &str) -> Option<Compared> {
     let columns = known_before(change, table);
     (!columns.is_empty()).then(|| Compared {
         sql: format!(
@@ -171,12 +171,12 @@ fn differs(column: &str) -> String {
     )
 }
 
-fn key<'t>(change: &Incoming<'_>, table: &'t Shape) -> Result<&'t Key, String> {
+fn key<'t>(change: &Incoming<'_>, table: &'t TableDefinition) -> Result<&'t Key, String> {
     table.key(change.pk.members.keys().map(|name| &**name))
 }
 
 /// The members that are columns here and not computed here.
-fn given<'a>(data: &'a Object<'_>, table: &Shape) -> Vec<&'a str> {
+fn given<'a>(data: &'a Object<'_>, table: &TableDefinition) -> Vec<&'a str> {
     data.members
         .keys()
         .map(|name| &**name)
@@ -185,12 +185,12 @@ fn given<'a>(data: &'a Object<'_>, table: &Shape) -> Vec<&'a str> {
 }
 
 /// Inheritance children are tables of their own; partitions are not.
-fn from(table: &Shape) -> String {
+fn from(table: &TableDefinition) -> String {
     if table.partitioned { table.name.clone() } else { format!("ONLY {}", table.name) }
 }
 
 /// Scalar subqueries, so that there is nothing to join and the key's index is used whatever the planner believes.
-fn matches_key(key: &Key, table: &Shape) -> String {
+fn matches_key(key: &Key, table: &TableDefinition) -> String {
     key.iter()
         .map(|(column, equals)| {
             let name = quote_ident(column);
@@ -202,7 +202,7 @@ fn matches_key(key: &Key, table: &Shape) -> String {
 }
 
 /// The JSON object `argument` as a row of these columns.
-fn record(argument: &str, alias: &str, columns: &[&str], table: &Shape) -> String {
+fn record(argument: &str, alias: &str, columns: &[&str], table: &TableDefinition) -> String {
     let columns = list(columns.iter().map(|c| format!("{} {}", quote_ident(c), table.columns[*c].type_name)));
     format!("pg_catalog.json_to_record({argument}) AS {alias}({columns})")
 }
@@ -213,18 +213,18 @@ fn list(parts: impl Iterator<Item = String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::Column;
     use super::*;
+    use crate::store::accepted::HubColumn;
     use wire::body::parse;
 
-    fn table(partitioned: bool, referenced: bool) -> Shape {
-        let column = |type_name: &str, generated, always_identity| Column {
+    fn table(partitioned: bool, referenced: bool) -> TableDefinition {
+        let column = |type_name: &str, generated, always_identity| HubColumn {
             type_name: type_name.to_owned(),
             generated,
             always_identity,
         };
         let equals = "OPERATOR(\"pg_catalog\".=)".to_owned();
-        Shape {
+        TableDefinition {
             name: "\"s\".\"t\"".into(),
             partitioned,
             referenced,
@@ -245,7 +245,7 @@ mod tests {
         }
     }
 
-    fn sql(op: &str, pk: &str, data: &str, table: &Shape) -> Result<Statement, String> {
+    fn sql(op: &str, pk: &str, data: &str, table: &TableDefinition) -> Result<Statement, String> {
         let body = format!(
             r#"{{"changes": [{{"schema": "s", "table": "t", "op": "{op}", "pk": {pk}, "data": {data},
                 "dedup_key": "01920000-0000-7000-8000-000000000001"}}]}}"#

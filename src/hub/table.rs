@@ -2,7 +2,7 @@
 //!
 //! A table stays locked against DDL from the look-up to the end of the transaction, so that what is known stays true.
 
-use super::shape::{Column, Shape};
+use super::definition::TableDefinition;
 use crate::error::{Error, SqlState};
 use crate::pg::Oid;
 use crate::pg::guc::Nest;
@@ -14,16 +14,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use wire::body::Incoming;
 
-pub struct Table {
+pub struct HubTable {
     oid: Oid,
     /// In the server's encoding.
     schema_name: Vec<u8>,
     table_name: Vec<u8>,
     pub owner: Oid,
-    pub shape: Shape,
+    pub definition: TableDefinition,
 }
 
-impl Table {
+impl HubTable {
     /// Raises if its name has another owner's table by now: no lock of ours keeps code that an earlier change of the
     /// same call has run from dropping, renaming or giving away what it may.
     pub fn must_be_as_it_was(&self) {
@@ -32,7 +32,7 @@ impl Table {
         if now.owner() != self.owner || !now.is_named(&self.schema_name, &self.table_name) {
             Error::new(
                 SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("table {} is another one now", self.shape.name),
+                format!("table {} is another one now", self.definition.name),
             )
             .hint("Code of an earlier change has replaced it or changed its owner.")
             .raise();
@@ -41,18 +41,18 @@ impl Table {
 }
 
 /// Tables by schema and name; `Err` says why changes of a table are refused.
-pub struct Tables<'a> {
+pub struct HubTables<'a> {
     schema: &'a Schema,
-    known: HashMap<(String, String), Result<Table, String>>,
+    known: HashMap<(String, String), Result<HubTable, String>>,
 }
 
-impl<'a> Tables<'a> {
+impl<'a> HubTables<'a> {
     pub fn new(schema: &'a Schema) -> Self {
-        Tables { schema, known: HashMap::new() }
+        HubTables { schema, known: HashMap::new() }
     }
 
     /// The table of a change. Looked up in a subtransaction of its own, whose locks outlive a change that fails.
-    pub fn get(&mut self, change: &Incoming<'_>) -> Result<&Result<Table, String>, Caught> {
+    pub fn get(&mut self, change: &Incoming<'_>) -> Result<&Result<HubTable, String>, Caught> {
         match self.known.entry((change.schema.to_string(), change.table.to_string())) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(vacant) => {
@@ -63,7 +63,7 @@ impl<'a> Tables<'a> {
     }
 }
 
-fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, String> {
+fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<HubTable, String> {
     // Entering and leaving the replica role throws all plans away, so these are made once in every call: the joins are
     // written in the order that is wanted, and searching for a better one takes longer than all the rest.
     let plans = Nest::new();
@@ -87,20 +87,13 @@ fn load(schema: &Schema, schema_name: &str, table_name: &str) -> Result<Table, S
     if let Some(flaw) = accepted::flaw(found.oid) {
         return Err(format!("table {name} {}", flaw.why));
     }
-    let columns = accepted::columns(found.oid)
-        .into_iter()
-        .map(|c| {
-            let known = Column { type_name: c.type_name, generated: c.generated, always_identity: c.always_identity };
-            (c.name, known)
-        })
-        .collect();
-    let shape = Shape {
+    let definition = TableDefinition {
         name,
         partitioned: found.partitioned,
         referenced: found.referenced,
         ignore_unknown: found.ignore_unknown,
-        columns,
+        columns: accepted::columns(found.oid),
         keys: accepted::keys(found.oid),
     };
-    Ok(Table { oid: found.oid, schema_name: schema_bytes, table_name: table_bytes, owner, shape })
+    Ok(HubTable { oid: found.oid, schema_name: schema_bytes, table_name: table_bytes, owner, definition })
 }

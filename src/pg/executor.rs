@@ -56,7 +56,7 @@ pub fn init() {
 
 /// The writing queries that are open.
 #[derive(Clone, Copy)]
-pub struct Open {
+pub struct OpenQueries {
     /// The command of the outermost one: what an earlier command has written is finished, triggers included. 0 if it is
     /// not known, and beyond all commands if there is none.
     pub outermost: u32,
@@ -64,8 +64,8 @@ pub struct Open {
     pub nested: bool,
 }
 
-pub fn open() -> Open {
-    const UNKNOWN: Open = Open { outermost: 0, nested: true };
+pub fn open() -> OpenQueries {
+    const UNKNOWN: OpenQueries = OpenQueries { outermost: 0, nested: true };
     if let Some(since) = LOADED_DURING.get() {
         // SAFETY: plain getter.
         if unsafe { pg_sys::GetCurrentStatementStartTimestamp() } == since {
@@ -74,10 +74,10 @@ pub fn open() -> Open {
         LOADED_DURING.set(None);
     }
     OPEN.with_borrow(|open| match open.first() {
-        None => Open { outermost: u32::MAX, nested: false },
+        None => OpenQueries { outermost: u32::MAX, nested: false },
         // Logical replication writes without executor and COPY; whatever is open here runs inside that.
         Some(_) if is_logical_worker() => UNKNOWN,
-        Some(first) => Open { outermost: first.command, nested: open.len() > 1 },
+        Some(first) => OpenQueries { outermost: first.command, nested: open.len() > 1 },
     })
 }
 

@@ -18,20 +18,20 @@ pub enum Lanes {
 }
 
 #[derive(Clone, Copy)]
-pub enum Mode {
+pub enum LaneLockMode {
     Shared,
     Exclusive,
 }
 
 /// Locks to the end of the transaction, waiting at most `ms` milliseconds: 55P03 then.
-pub fn acquire(outbox: pg_sys::Oid, lanes: Lanes, mode: Mode, ms: i32) -> Result<(), Caught> {
+pub fn acquire(outbox: pg_sys::Oid, lanes: Lanes, mode: LaneLockMode, ms: i32) -> Result<(), Caught> {
     let (object, number) = match lanes {
         Lanes::Of(table) => (table, 1),
         Lanes::OfAll => (pg_sys::InvalidOid, 2),
     };
     let mode = match mode {
-        Mode::Shared => pg_sys::ShareLock,
-        Mode::Exclusive => pg_sys::ExclusiveLock,
+        LaneLockMode::Shared => pg_sys::ShareLock,
+        LaneLockMode::Exclusive => pg_sys::ExclusiveLock,
     };
     let tag = pg_sys::LOCKTAG {
         // SAFETY: set once at connection time.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// How long a lock lives.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
+pub enum LockScope {
     /// Until the transaction ends: a rollback gives it back together with the changes it protected.
     Transaction,
     /// Until it is released: over the transactions of a drain or a worker. Released by [`SenderLock`]'s drop, also
@@ -23,13 +23,13 @@ pub enum Scope {
 /// The held lock of one target.
 pub struct SenderLock {
     tag: pg_sys::LOCKTAG,
-    scope: Scope,
+    scope: LockScope,
 }
 
 impl SenderLock {
     /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout`
     /// allows, if that is less. Inside a transaction. Raises on cancel.
-    pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: Scope, patience: Duration) -> Option<Self> {
+    pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: LockScope, patience: Duration) -> Option<Self> {
         let lock = Self::try_acquire(outbox, target, scope);
         let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         if lock.is_some() || patience == 0 {
@@ -43,15 +43,16 @@ impl SenderLock {
     }
 
     /// Takes the lock if it is free.
-    pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: Scope) -> Option<Self> {
+    pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: LockScope) -> Option<Self> {
         Self::lock(outbox, target, scope, true)
     }
 
-    fn lock(outbox: pg_sys::Oid, target: i16, scope: Scope, only_if_free: bool) -> Option<Self> {
+    fn lock(outbox: pg_sys::Oid, target: i16, scope: LockScope, only_if_free: bool) -> Option<Self> {
         let tag = tag(outbox, target);
         // SAFETY: a well-formed object tag, inside a transaction; an ERROR while waiting takes us out of the queue.
-        let result =
-            unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, only_if_free) };
+        let result = unsafe {
+            pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == LockScope::Session, only_if_free)
+        };
         // Lazily: a SenderLock that is dropped releases.
         (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then(|| SenderLock { tag, scope })
     }
@@ -60,7 +61,7 @@ impl SenderLock {
     pub fn is_wanted(&self) -> bool {
         // SAFETY: a lock that this process holds in this mode, or has lost with an aborted transaction, of which
         // LockHasWaiters says nothing worse than a WARNING.
-        unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == Scope::Session) }
+        unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == LockScope::Session) }
     }
 
     /// It has been released with all other locks of the process.
@@ -78,7 +79,7 @@ pub fn release_all() {
 
 impl Drop for SenderLock {
     fn drop(&mut self) {
-        if self.scope == Scope::Session {
+        if self.scope == LockScope::Session {
             // SAFETY: a session lock we hold; LockRelease only touches the lock tables and is safe while unwinding.
             unsafe { pg_sys::LockRelease(&self.tag, pg_sys::ExclusiveLock as i32, true) };
         }

@@ -33,12 +33,12 @@ pub fn copy(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A memory context for one round of a loop: emptied after each.
-pub struct Scratch(pg_sys::MemoryContext);
+pub struct ScratchContext(pg_sys::MemoryContext);
 
-impl Scratch {
+impl ScratchContext {
     pub fn new() -> Self {
         // SAFETY: a child of the current context, which deletes it if an error gets in the way of Drop.
-        Scratch(unsafe {
+        ScratchContext(unsafe {
             pg_sys::AllocSetContextCreateInternal(
                 pg_sys::CurrentMemoryContext,
                 c"sync_outbox scratch".as_ptr(),
@@ -62,7 +62,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchContext {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: made in `new`, and not the current context: `run` has switched back.

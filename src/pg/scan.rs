@@ -4,7 +4,7 @@
 use super::datum::{ColumnType, wrong_type};
 use super::direct::Opened;
 use super::heap::Tuple;
-use super::memory::Scratch;
+use super::memory::ScratchContext;
 use super::relation::Open;
 use super::spi::{Row, types_of};
 use super::{compat, types};
@@ -47,7 +47,7 @@ impl<const N: usize> Range<'_, N> {
             let scan = compat::index_beginscan(table.raw(), index.raw(), snapshot, scan_keys.len());
             pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), scan_keys.len() as i32, core::ptr::null_mut(), 0);
 
-            let memory = Scratch::new();
+            let memory = ScratchContext::new();
             let mut types = types_of(table.descriptor());
             let columns = types.len();
             types.push(ColumnType {
@@ -79,7 +79,7 @@ impl<const N: usize> Range<'_, N> {
 /// included, and what others have committed. Interrupts are served between rows; what is allocated for one goes with
 /// it.
 pub fn standing(table: &Open, mut each: impl FnMut(Tuple<'_>)) {
-    let memory = Scratch::new();
+    let memory = ScratchContext::new();
     // SAFETY: the relation is open and locked; without an index this reads any table from its beginning; the scan is
     // given back here, or by the abort after an error. A row is valid until the next is asked for.
     unsafe {

@@ -44,16 +44,16 @@ pub fn characters(bytes: &[u8]) -> usize {
 }
 
 /// A text that is kept ready as a datum.
-pub struct Kept(Vec<u8>);
+pub struct KeptText(Vec<u8>);
 
-impl Kept {
+impl KeptText {
     /// `bytes` in the server encoding.
     pub fn new(bytes: &[u8]) -> Self {
         let mut varlena = vec![0; 4];
         varlena.extend_from_slice(bytes);
         // SAFETY: the four bytes of a varlena's header are there, aligned by the allocator; a name is short.
         unsafe { pgrx::set_varsize_4b(varlena.as_mut_ptr().cast(), varlena.len() as i32) };
-        Kept(varlena)
+        KeptText(varlena)
     }
 
     pub fn bytes(&self) -> &[u8] {

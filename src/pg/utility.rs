@@ -13,7 +13,7 @@ use std::ffi::{CStr, c_char};
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
 /// What the background processes do around the statements of others.
-pub struct Background {
+pub struct BackgroundHooks {
     /// Called before CREATE, ALTER or DROP EXTENSION.
     pub before_extension_change: fn(),
     /// Called before COMMIT PREPARED.
@@ -24,10 +24,10 @@ pub struct Background {
 }
 
 /// Set once where there are background processes.
-static BACKGROUND: OnceCell<Background> = OnceCell::new();
+static BACKGROUND: OnceCell<BackgroundHooks> = OnceCell::new();
 
 /// Has the background processes told what they must know. Called from `_PG_init` while preloading.
-pub fn tell_background(background: Background) {
+pub fn tell_background(background: BackgroundHooks) {
     let _ = BACKGROUND.set(background); // a library is loaded once in a process
 }
 
@@ -80,7 +80,7 @@ impl Call {
 /// What a statement means to us.
 #[derive(Clone, Copy)]
 #[repr(C)]
-enum Kind {
+enum StatementKind {
     Other,
     CopyFrom,
     Truncate,
@@ -91,28 +91,32 @@ enum Kind {
     EmptiesDatabase,
 }
 
-fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
+fn kind(statement: *mut pg_sys::PlannedStmt) -> StatementKind {
     use pg_sys::{NodeTag::*, ObjectType, TransactionStmtKind};
     // SAFETY: a utility statement's node is of the struct that its tag names.
     unsafe {
         let node = (*statement).utilityStmt;
         match (*node).type_ {
-            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::CopyFrom,
-            T_TruncateStmt => Kind::Truncate,
-            _ if BACKGROUND.get().is_none() => Kind::Other,
+            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => StatementKind::CopyFrom,
+            T_TruncateStmt => StatementKind::Truncate,
+            _ if BACKGROUND.get().is_none() => StatementKind::Other,
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
-                if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED { Kind::CommitPrepared } else { Kind::Other }
+                if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
+                    StatementKind::CommitPrepared
+                } else {
+                    StatementKind::Other
+                }
             }
-            T_CreateExtensionStmt | T_AlterExtensionStmt => Kind::Extension,
+            T_CreateExtensionStmt | T_AlterExtensionStmt => StatementKind::Extension,
             T_DropStmt if (*node.cast::<pg_sys::DropStmt>()).removeType == ObjectType::OBJECT_EXTENSION => {
-                Kind::Extension
+                StatementKind::Extension
             }
             T_RenameStmt if (*node.cast::<pg_sys::RenameStmt>()).renameType == ObjectType::OBJECT_DATABASE => {
-                Kind::EmptiesDatabase
+                StatementKind::EmptiesDatabase
             }
-            T_DropdbStmt | T_CreatedbStmt | T_AlterDatabaseStmt => Kind::EmptiesDatabase,
-            _ => Kind::Other,
+            T_DropdbStmt | T_CreatedbStmt | T_AlterDatabaseStmt => StatementKind::EmptiesDatabase,
+            _ => StatementKind::Other,
         }
     }
 }
@@ -132,32 +136,32 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: called by PostgreSQL with the arguments of ProcessUtility.
     unsafe {
         match kind(statement) {
-            Kind::Other => call.next(),
-            Kind::CopyFrom => {
+            StatementKind::Other => call.next(),
+            StatementKind::CopyFrom => {
                 let before = executor::copy_begins();
                 call.next();
                 executor::copy_ends(before);
             }
-            Kind::Truncate => {
+            StatementKind::Truncate => {
                 let before = truncation::begins();
                 call.next();
                 truncation::ends(before);
             }
-            kind @ (Kind::Extension | Kind::CommitPrepared) => {
+            kind @ (StatementKind::Extension | StatementKind::CommitPrepared) => {
                 before(kind);
                 call.next();
             }
-            Kind::EmptiesDatabase => around(call),
+            StatementKind::EmptiesDatabase => around(call),
         }
     }
 }
 
 /// Turns a Rust unwind into an `ERROR` before it reaches the unguarded caller.
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn before(kind: Kind) {
+unsafe extern "C-unwind" fn before(kind: StatementKind) {
     let Some(background) = BACKGROUND.get() else { return };
     match kind {
-        Kind::CommitPrepared => (background.before_commit_prepared)(),
+        StatementKind::CommitPrepared => (background.before_commit_prepared)(),
         _ => (background.before_extension_change)(),
     }
 }

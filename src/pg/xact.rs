@@ -87,8 +87,8 @@ pub fn is_catching() -> bool {
 
 /// Runs `f`, and makes of what it raises what `caught` says.
 fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result<R, E> {
-    struct Running;
-    impl Drop for Running {
+    struct CatchingGuard;
+    impl Drop for CatchingGuard {
         fn drop(&mut self) {
             CATCHING.set(CATCHING.get() - 1);
         }
@@ -97,7 +97,7 @@ fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
         let f = f;
         CATCHING.set(CATCHING.get() + 1);
-        let _running = Running;
+        let _running = CatchingGuard;
         Ok((f.0)())
     }))
     .catch_others(|error| Err(caught(error)))

@@ -3,7 +3,7 @@
 use super::Schema;
 use crate::pg::Oid;
 use crate::pg::spi::{self, Arg};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// An accepted table.
 pub struct Accepted {
@@ -89,16 +89,20 @@ pub fn flaw(relation: Oid) -> Option<Flaw> {
     })
 }
 
-/// A column of a table, its type as it is written in SQL.
-pub struct Column {
-    pub name: String,
+/// A column of an accepted table.
+#[derive(Debug)]
+pub struct HubColumn {
+    /// As it is written in SQL.
     pub type_name: String,
+    /// The hub computes it.
     pub generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY: may be inserted, never updated.
     pub always_identity: bool,
 }
 
-pub fn columns(relation: Oid) -> Vec<Column> {
-    let mut columns = Vec::new();
+/// The columns of a table by name.
+pub fn columns(relation: Oid) -> HashMap<String, HubColumn> {
+    let mut columns = HashMap::new();
     spi::query(
         "SELECT attname::pg_catalog.text, pg_catalog.format_type(atttypid, atttypmod),
                 attgenerated OPERATOR(pg_catalog.<>) ''::pg_catalog.\"char\",
@@ -108,12 +112,12 @@ pub fn columns(relation: Oid) -> Vec<Column> {
             AND NOT attisdropped",
         &[relation.into()],
         |row| {
-            columns.push(Column {
-                name: row.utf8(1).unwrap_or_default(),
+            let column = HubColumn {
                 type_name: row.utf8(2).unwrap_or_default(),
                 generated: row.get(3).unwrap_or_default(),
                 always_identity: row.get(4).unwrap_or_default(),
-            })
+            };
+            columns.insert(row.utf8(1).unwrap_or_default(), column);
         },
     );
     columns

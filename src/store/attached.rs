@@ -67,7 +67,7 @@ pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
 }
 
 /// A unique index and what speaks against using it as the key of changes.
-struct Candidate {
+struct CandidateKey {
     columns: Vec<String>,
     primary: bool,
     replica_identity: bool,
@@ -106,7 +106,7 @@ pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     }
 }
 
-fn candidates(relation: Oid) -> Vec<Candidate> {
+fn candidates(relation: Oid) -> Vec<CandidateKey> {
     let mut found = Vec::new();
     spi::query(
         "SELECT k.names, i.indisprimary, i.indisreplident,
@@ -143,7 +143,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
           WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND k.names IS NOT NULL",
         &[relation.into()],
         |row| {
-            found.push(Candidate {
+            found.push(CandidateKey {
                 columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),

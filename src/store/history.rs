@@ -25,7 +25,7 @@ pub enum Mode {
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum HistoryStatus {
     Success,
     Partial,
     Failed,
@@ -50,12 +50,12 @@ impl Mode {
     }
 }
 
-impl Status {
+impl HistoryStatus {
     fn name(self) -> &'static str {
         match self {
-            Status::Success => "SUCCESS",
-            Status::Partial => "PARTIAL",
-            Status::Failed => "FAILED",
+            HistoryStatus::Success => "SUCCESS",
+            HistoryStatus::Partial => "PARTIAL",
+            HistoryStatus::Failed => "FAILED",
         }
     }
 }
@@ -65,7 +65,7 @@ impl Status {
 pub struct Entry {
     pub action: Action,
     pub mode: Mode,
-    pub status: Status,
+    pub status: HistoryStatus,
     pub target: Option<String>,
     pub branch: Option<String>,
     /// The role that asked for it, never the owner that our statements run as.
@@ -87,7 +87,7 @@ impl Entry {
         Entry {
             action,
             mode,
-            status: Status::Success,
+            status: HistoryStatus::Success,
             target: None,
             branch: None,
             who,

@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use wire::Priority;
 
 /// Which changes a requeue means, all of one target.
-pub struct Scope<'a> {
+pub struct Selection<'a> {
     pub target_id: i16,
     /// Absent: all.
     pub ids: Option<Ids<'a>>,
@@ -17,7 +17,7 @@ pub struct Scope<'a> {
 }
 
 /// Makes changes that are not PENDING look like new ones, but for the words of the last attempt; returns how many.
-pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
+pub fn requeue(schema: &Schema, scope: &Selection) -> u64 {
     let name = |bytes: Option<&Vec<u8>>| bytes.map_or(Arg::opt_utf8(None), |bytes| Arg::text_bytes(bytes));
     let _plans = super::index_order();
     spi::run(

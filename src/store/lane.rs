@@ -5,7 +5,7 @@ use super::Schema;
 use super::relation::LOCK_WAIT_MS;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::lane_lock::{self, Lanes, Mode};
+use crate::pg::lane_lock::{self, LaneLockMode, Lanes};
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
 use wire::Priority;
@@ -14,7 +14,7 @@ use wire::Priority;
 pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
     lock(
         schema,
-        (Lanes::Of(table), Mode::Shared),
+        (Lanes::Of(table), LaneLockMode::Shared),
         "the table is just being given another priority or target",
         "Try again when the transaction that called sync_outbox_attach() has ended: see pg_locks and pg_stat_activity.",
     )
@@ -24,7 +24,7 @@ pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
 pub fn keep_all(schema: &Schema) -> Result<()> {
     lock(
         schema,
-        (Lanes::OfAll, Mode::Exclusive),
+        (Lanes::OfAll, LaneLockMode::Exclusive),
         "tables are just being attached, or changes imported",
         "Try again when that transaction has ended: see pg_locks and pg_stat_activity.",
     )
@@ -33,11 +33,11 @@ pub fn keep_all(schema: &Schema) -> Result<()> {
 /// Nobody has written changes of this table into a lane, or will, who is not seen: for a table that gets another one.
 pub fn change(schema: &Schema, table: Oid) -> Result<()> {
     let hint = "Try again when the transaction that called sync_outbox_backfill() or sync_outbox_import() has ended: see pg_locks and pg_stat_activity.";
-    lock(schema, (Lanes::OfAll, Mode::Shared), "changes of it may just be imported", hint)?;
-    lock(schema, (Lanes::Of(table), Mode::Exclusive), "rows of it are just being backfilled", hint)
+    lock(schema, (Lanes::OfAll, LaneLockMode::Shared), "changes of it may just be imported", hint)?;
+    lock(schema, (Lanes::Of(table), LaneLockMode::Exclusive), "rows of it are just being backfilled", hint)
 }
 
-fn lock(schema: &Schema, (lanes, mode): (Lanes, Mode), busy: &str, hint: &str) -> Result<()> {
+fn lock(schema: &Schema, (lanes, mode): (Lanes, LaneLockMode), busy: &str, hint: &str) -> Result<()> {
     lane_lock::acquire(schema.outbox(), lanes, mode, LOCK_WAIT_MS).map_err(|caught| match caught.sqlstate {
         SqlState::ERRCODE_LOCK_NOT_AVAILABLE => Error::new(caught.sqlstate, busy).hint(hint),
         _ => caught.into(),

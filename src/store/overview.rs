@@ -21,7 +21,7 @@ pub fn targets(schema: &Schema) -> Vec<Target> {
 
 /// What the sender has noted of a target, and how fast it goes.
 #[derive(Default)]
-pub struct Status {
+pub struct TargetStatus {
     pub auth: Option<String>,
     pub consecutive_failures: i32,
     pub next_try_at: Option<TimestampWithTimeZone>,
@@ -44,7 +44,7 @@ pub struct Status {
 ///
 /// The rate for the completion is that of the last 15 minutes, but of this drain only: what an earlier drain did says
 /// nothing, and neither do days offline.
-pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
+pub fn status(schema: &Schema, target_id: i16, left: i64) -> TargetStatus {
     spi::first(
         &schema.sql(
             "SELECT s.auth, coalesce(s.consecutive_failures, 0), s.next_try_at,
@@ -70,7 +70,7 @@ pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
                     WHERE target_id OPERATOR(pg_catalog.=) $1 AND minute OPERATOR(pg_catalog.>=) t.since) w",
         ),
         &[target_id.into(), left.into()],
-        |row| Status {
+        |row| TargetStatus {
             auth: row.utf8(1),
             consecutive_failures: row.get(2).unwrap_or_default(),
             next_try_at: row.get(3),

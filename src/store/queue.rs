@@ -1,7 +1,7 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
 use super::Schema;
-use super::shape::{Kind, OutboxColumn};
+use super::shape::{ColumnKind, OutboxColumn};
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
@@ -17,9 +17,9 @@ const LOCK_WAIT_MS: i32 = 5_000;
 pub fn insert_statement(schema: &Schema, columns: &[OutboxColumn]) -> String {
     let names: Vec<_> = columns.iter().map(|column| column.name).collect();
     let value = |(n, column): (usize, &OutboxColumn)| match column.kind {
-        Kind::Type(_) => format!("${}", n + 1),
-        Kind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
-        Kind::Status => format!("${}::@.sync_outbox_status", n + 1),
+        ColumnKind::Type(_) => format!("${}", n + 1),
+        ColumnKind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
+        ColumnKind::Status => format!("${}::@.sync_outbox_status", n + 1),
     };
     let values: Vec<_> = columns.iter().enumerate().map(value).collect();
     // The id has been drawn, also where somebody has made it GENERATED ALWAYS.

@@ -40,7 +40,7 @@ pub struct QueueScan<'a> {
 }
 
 /// Where a run ended.
-pub struct Ended {
+pub struct ScanEnd {
     /// The last id looked at.
     pub at: i64,
     /// The batch was full, or who is told of what is left has had enough: there may be more.
@@ -48,7 +48,7 @@ pub struct Ended {
 }
 
 /// A change that the run left where it is, although it is committed.
-pub struct Left {
+pub struct SkippedChange {
     pub id: i64,
     pub touched: Touched,
     /// In conflict or dead; else its time has not come.
@@ -64,10 +64,10 @@ impl QueueScan<'_> {
         schema: &Schema,
         batch: &mut Batch,
         mut wanted: impl FnMut(i64, &dyn Fn() -> Uuid) -> bool,
-        mut left: impl FnMut(Left) -> ControlFlow<()>,
-    ) -> Ended {
+        mut left: impl FnMut(SkippedChange) -> ControlFlow<()>,
+    ) -> ScanEnd {
         let shape = self.shape;
-        let mut ended = Ended { at: self.after, full: false };
+        let mut ended = ScanEnd { at: self.after, full: false };
         let mut created_at = Vec::new();
         let mut take = |row: &Row<'_>| {
             if batch.len() >= self.rows {
@@ -82,7 +82,7 @@ impl QueueScan<'_> {
             if !self.is_deliverable(row) {
                 ended.at = id;
                 let waits_for_a_person = shape.waits_for_a_person(row.label(column::STATUS));
-                if left(Left { id, touched: touched(row), waits_for_a_person }).is_break() {
+                if left(SkippedChange { id, touched: touched(row), waits_for_a_person }).is_break() {
                     ended.full = true;
                     return 0;
                 }

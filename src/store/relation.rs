@@ -17,7 +17,7 @@ pub struct Relation {
     /// As it must be written in our own statements, quoted always.
     pub sql_name: String,
     pub owner: Oid,
-    pub kind: Kind,
+    pub kind: RelationKind,
     pub temporary: bool,
     pub unlogged: bool,
     /// Made by initdb.
@@ -29,25 +29,25 @@ pub struct Relation {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RelationKind {
     Table,
     Partitioned,
     /// Neither: what PostgreSQL calls it.
     Other(&'static str),
 }
 
-impl Kind {
+impl RelationKind {
     fn of(relkind: &str) -> Self {
         match relkind {
-            "r" => Kind::Table,
-            "p" => Kind::Partitioned,
-            "v" => Kind::Other("a view"),
-            "m" => Kind::Other("a materialized view"),
-            "f" => Kind::Other("a foreign table"),
-            "S" => Kind::Other("a sequence"),
-            "i" | "I" => Kind::Other("an index"),
-            "c" => Kind::Other("a composite type"),
-            _ => Kind::Other("not a table"),
+            "r" => RelationKind::Table,
+            "p" => RelationKind::Partitioned,
+            "v" => RelationKind::Other("a view"),
+            "m" => RelationKind::Other("a materialized view"),
+            "f" => RelationKind::Other("a foreign table"),
+            "S" => RelationKind::Other("a sequence"),
+            "i" | "I" => RelationKind::Other("an index"),
+            "c" => RelationKind::Other("a composite type"),
+            _ => RelationKind::Other("not a table"),
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
             name: row.utf8(1).unwrap_or_default(),
             sql_name: [2, 3].map(|n| super::quote_ident(&row.utf8(n).unwrap_or_default())).join("."),
             owner: row.get(4).unwrap_or(Oid::INVALID),
-            kind: Kind::of(&row.text(5)),
+            kind: RelationKind::of(&row.text(5)),
             temporary: row.text(6) == "t",
             unlogged: row.text(6) == "u",
             system: row.get(7).unwrap_or_default(),

@@ -14,12 +14,12 @@ use wire::Priority;
 /// A column of the outbox.
 pub struct OutboxColumn {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ColumnKind,
     pub null: Null,
 }
 
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub enum ColumnKind {
     Type(Oid),
     Priority,
     Status,
@@ -66,26 +66,26 @@ macro_rules! columns {
 }
 
 columns! {
-    ID id: Kind::Type(pg_sys::INT8OID), Forbidden;
-    TXID txid: Kind::Type(pg_sys::XID8OID), Forbidden;
-    DEDUP_KEY dedup_key: Kind::Type(pg_sys::UUIDOID), Forbidden;
-    CREATED_AT created_at: Kind::Type(pg_sys::TIMESTAMPTZOID), Forbidden;
-    TARGET_ID target_id: Kind::Type(pg_sys::INT2OID), Forbidden;
-    PRIORITY priority: Kind::Priority, Forbidden;
-    STATUS status: Kind::Status, Forbidden;
-    ATTEMPT_COUNT attempt_count: Kind::Type(pg_sys::INT4OID), Forbidden;
-    REFUSALS refusals: Kind::Type(pg_sys::INT4OID), Forbidden;
-    SCHEMA_NAME schema_name: Kind::Type(pg_sys::TEXTOID), Forbidden;
-    TABLE_NAME table_name: Kind::Type(pg_sys::TEXTOID), Forbidden;
-    OP op: Kind::Type(pg_sys::TEXTOID), Forbidden;
-    PK pk: Kind::Type(pg_sys::JSONOID), Written;
-    DATA data: Kind::Type(pg_sys::JSONOID), Written;
-    BRANCH branch: Kind::Type(pg_sys::TEXTOID), LeftToDefault;
-    OLD old: Kind::Type(pg_sys::JSONOID), Written;
-    REASON reason: Kind::Type(pg_sys::TEXTOID), LeftToDefault;
-    LAST_ATTEMPT_AT last_attempt_at: Kind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
-    NEXT_ATTEMPT_AT next_attempt_at: Kind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
-    ERROR_MESSAGE error_message: Kind::Type(pg_sys::TEXTOID), LeftToDefault;
+    ID id: ColumnKind::Type(pg_sys::INT8OID), Forbidden;
+    TXID txid: ColumnKind::Type(pg_sys::XID8OID), Forbidden;
+    DEDUP_KEY dedup_key: ColumnKind::Type(pg_sys::UUIDOID), Forbidden;
+    CREATED_AT created_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), Forbidden;
+    TARGET_ID target_id: ColumnKind::Type(pg_sys::INT2OID), Forbidden;
+    PRIORITY priority: ColumnKind::Priority, Forbidden;
+    STATUS status: ColumnKind::Status, Forbidden;
+    ATTEMPT_COUNT attempt_count: ColumnKind::Type(pg_sys::INT4OID), Forbidden;
+    REFUSALS refusals: ColumnKind::Type(pg_sys::INT4OID), Forbidden;
+    SCHEMA_NAME schema_name: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    TABLE_NAME table_name: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    OP op: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    PK pk: ColumnKind::Type(pg_sys::JSONOID), Written;
+    DATA data: ColumnKind::Type(pg_sys::JSONOID), Written;
+    BRANCH branch: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
+    OLD old: ColumnKind::Type(pg_sys::JSONOID), Written;
+    REASON reason: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
+    LAST_ATTEMPT_AT last_attempt_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
+    NEXT_ATTEMPT_AT next_attempt_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
+    ERROR_MESSAGE error_message: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
 }
 
 /// The names of all columns, to be put into a statement. The table `sync_outbox_discarded` begins with the same columns.
@@ -199,12 +199,9 @@ fn require_columns(table: &Open) {
     let columns = table.columns();
     let missing = COLUMNS.iter().find(|wanted| !columns.iter().any(|column| column.name == wanted.name.as_bytes()));
     if let Some(OutboxColumn { name, .. }) = missing {
-        Error::new(
-            SqlState::ERRCODE_UNDEFINED_COLUMN,
-            format!("the table sync_outbox has no column \"{name}\""),
-        )
-        .hint("ALTER EXTENSION sync_outbox UPDATE; brings it to the version of the library.")
-        .raise()
+        Error::new(SqlState::ERRCODE_UNDEFINED_COLUMN, format!("the table sync_outbox has no column \"{name}\""))
+            .hint("ALTER EXTENSION sync_outbox UPDATE; brings it to the version of the library.")
+            .raise()
     }
 }
 
@@ -215,9 +212,9 @@ fn require_columns(table: &Open) {
 fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<DirectOutbox> {
     let columns = table.columns();
     let types = COLUMNS.map(|column| match column.kind {
-        Kind::Type(oid) => oid,
-        Kind::Priority => priority,
-        Kind::Status => status,
+        ColumnKind::Type(oid) => oid,
+        ColumnKind::Priority => priority,
+        ColumnKind::Status => status,
     });
     // A column that was dropped still has its place in a row.
     let as_made = columns.len() == COLUMNS.len()

@@ -21,7 +21,7 @@ const COUNTED_ONE_BY_ONE: i64 = 32 << 20;
 
 /// Where changes are counted: one table in one lane.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct StatsKey {
     pub target_id: i16,
     pub schema_name: String,
     pub table_name: String,
@@ -60,7 +60,7 @@ impl AddAssign<&Figures> for Figures {
 
 /// The figures of every place that has changes; a place can come more than once.
 pub struct Count {
-    pub figures: Vec<(Place, Figures)>,
+    pub figures: Vec<(StatsKey, Figures)>,
     /// Whether what is PENDING was sampled.
     pub estimated: bool,
 }
@@ -83,7 +83,7 @@ pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
     Count { figures, estimated: true }
 }
 
-fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: &mut Vec<(Place, Figures)>) {
+fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: &mut Vec<(StatsKey, Figures)>) {
     let scaled = |n: i64| (n as f64 / share).round() as i64;
     spi::once(
         &schema.sql(&format!(
@@ -100,7 +100,7 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
         )),
         &[Arg::opt_utf8(branch)],
         |row| {
-            let place = Place {
+            let place = StatsKey {
                 target_id: row.get(1).unwrap_or_default(),
                 schema_name: row.utf8(2).unwrap_or_default(),
                 table_name: row.utf8(3).unwrap_or_default(),
@@ -228,7 +228,7 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
 
 /// A change as far as its key and its state go.
 pub struct Queued {
-    pub place: Place,
+    pub place: StatsKey,
     pub pk: Option<String>,
     /// Of an UPDATE.
     pub data: Option<String>,
@@ -264,7 +264,7 @@ impl ParkedChanges {
             &[self.target_id.into(), self.first_id.into(), Arg::opt_utf8(branch)],
             |row| {
                 each(Queued {
-                    place: Place {
+                    place: StatsKey {
                         target_id: self.target_id,
                         schema_name: row.utf8(2).unwrap_or_default(),
                         table_name: row.utf8(3).unwrap_or_default(),

@@ -9,7 +9,7 @@ use super::retry::Retry;
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
-use crate::shared::{self, NOTHING, News, View};
+use crate::shared::{self, CommitNotice, NOTHING, View};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -160,7 +160,7 @@ impl Launcher {
         }
         self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
-            shared::want(database, News { first_id: NOTHING, control: false });
+            shared::want(database, CommitNotice { first_id: NOTHING, control: false });
         }
     }
 

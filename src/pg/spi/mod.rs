@@ -38,9 +38,9 @@ unsafe fn each_row(
     ControlFlow::Continue(())
 }
 
-struct Connection;
+struct SpiConnection;
 
-impl Connection {
+impl SpiConnection {
     fn open() -> Self {
         // SAFETY: inside a transaction, and no commit comes in between; closed in Drop, or by the abort after an error.
         // Not with SPI_OPT_NONATOMIC, whose memory belongs to the portal that runs us: the abort of a savepoint around
@@ -48,11 +48,11 @@ impl Connection {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }
-        Connection
+        SpiConnection
     }
 }
 
-impl Drop for Connection {
+impl Drop for SpiConnection {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: pairs with SPI_connect above.
@@ -98,20 +98,20 @@ fn rows(mut each: impl FnMut(&Row<'_>)) {
 
 /// Runs a statement with a plan kept for the session; returns the number of rows processed.
 pub fn run(sql: &str, args: &[Arg]) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     execute(plans::kept(sql, args), args, false)
 }
 
 /// As [`run`], for statements whose text follows from input: a number of plans is kept, those that were used last.
 pub fn run_varied(sql: &str, args: &[Arg]) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let plan = plans::varied(sql, args);
     execute(plan.of(args), args, false)
 }
 
 /// Runs a query with a plan kept for the session and hands its rows to `each`.
 pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let processed = execute(plans::kept(sql, args), args, false);
     rows(each);
     processed
@@ -119,7 +119,7 @@ pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
 
 /// Runs a query once, without keeping its plan: for DDL and for text made of user input.
 pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let processed = execute(plans::prepare(sql, args), args, false);
     rows(each);
     processed
@@ -136,13 +136,13 @@ pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFl
 
 /// As [`scan`]; `each` says how many more rows it wants at most, 0 for none. At first it is handed a few.
 pub fn scan_by(sql: &str, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     scan_plan(plans::kept(sql, args), args, each);
 }
 
 /// As [`scan`], without keeping the plan: for text made of user input.
 pub fn scan_once(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     scan_plan(plans::prepare(sql, args), args, &mut |row| match each(row) {
         ControlFlow::Continue(()) => FEW,
         ControlFlow::Break(()) => 0,
