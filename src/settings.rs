@@ -1,7 +1,7 @@
 //! The settings (GUCs): private statics, one `init`, and typed accessors.
 //!
-//! Delivery settings are SIGHUP-only: whoever sets the URL can take the token and the data, so neither a session nor
-//! `ALTER ROLE .. SET` may.
+//! Delivery settings are SIGHUP-only: whoever sets the URL gets the token and the data, so neither a session nor `ALTER
+//! ROLE .. SET` may set it.
 
 use crate::pg::guc;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
@@ -15,7 +15,7 @@ static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static ALLOW_HTTP: GucSetting<bool> = GucSetting::<bool>::new(false);
 static COMPRESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_WHEN_EMPTY: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// No value where there is none, because it is read for every row.
+/// NULL by default and not an empty string, because it is read for every row.
 static REASON: StringSetting = StringSetting::new(None);
 static BASE_URL: StringSetting = StringSetting::new(Some(c""));
 static UPLOAD_PATH: StringSetting = StringSetting::new(Some(c"/api/sync/upload_outbox"));
@@ -39,15 +39,15 @@ static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
-/// Less than the time that a sender gives a request, whose other changes are applied meanwhile.
+/// Less than a sender waits for the answer, so that the other changes of the request are applied in time.
 static APPLY_LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
-/// Less than a sender waits by default: after that nobody reads the answer.
+/// Less than a sender waits by default, because after that nobody reads the answer.
 static APPLY_STATEMENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(25_000);
-/// Off: how many changes are many depends on the shop.
+/// Off, because how many changes are too many depends on the site.
 static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);
-/// A tenth of a small disk.
+/// A tenth of a small disk, in MB.
 static BACKLOG_SIZE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(10 * 1024);
-/// Longer than most lines are down.
+/// Longer than most connections are down.
 static BACKLOG_AGE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
@@ -242,8 +242,8 @@ pub fn capture() -> bool {
     CAPTURE.get()
 }
 
-/// Hands the session's reason to `f`, if it gave one, in the server encoding. Not copied: it is as long as the session
-/// likes.
+/// Hands the session's reason to `f`, if it gave one, in the server encoding. It is not copied, because it can have any
+/// length.
 pub fn with_reason<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     guc::with_text(&REASON, |text| f(text.map(<[u8]>::trim_ascii).filter(|reason| !reason.is_empty())))
 }
@@ -272,7 +272,7 @@ pub fn upload_token_file() -> Option<String> {
     path(&UPLOAD_TOKEN_FILE)
 }
 
-/// The safety-net poll of the worker.
+/// How often the worker polls, in case it was not woken.
 pub fn interval() -> Duration {
     millis(&INTERVAL)
 }
@@ -308,7 +308,7 @@ pub fn apply_statement_timeout() -> Option<Duration> {
     Some(millis(&APPLY_STATEMENT_TIMEOUT)).filter(|d| !d.is_zero())
 }
 
-/// Above what the log warns of the backlog; 0 is never.
+/// The limits above which the log warns about the backlog; 0 means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
     pub rows: i64,
@@ -324,7 +324,7 @@ pub fn thresholds() -> Thresholds {
     }
 }
 
-/// What a push session needs to know of the settings.
+/// The settings that a push session uses.
 pub fn delivery() -> delivery::Settings {
     delivery::Settings {
         batch_rows: BATCH_ROWS.get() as usize,

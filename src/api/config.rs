@@ -1,4 +1,4 @@
-//! What `sync_outbox_configure()` takes, taken apart: plain data, nothing of it is looked up yet.
+//! Parses the argument of `sync_outbox_configure()` into plain data, without looking anything up.
 
 use super::{argument, token};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ pub const TOKEN: &str = "sync_upload_token";
 pub const TABLES: &str = "uploads_local_to_remote";
 const SHAPE: &str = "Write it as in {\"webapp_base_url\": \"https://hub.example.org\", \"sync_upload_token\": \"...\", \"uploads_local_to_remote\": [\"sales\", {\"table\": \"shop.stock\", \"priority\": \"HIGH\"}]}.";
 
-/// The object.
+/// The whole object.
 pub struct Config {
     pub url: Option<String>,
     pub token: Option<String>,
@@ -92,10 +92,10 @@ impl TableEntry {
 }
 
 impl Given {
-    /// The options of a table that has been attached with `before`, if at all.
+    /// These options, and those of `before` where none is given, which are the present ones if the table is attached.
     pub fn over(&self, before: Option<Options>) -> Options {
         let before = before.unwrap_or_default();
-        // Named again, they are the columns that are called so now.
+        // If columns are named again, those are meant that have these names now.
         let named_again = self.exclude.is_some() || self.columns.is_some();
         Options {
             target: self.target.clone().unwrap_or(before.target),

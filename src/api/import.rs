@@ -1,7 +1,7 @@
-//! `sync_outbox_import()`: takes over what an outbox made by scripts has not delivered.
+//! `sync_outbox_import()`: takes over the changes that the scripts' outbox has not delivered.
 //!
 //! The old changes are older than everything captured since, so they get the ids before it. The old table is read as
-//! its owner, because reading it may run that one's casts; the rows are written as the extension's owner.
+//! its owner, because reading it may run the owner's casts; the rows are written as the extension's owner.
 
 use super::argument;
 use crate::error::{Error, Result, SqlState, or_raise};
@@ -27,14 +27,14 @@ use wire::Operation;
 const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
 
 /// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that
-/// are uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default
-/// target if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a
-/// NOTICE.
+/// are uuids or 32 hex digits are kept. A row gets the target and priority of its table, or the default target and
+/// NORMAL if the table is not attached. Rows that an earlier import has taken over and that still wait are skipped with
+/// a NOTICE.
 ///
 /// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is
-/// no such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE
-/// READ, 55000 if later changes of a table that is not attached wait elsewhere, 55P03 if the table or the sender is
-/// busy, or tables are just being attached.
+/// not such a table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in
+/// REPEATABLE READ, 55000 if later changes of a table that is not attached wait elsewhere, 55P03 if the table or the
+/// sender is busy, or while tables are being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
     or_raise((|| import(argument::required(old_table, "old_table")?))())
@@ -66,7 +66,7 @@ fn import(oid: Oid) -> Result<i64> {
     spi::scan_once(&select(&old), &[], |row| {
         interrupt::check();
         if next_id > last_id {
-            outcome = Err(other_rows(&old)); // ids after these belong to captured changes
+            outcome = Err(other_rows(&old)); // the next ids belong to captured changes
             return ControlFlow::Break(());
         }
         match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
@@ -88,7 +88,7 @@ fn import(oid: Oid) -> Result<i64> {
     Ok(imported)
 }
 
-/// Checks the old table and keeps its writers out: what would be written from now on would be lost with it.
+/// Checks the old table and locks its writers out, because what they wrote from now on would be lost with the table.
 fn lock(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
     let _owner = ActAs::owner();
     if xact::uses_one_snapshot() {
@@ -129,13 +129,13 @@ fn has(table: &Relation, column: &str) -> bool {
 /// Schema and name of a table, as bytes in the server encoding.
 type TableName = (Vec<u8>, Vec<u8>);
 
-/// Most bytes of such a name: many times what one of PostgreSQL's has.
+/// The most bytes that such a name may have: many times the length of a name in PostgreSQL.
 const MOST_NAME_BYTES: usize = 1024;
-/// Most tables that the changes of an old outbox can be of.
+/// The most tables that the changes of an old outbox may belong to.
 const MOST_TABLES: usize = 10_000;
 
-/// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's
-/// memory, so that it is bounded.
+/// The tables that the old changes belong to, and the number of changes. The names are kept in Rust's memory, so their
+/// number and length are limited.
 fn tables(old: &Relation) -> Result<(Vec<TableName>, i64)> {
     let (mut tables, mut rows) = (Vec::new(), 0);
     let count = format!(
@@ -175,7 +175,8 @@ fn tables(old: &Relation) -> Result<(Vec<TableName>, i64)> {
 struct Route {
     target_id: i16,
     options: Options,
-    /// Other changes under its name wait in another one, and the sender does not know yet that it has to compare them.
+    /// Other changes under this name wait in another lane, and the sender does not know yet that it has to compare
+    /// them.
     crosses: Cell<bool>,
 }
 
@@ -190,7 +191,8 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap
             let options = attached.unwrap_or_default();
             let target_id = target::find(schema, &options.target)?.id;
             let crosses = attached::waits_elsewhere(schema, &name, target_id, options.priority.name());
-            // Of an attached table those of a backfill can, or of another that had its name: the sender places them.
+            // For an attached table these can come from a backfill, or from another table that had its name. The sender
+            // keeps their order.
             if !is_attached && crosses {
                 return Err(Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -204,7 +206,7 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap
         .collect()
 }
 
-/// Whoever imports brings changes that he could have made and captured: of his tables, and of those that he could make.
+/// Callers may import only changes that they could have made: of tables that they own, or could create.
 fn check_caller(caller: Oid, name: &TableName) -> Result<()> {
     if import::could_capture(caller, &name.0, &name.1) {
         return Ok(());
@@ -218,7 +220,7 @@ fn check_caller(caller: Oid, name: &TableName) -> Result<()> {
     .hint("Call it as superuser, or ask that owner; changes that nobody needs can be deleted from the old table."))
 }
 
-/// A session that is under way does not look in front of where it is: it would send a later change of a key first. So
+/// A running session does not look behind its cursor for these ids, and would send a later change of a key first. So
 /// nobody sends until the imported changes are committed.
 fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Result<()> {
     let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
@@ -230,7 +232,7 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Resul
                 .hint("SELECT sync_outbox_pause(); import, commit, and SELECT sync_outbox_resume();"));
         }
     }
-    // Behind the sender's lock, as `sync_outbox_target_drop()` takes the two.
+    // After the sender's lock, in the same order as `sync_outbox_target_drop()`.
     for lane in lanes.values() {
         if target::find_and_keep(schema, &lane.options.target)?.id != lane.target_id {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "a target was made anew at this very moment")
@@ -240,7 +242,7 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Resul
     Ok(())
 }
 
-/// Policies and views can show other rows when they are asked again.
+/// The second read of the old table can return more rows, because of policies or functions.
 fn other_rows(old: &Relation) -> Error {
     Error::new(
         SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -261,7 +263,7 @@ fn select(old: &Relation) -> String {
     )
 }
 
-/// Imports one row; `false` if an earlier import has brought it.
+/// Imports one row; `false` if an earlier import has taken it over.
 fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys, id: i64, row: &Row) -> Result<bool> {
     let old_id = row.int(1);
     let bad = |what: &str| {
@@ -308,18 +310,18 @@ fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys
     Ok(true)
 }
 
-/// The keys of an import, so that none of them stands for two changes and none is brought twice.
+/// The keys of an import, so that no two changes have the same key and none is imported twice.
 struct DedupKeys {
-    /// Brought by earlier imports.
+    /// The keys of changes of earlier imports that still wait.
     before: HashSet<Uuid>,
     now: HashSet<Uuid>,
 }
 
 impl DedupKeys {
-    /// The key of the next change, for which there is room, or `None` if an earlier import has brought it.
+    /// The key of the next change, for which there is room, or `None` if an earlier import has taken it over.
     ///
-    /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows
-    /// from it and the row's id, so that an import that is repeated finds it again.
+    /// The scripts gave two changes of one row in one transaction the same key; the second change gets a key that is
+    /// computed from that key and the row's id, so that a repeated import computes the same one.
     fn of(&mut self, text: Option<&str>, old_id: i64) -> Option<Uuid> {
         let text = text.unwrap_or_default().trim();
         let old_id = old_id.to_string();
@@ -336,7 +338,7 @@ impl DedupKeys {
     }
 }
 
-/// A key made of a text that is none, given in parts: it can be long, and is not copied.
+/// A key computed from a text that is not a uuid. It is passed in parts and not copied, because it can be long.
 fn digest(parts: &[&str]) -> Uuid {
     let mut digest = Sha256::new();
     parts.iter().for_each(|part| digest.update(part));
@@ -370,7 +372,7 @@ mod tests {
         let found: Vec<Uuid> = texts.iter().zip(1..).map(|(text, id)| all.of(*text, id).unwrap()).collect();
         assert_eq!(found.iter().collect::<HashSet<_>>().len(), texts.len());
 
-        // Repeated, every one of them is found again.
+        // When the import is repeated, every key is found again.
         let mut again = keys(&found);
         assert!(texts.iter().zip(1..).all(|(text, id)| again.of(*text, id).is_none()));
     }

@@ -1,4 +1,4 @@
-//! `sync_outbox_requeue()`: what was refused, in conflict or dead is tried again.
+//! `sync_outbox_requeue()`: tries changes again that were refused, in conflict or dead.
 
 use super::argument::{self, IdArray, Text};
 use crate::error::{Result, or_raise};
@@ -11,8 +11,8 @@ use crate::store::{Schema, attached, target};
 use crate::wake;
 
 /// FAILED, CONFLICT and DEAD changes become PENDING with `attempt_count` 0, and the target is tried again at once;
-/// returns how many. Without `ids` all of them; with `relation` only those of that table. Ids that are gone or pending
-/// are no error.
+/// returns how many. Without `ids`, this means all of them; with `relation`, only those of that table. Ids that do not
+/// exist or are pending are ignored.
 ///
 /// Errors: 22023 for an unknown target; 23514 if a reason is given that is shorter than five characters, 22001 if it
 /// has more than 1,000.

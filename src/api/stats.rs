@@ -14,19 +14,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use wire::Priority;
 
-/// Where figures are given: schema, table, priority.
+/// The key of a row of the result: schema, table and priority.
 type RowKey = (String, String, Priority);
 
-/// Above a million changes only so many are looked at for those that are blocked.
+/// Above a million changes, only this many are examined for blocked ones.
 const BLOCKED_AMONG: usize = 100_000;
 
-/// A row for every attached table with the priority it has, zeros included, and for every other table and priority that
-/// has changes; with `branch`, only the changes of that branch count.
+/// A row for every attached table with its priority, even if it has no changes, and for every other table and priority
+/// that has changes. With `branch`, only the changes of that branch count.
 ///
-/// `blocked` are changes that could go out but for an earlier one of their key that is in conflict, dead, or refused
-/// and not due yet; they are among `pending` and `failed`. `last_update` is when one was captured or tried last. Up to
-/// a million changes everything is exact. Beyond that `estimated` is true: what is pending comes from a sample of the
-/// table, and `blocked` counts only those among the 100,000 changes that follow the first parked one.
+/// `blocked` are changes that cannot be sent because an earlier change of the same key is in conflict, dead, or refused
+/// and not due yet; they are included in `pending` and `failed`. `last_update` is when a change was last captured or
+/// tried. Up to a million changes everything is exact. Beyond that `estimated` is true: `pending` is estimated from a
+/// sample of the table, and `blocked` counts only those among the 100,000 changes that follow the first parked one.
 ///
 /// Reads only: works on a standby and in a read-only transaction.
 #[pgrx::pg_extern(sql = false)]
@@ -95,8 +95,8 @@ impl Stats {
     }
 }
 
-/// How many changes wait behind a parked one. What waits parks its own other key in turn, so they are looked at in the
-/// order of their ids, whatever their priority. Where nothing is parked, which is the normal case, nothing is read.
+/// How many changes wait behind a parked one. A change that waits parks its other key in turn, so they are examined in
+/// the order of their ids, whatever their priority. If nothing is parked, which is the normal case, nothing is read.
 fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<RowKey, i64> {
     let mut blocked = HashMap::new();
     for changes in stats::parked(schema) {

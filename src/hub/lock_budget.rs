@@ -23,7 +23,7 @@ impl LockBudget {
         self.clock.waited()
     }
 
-    /// Takes off what has been waited since [`waited`](Self::waited) returned `before`.
+    /// Subtracts the time that was spent waiting since [`waited`](Self::waited) returned `before`.
     pub fn spend_since(&mut self, before: i64) {
         let waited = self.waited() - before;
         if waited > 0 {
@@ -32,8 +32,8 @@ impl LockBudget {
         }
     }
 
-    /// The next wait may take as long as is left, or less if the session says so. Holds until the nest level that is
-    /// open ends.
+    /// The next wait may take as long as is left, or less if the session says so. Applies until the current nest level
+    /// ends.
     fn set_limit(&self) {
         guc::limit_lock_wait((self.left_micros / 1000).max(1) as i32);
     }

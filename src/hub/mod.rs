@@ -1,7 +1,7 @@
-//! The hub's half: a request body is applied change by change, in order, and answered by key.
+//! The hub: applies the changes of a request body one by one, in order, and answers each by its key.
 //!
-//! A change and the memory of its key commit or roll back together. Nothing but accepted tables is written, each as its
-//! owner, in a context from which that owner's code cannot leave (`invariants` 1).
+//! A change and the record that its key was applied commit or roll back together. Only accepted tables are written,
+//! each as its owner, in a context that the owner's code cannot escape from (`invariants` 1).
 
 mod definition;
 mod failure;
@@ -38,7 +38,7 @@ pub fn apply(payload: &str) -> Result<String> {
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
     let mut request = Request::new(&schema, &limit, &session_locks);
-    // Before anything is applied, so that nothing that happens later can leave it out.
+    // Before anything is applied, so that nothing that happens later can prevent it.
     xact::commit_durably();
     for (position, change) in (0..).zip(changes.iter()) {
         if request.has_to_wait(&change, position) {
@@ -66,8 +66,8 @@ fn read(payload: &str) -> Result<body::Changes<'_>> {
     })
 }
 
-/// As logical replication applies: no capture, and no foreign keys, because a cascade arrives parents first. Values are
-/// read under the settings they were written under.
+/// Applies changes as logical replication does: without capture, and without foreign keys, because a cascade arrives
+/// parents first. Values are read with the settings that they were written with.
 fn as_a_replica() -> Nest {
     let nest = Nest::neutral_output();
     nest.set("session_replication_role", "replica").set("sync_outbox.capture", "off").set("xmloption", "content");
@@ -158,7 +158,7 @@ impl<'a> Request<'a> {
     fn record(&mut self, change: &Incoming<'a>, position: i64, attempt: Attempt, is_last: bool) -> Result<()> {
         let ends_the_request = attempt.ends_the_request();
         if attempt.result.is_err() {
-            self.session_locks.restore(); // what it has left would take the room of others
+            self.session_locks.restore(); // the locks that it has left would take the room of others
         }
         let key = change.dedup_key.clone();
         match attempt.result {
@@ -171,7 +171,8 @@ impl<'a> Request<'a> {
                 self.answer.conflict(key, &why);
                 self.parked.park(&touched(change), position);
             }
-            // Left unmentioned, and its key waits: it comes again by itself, while the others are applied.
+            // It is left unmentioned and its key is parked, so that its sender sends it again, while the others are
+            // applied.
             Err(caught) if failure::is_in_the_way(&caught) => {
                 let whole_table = || Touched::new(&change.schema, &change.table, None, None);
                 let keys = if attempt.table_is_known { touched(change) } else { whole_table() };
@@ -192,7 +193,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// What a change is told whose code has caught the error that ends a call.
+/// The error of a change whose code has caught the error that ends a call.
 const CAUGHT_THE_END: &str =
     "it took longer than sync_outbox.apply_statement_timeout, and code of its table caught that error";
 
@@ -202,7 +203,7 @@ const SEND_AGAIN: &str = "Nothing was applied. Send the same body again.";
 /// What became of a change that is not refused.
 enum Applied {
     Done,
-    /// By an earlier request, whose commit may not be on disk yet.
+    /// An earlier request has applied it, whose commit may not be on disk yet.
     Before,
     /// The row is not as the sender saw it; nothing was touched.
     Conflict(String),
@@ -230,10 +231,11 @@ fn apply_one(
         }
         if let Some(columns) = statement.compared.and_then(|compared| differing(&compared, &arguments)) {
             if columns.is_empty() {
-                refuse("the row was being changed by others"); // and is as it was again: the change comes again
+                // Now it is as the sender saw it again, so the change is to be sent again.
+                refuse("the row was being changed by others");
             }
             conflict = Some(format!("the row has other values in {}", columns.join(", ")));
-            refuse("conflict"); // undone with it: the memory of its key
+            refuse("conflict"); // this also undoes the record that its key was applied
         }
         if let Some(why) = statement.if_none {
             refuse(why);
@@ -256,7 +258,7 @@ fn differing(compared: &Compared, arguments: &[Arg]) -> Option<Vec<String>> {
     differing
 }
 
-/// Ends the subtransaction of a change: the message goes to its sender.
+/// Rolls the subtransaction of a change back. The message is sent to its sender.
 fn refuse(why: &str) -> ! {
     Error::new(SqlState::ERRCODE_RAISE_EXCEPTION, why).raise()
 }

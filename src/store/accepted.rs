@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 pub struct Accepted {
     pub oid: Oid,
     pub partitioned: bool,
-    /// By foreign keys of other tables.
+    /// Foreign keys of other tables refer to it.
     pub referenced: bool,
-    /// Members of a change that are no columns of it are left out.
+    /// Members of a change that are not among its columns are left out.
     pub ignore_unknown: bool,
 }
 
@@ -43,9 +43,9 @@ pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Acce
     )
 }
 
-/// Why a table cannot keep what it is acknowledged for.
+/// Why a table would not keep changes that it acknowledges.
 pub struct Flaw {
-    /// As it goes on after the table's name.
+    /// The rest of a message that begins with the table's name.
     pub why: String,
     /// What to do about it.
     pub hint: &'static str,
@@ -162,7 +162,7 @@ pub fn keys(relation: Oid) -> Vec<BTreeMap<String, String>> {
     keys
 }
 
-/// What accept has to know of a relation before it takes it.
+/// What `sync_outbox_accept()` has to know about a relation.
 pub struct Candidate {
     pub name: String,
     pub kind: u8,
@@ -204,8 +204,8 @@ pub fn candidate(relation: Oid) -> Option<Candidate> {
     )
 }
 
-/// Accepts a table, or gives it another option, and forgets the ones that are gone, whose numbers could come back as
-/// other tables.
+/// Accepts a table, or changes its option, and forgets the tables that are gone: their oids could be given to other
+/// tables.
 pub fn accept(schema: &Schema, relation: Oid, by: &str, ignore_unknown: bool) {
     spi::run(
         &schema.sql(

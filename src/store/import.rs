@@ -1,4 +1,4 @@
-//! Rows of the scripts' outbox in ours: in front of everything that was captured, with ids of their own.
+//! Rows of the scripts' outbox that are copied into ours, with ids below those of everything that was captured.
 
 use super::Schema;
 use crate::pg::spi::{self, Arg};

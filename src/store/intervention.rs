@@ -7,16 +7,17 @@ use crate::pg::spi::{self, Arg, Ids};
 use pgrx::pg_sys;
 use wire::Priority;
 
-/// Which changes a requeue means, all of one target.
+/// The changes of one target that are requeued.
 pub struct Selection<'a> {
     pub target_id: i16,
-    /// Absent: all.
+    /// `None`: all.
     pub ids: Option<Ids<'a>>,
-    /// Schema and name, in the server encoding. Absent: of all tables.
+    /// Schema and name, in the server encoding. `None`: of all tables.
     pub table: Option<&'a (Vec<u8>, Vec<u8>)>,
 }
 
-/// Makes changes that are not PENDING look like new ones, but for the words of the last attempt; returns how many.
+/// Makes changes that are not PENDING look like new ones, except that the error message of the last attempt stays;
+/// returns how many.
 pub fn requeue(schema: &Schema, scope: &Selection) -> u64 {
     let name = |bytes: Option<&Vec<u8>>| bytes.map_or(Arg::opt_utf8(None), |bytes| Arg::text_bytes(bytes));
     let _plans = super::index_order();
@@ -42,8 +43,8 @@ pub struct Lane {
     priority: Priority,
 }
 
-/// The lanes that have changes, of targets that are gone too. The primary key begins with them: who knows an id alone
-/// looks it up in each.
+/// The lanes that have changes, of targets that are gone too. The primary key begins with target and priority, so an id
+/// alone is looked up in each lane.
 pub fn lanes(schema: &Schema) -> Vec<Lane> {
     let mut lanes = Vec::new();
     let _plans = super::index_order();
@@ -72,10 +73,10 @@ impl Lane {
         .is_some()
     }
 
-    /// Moves changes to `sync_outbox_discarded`: those that wait for a person, and with `all` (the caller holds the
-    /// sender's lock) the others too. Returns how many.
+    /// Moves changes to `sync_outbox_discarded`: those that wait for a person, and with `all` the others too, for which
+    /// the caller holds the sender's lock. Returns how many.
     ///
-    /// A `dedup_key` can come again, by import or restore after a discard: then the last decision counts.
+    /// A `dedup_key` can come again by an import or restore after a discard. Then the last decision counts.
     pub fn discard(&self, schema: &Schema, ids: Ids<'_>, all: bool, who: &str, reason: &str) -> u64 {
         let columns = shape::column_list();
         let _plans = super::index_order();

@@ -5,7 +5,7 @@ use crate::error::{Error, Result, SqlState};
 use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::{Oid, role, spi, xact};
 
-/// Longest wait for the lock of a table that others are using.
+/// The longest wait for the lock of a table that others are using.
 pub const LOCK_WAIT_MS: i32 = 5_000;
 
 /// A relation as the catalogs describe it right now.
@@ -14,7 +14,7 @@ pub struct Relation {
     pub oid: Oid,
     /// Schema and name, each quoted where necessary: for messages and hints that can be pasted.
     pub name: String,
-    /// As it must be written in our own statements, quoted always.
+    /// Schema and name, both quoted, for our own statements.
     pub sql_name: String,
     pub owner: Oid,
     pub kind: RelationKind,
@@ -24,7 +24,7 @@ pub struct Relation {
     pub system: bool,
     /// A member of this extension.
     pub ours: bool,
-    /// The columns that rows store, in their order.
+    /// The columns that are stored, in their order.
     pub columns: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ pub struct Relation {
 pub enum RelationKind {
     Table,
     Partitioned,
-    /// Neither: what PostgreSQL calls it.
+    /// Anything else, by the name that PostgreSQL has for it.
     Other(&'static str),
 }
 
@@ -91,7 +91,8 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
     })
 }
 
-/// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
+/// Runs `f` with the relation locked. Waits a limited time for the lock, because every writer queues behind one that
+/// waits.
 pub fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
     xact::subtransaction_in_time(LOCK_WAIT_MS, || {
         relation_lock::lock(oid, mode);
@@ -143,8 +144,8 @@ pub fn inheritance_children(relation: Oid) -> Vec<String> {
     )
 }
 
-/// Statements that drop what the scripts put on a relation and its partitions: triggers named as theirs that call
-/// another function than ours.
+/// The statements that drop the scripts' triggers on a relation and its partitions: triggers with the names that they
+/// use, which call another function than ours.
 pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
     names(
         "SELECT pg_catalog.format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname)

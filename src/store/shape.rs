@@ -1,5 +1,5 @@
 //! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its
-//! rows can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
+//! rows can be appended, read and deleted without the executor, or somebody has altered it, so that SQL has to do it.
 
 use crate::error::{Error, SqlState};
 use crate::pg::direct::{Direct, Opened};
@@ -25,14 +25,14 @@ pub enum ColumnKind {
     Status,
 }
 
-/// What NULL means in a column.
+/// What a NULL in a column means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Null {
-    /// Nothing: the column is NOT NULL.
+    /// Nothing, because the column is NOT NULL.
     Forbidden,
-    /// That the change has no key, data or old values. Capture writes it, whatever the default of the column is.
+    /// The change has no key, data or old values. Capture writes NULL, whatever the default of the column is.
     Written,
-    /// That capture has no value. It leaves the column out, so that a default that somebody gave the column counts.
+    /// Capture has no value for the column. It leaves the column out, so that a default that somebody gave it counts.
     LeftToDefault,
 }
 
@@ -97,10 +97,10 @@ pub fn column_list() -> &'static str {
 /// The columns of the primary key, in its order.
 pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
 
-/// The outbox where it is as `sql/` makes it.
+/// The outbox, if it is as `sql/` makes it.
 pub type DirectOutbox = Direct<COLUMN_COUNT, 3>;
 
-/// What the catalogs say of the outbox of one schema.
+/// What the catalogs say about the outbox of one schema.
 pub struct Shape {
     table: Oid,
     pub sequence: Oid,
@@ -115,8 +115,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema, 42703 if it
-    /// lacks a column that the statements on it name.
+    /// Locks the outbox, so that what the catalogs say stays true. Raises 42P01 if there is none in the schema, 42703
+    /// if it lacks a column that the statements on it name.
     pub fn of(schema: Oid, mode: LockMode) -> Self {
         Self::look_up(schema, mode).unwrap_or_else(|| {
             Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, "the table sync_outbox is gone")
@@ -205,10 +205,10 @@ fn require_columns(table: &Open) {
     }
 }
 
-/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. Looked
-/// at is all that an INSERT would heed: the columns in their places, with the types and without the modifiers,
-/// constraints and defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does
-/// below INSERT (storage, compression, tablespace, logging) holds for an appended row too.
+/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. This
+/// compares everything that an INSERT would respect: positions and types of the columns, their modifiers, constraints
+/// and defaults, and the definitions of the two indexes, whatever their names are. What PostgreSQL does below an INSERT
+/// (storage, compression, tablespace, logging) applies to an appended row too.
 fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<DirectOutbox> {
     let columns = table.columns();
     let types = COLUMNS.map(|column| match column.kind {
@@ -216,7 +216,7 @@ fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pendi
         ColumnKind::Priority => priority,
         ColumnKind::Status => status,
     });
-    // A column that was dropped still has its place in a row.
+    // A dropped column still has its position in a row.
     let as_made = columns.len() == COLUMNS.len()
         && table.borrow().natts() == COLUMNS.len()
         && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, made))| {
@@ -237,7 +237,7 @@ fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pendi
     let keys = |columns: [usize; 3]| columns.map(|column| column as i16);
     let primary_as_made =
         primary.plain && primary.unique && primary.keys == keys(KEY) && primary.predicate == Predicate::All;
-    // A PENDING row has no entry in it.
+    // PENDING rows have no entry in this index.
     let left_as_made = left.plain
         && !left.unique
         && left.keys == keys([column::TARGET_ID, column::STATUS, column::ID])
