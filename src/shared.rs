@@ -1,8 +1,8 @@
-//! What the processes tell each other about databases, in shared memory.
+//! What the processes share about databases, in shared memory.
 //!
-//! A database has an entry for as long as there is something to know about it: a worker, work, a time at which work is
-//! due, or a command that keeps the worker away. Entries are made and freed under the exclusive lock; the flag that a
-//! committing transaction raises is atomic and needs only the shared one.
+//! A database has an entry as long as there is something to know about it: a worker, work to do, a time at which work
+//! is due, or a command that keeps the worker away. Entries are created and freed under the exclusive lock; the flag
+//! that a committing transaction sets is atomic and needs only the shared one.
 
 use crate::pg::Oid;
 use crate::pg::process::{self, Process};
@@ -11,9 +11,10 @@ use crate::pg::{database, latch};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Databases with something to know about at the same time.
+/// The most databases that can have an entry at the same time.
 const MOST_DATABASES: usize = 1024;
-/// Processes that can commit captured changes at the same time, each by the number of its PGPROC.
+/// The number of slots for processes that commit captured changes. A process uses the one with the number of its
+/// PGPROC.
 const SLOTS: usize = 8192;
 /// How long a command waits for the worker of its database to leave: as long as PostgreSQL itself waits for others.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -23,26 +24,27 @@ static TABLE: Locked<SharedTable> = Locked::new(c"sync_outbox", SharedTable::emp
 /// The table in shared memory.
 pub struct SharedTable {
     launcher: Option<Process>,
-    /// No background worker slot was free for a database that needs one: workers with nothing to do leave at once.
+    /// No background worker slot was free for a database that needs one, so workers with nothing to do are to exit at
+    /// once.
     crowded: AtomicBool,
     /// A database could not be entered because the table was full.
     overflowed: AtomicBool,
-    /// The last number given to [`DatabaseEntry::control`], of all databases: none is ever given twice.
+    /// The last number that was given to the [`DatabaseEntry::control`] of any database. No number is given twice.
     last_control: AtomicU64,
-    /// Transactions with captured changes that are being committed right now.
+    /// The transactions with captured changes that are being committed now.
     commits: [Commit; SLOTS],
     /// Slots from here on have never been used.
     commits_used: AtomicUsize,
-    /// Commits of processes that have no slot.
+    /// The number of commits in progress of processes that have no slot.
     commits_elsewhere: AtomicU32,
     /// Entries from here on have never been used.
     used: usize,
     entries: [DatabaseEntry; MOST_DATABASES],
 }
 
-/// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows
-/// of it: who takes a snapshot, and then looks at the slots and at the entry, misses no transaction that the snapshot
-/// sees.
+/// The slot of a process. It is set before the transaction becomes visible, and cleared after the entry of the database
+/// has been updated. So a process that takes a snapshot, and then reads the slots and after them the entry, misses no
+/// transaction that the snapshot sees.
 struct Commit {
     database: AtomicU32,
     /// The first id that the transaction drew; [`NOTHING`] in a slot that is not in use.
@@ -55,27 +57,27 @@ pub const NOTHING: i64 = i64::MAX;
 pub const ANYTHING: i64 = i64::MIN;
 
 struct DatabaseEntry {
-    /// Invalid in a free entry.
+    /// `Oid::INVALID` in a free entry.
     database: Oid,
     worker: Option<Process>,
     /// The worker has found the extension and serves the database.
     serving: bool,
-    /// The last worker left in order, or there was none. One that is still running has not, so that its sudden end can
-    /// be told from a farewell.
+    /// The last worker exited cleanly, or there was none. False while a worker runs, so that a crash can be told from a
+    /// clean exit.
     in_order: bool,
-    /// When the worker that left wants to be started again. CLOCK_MONOTONIC, the same for all processes.
+    /// When the worker that exited wants to be started again, by CLOCK_MONOTONIC, which is the same for all processes.
     due: Option<Instant>,
-    /// Commands that need the database empty.
+    /// How many commands need the database to have no connections.
     barriers: u32,
     /// A transaction with work for the worker has committed since the worker last looked.
     wanted: AtomicBool,
-    /// The first id of all transactions that have committed since a worker last asked.
+    /// The smallest first id of the transactions that have committed since a worker last asked.
     first_id: AtomicI64,
-    /// Another number after each administrative call that has committed (pause, resume, requeue, discard, import,
-    /// adopt, a target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken. Whoever
-    /// sends compares it before every request.
+    /// Changes after each administrative call that has committed (pause, resume, requeue, discard, import, adopt, a
+    /// change of a target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken.
+    /// Senders compare it before every request.
     control: AtomicU64,
-    /// When a worker last said that the database is a copy.
+    /// When a worker last logged that the database is a copy.
     told_cloned: Option<Instant>,
 }
 
@@ -123,7 +125,7 @@ impl SharedTable {
         self.entries[at].control.store(self.last_control.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
     }
 
-    /// The entry of a database, made if necessary; `None` if the table is full.
+    /// The entry of a database, created if necessary; `None` if the table is full.
     fn enter(&mut self, database: Oid) -> Option<usize> {
         let found = self.find(database).or_else(|| {
             let free = self.find(Oid::INVALID).or_else(|| (self.used < MOST_DATABASES).then_some(self.used))?;
@@ -174,12 +176,12 @@ impl DatabaseEntry {
     }
 }
 
-/// Has the table made. Called while preloading.
+/// Requests the shared memory for the table. Called while preloading.
 pub fn init() {
     TABLE.request();
 }
 
-/// What a transaction that commits has to say.
+/// What a transaction announces when it commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitNotice {
     /// The first id of the changes that it captured, or [`NOTHING`].
@@ -203,7 +205,7 @@ pub fn committing(first_id: i64) {
     }
 }
 
-/// The transaction for which [`committing`] was called has committed: hands its news over, and frees the slot.
+/// The transaction for which [`committing`] was called has committed. Announces it, and frees the slot.
 pub fn committed(news: CommitNotice) {
     want(database::current(), news);
     aborted();
@@ -218,7 +220,7 @@ pub fn aborted() {
     }
 }
 
-/// Says that another sender of this database has taken the turn. Where there is no entry, nobody has to be told.
+/// Announces that a sender of this database has taken the turn. If there is no entry, there is nobody to tell.
 pub fn turn_taken() {
     let table = TABLE.share();
     if let Some(at) = table.find(database::current()) {
@@ -226,8 +228,8 @@ pub fn turn_taken() {
     }
 }
 
-/// The control number of this database: another one whenever something was said that a sender must know. 0 as long as
-/// there is no entry.
+/// The control number of this database, which changes whenever something was announced that a sender must know. 0 as
+/// long as there is no entry.
 pub fn control() -> u64 {
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let here = database::current();
@@ -240,10 +242,11 @@ pub fn control() -> u64 {
     })
 }
 
-/// Says that there may be work in a database: raises its flag and wakes its worker, or else the launcher. What was
-/// committed before is seen by the worker that takes the flag down. Raises no `ERROR`, as it runs right after a commit.
+/// Announces that there may be work in a database: sets its flag and wakes its worker, or the launcher if there is
+/// none. The worker that clears the flag sees everything that was committed before. Raises no `ERROR`, because it runs
+/// right after a commit.
 pub fn want(database: Oid, news: CommitNotice) {
-    // A backend's database never changes, and its entry seldom moves.
+    // The database of a backend never changes, and its entry rarely moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
     let table = TABLE.share();
@@ -256,7 +259,7 @@ pub fn want(database: Oid, news: CommitNotice) {
             if news.control {
                 table.bump(at);
             }
-            // Whoever raised it has woken the worker, which has not looked yet.
+            // If it was set, the worker has been woken and has not looked yet.
             let raised = entry.wanted.swap(true, Ordering::SeqCst);
             if raised && !news.control { None } else { entry.worker.or(table.launcher) }
         }
@@ -276,7 +279,7 @@ pub fn want(database: Oid, news: CommitNotice) {
     wake(waker);
 }
 
-/// Sets the latch of a process, if there is one; outside the lock, because it can be a system call.
+/// Sets the latch of a process, if there is one. To be called without the lock, because this can be a system call.
 fn wake(process: Option<Process>) {
     if let Some(process) = process {
         process.wake();
@@ -291,7 +294,7 @@ pub fn become_launcher() {
     TABLE.exclusive().launcher = Some(Process::me());
 }
 
-/// Everything there is to know.
+/// The entries of all databases.
 pub fn all() -> Vec<View> {
     // Allocated first: nothing may fail while the lock is held.
     let mut views = Vec::with_capacity(MOST_DATABASES);
@@ -321,7 +324,7 @@ pub fn overflowed() -> bool {
     TABLE.share().overflowed.swap(false, Ordering::Relaxed)
 }
 
-/// Says whether workers with nothing to do shall make room for others.
+/// Sets whether workers with nothing to do are to exit to make room for others.
 pub fn set_crowded(crowded: bool) {
     let table = TABLE.share();
     if table.crowded.swap(crowded, Ordering::Relaxed) != crowded && crowded {
@@ -337,8 +340,9 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Takes the seat, unless another worker has it or a command keeps workers away. Before the process connects to the
-    /// database, so that whoever waits for the seat to be free need not wait for the process to disappear.
+    /// Takes the seat, unless another worker has it or a command keeps workers away. Called before the process connects
+    /// to the database. So the seat is freed after the process has disconnected, and whoever waits for the seat need
+    /// not wait for the process as well.
     pub fn take(database: Oid) -> Option<Self> {
         let mut table = TABLE.exclusive();
         let at = table.enter(database)?;
@@ -363,7 +367,7 @@ impl Seat {
         table.find(self.database).map(|at| f(&table.entries[at])).unwrap_or_default()
     }
 
-    /// Says that the extension is here.
+    /// Announces that the extension is installed and the worker serves the database.
     pub fn serve(&self) {
         if self.with(|entry| entry.serving) {
             return;
@@ -377,13 +381,13 @@ impl Seat {
         wake(launcher);
     }
 
-    /// Takes the announcement of work down, before looking for it.
+    /// Clears the announcement of work and returns whether there was one. Called before looking for work.
     pub fn take_wanted(&self) -> bool {
         self.with(|entry| entry.wanted.swap(false, Ordering::SeqCst))
     }
 
-    /// The first id of what has been committed since the last call, or may have been; asked after the snapshot was
-    /// taken that changes are read with. [`NOTHING`] if there is nothing new.
+    /// The first id of what has been committed, or may have been, since the last call. To be called after taking the
+    /// snapshot that changes are read with. [`NOTHING`] if there is nothing new.
     pub fn take_first_id(&self) -> i64 {
         let table = TABLE.share();
         if table.commits_elsewhere.load(Ordering::SeqCst) > 0 {
@@ -397,13 +401,14 @@ impl Seat {
             .filter(|(first_id, commit)| *first_id != NOTHING && commit.database.load(Ordering::SeqCst) == here)
             .map(|(first_id, _)| first_id)
             .min();
-        // In this order: a slot that was found empty has told the entry before.
+        // The entry is read after the slots: a process updates the entry before it clears its slot.
         let committed =
             table.find(self.database).map_or(ANYTHING, |at| table.entries[at].first_id.swap(NOTHING, Ordering::SeqCst));
         committing.map_or(committed, |id| id.min(committed))
     }
 
-    /// Whether it is time to say again that the database is a copy: `every` so often, however many workers come and go.
+    /// Whether it is time to log again that the database is a copy: at intervals of `every`, however many workers come
+    /// and go.
     pub fn tell_cloned(&self, every: Duration) -> bool {
         let mut table = TABLE.exclusive();
         let Some(entry) = table.entry(self.database) else { return true };
@@ -414,13 +419,13 @@ impl Seat {
         due
     }
 
-    /// Whether to make room for the workers of other databases.
+    /// Whether this worker is to make room for those of other databases.
     pub fn is_crowded(&self) -> bool {
         TABLE.share().crowded.load(Ordering::Relaxed)
     }
 
-    /// Says farewell: the process is about to end in order, and wants to be started again at `due`. Refused with
-    /// `false` if work has been announced meanwhile.
+    /// Announces a clean exit of this process, which is to be started again at `due`. Refused with `false` if work has
+    /// been announced meanwhile.
     pub fn leave(&self, due: Option<Instant>) -> bool {
         let mut table = TABLE.exclusive();
         let Some(entry) = table.entry(self.database) else { return true };
@@ -432,7 +437,7 @@ impl Seat {
         true
     }
 
-    /// Says farewell even if work has been announced: it cannot be done now.
+    /// Announces a clean exit even if work has been announced, because it cannot be done now.
     pub fn leave_anyway(&self) {
         if let Some(entry) = TABLE.exclusive().entry(self.database) {
             entry.in_order = true;
@@ -440,7 +445,7 @@ impl Seat {
     }
 }
 
-/// Frees the seat when its process ends. One that ended without a farewell may have left work behind.
+/// Frees the seat when its process ends. After an exit that was not clean there may be work left.
 fn vacate() {
     let me = Process::me();
     let mut table = TABLE.exclusive();
@@ -461,13 +466,13 @@ fn vacate() {
 
 // The side of commands that need a database empty
 
-/// While it lives, no worker of ours is in the database, or will come.
+/// While it lives, no worker of ours is connected to the database, and none can connect.
 pub struct Barrier {
     _cleanup: Option<process::Cleanup>,
 }
 
 impl Barrier {
-    /// Sends the worker away and waits until it has left, five seconds at most.
+    /// Terminates the worker and waits until it has exited, for five seconds at most.
     pub fn new(database: Oid) -> Self {
         let entered = {
             let mut table = TABLE.exclusive();
@@ -504,7 +509,7 @@ fn worker_of(database: Oid) -> Option<Process> {
     table.find(database).and_then(|at| table.entries[at].worker)
 }
 
-/// Says what a transaction of this process's database has committed.
+/// Announces what a transaction has committed in the database of this process.
 pub fn want_here(news: CommitNotice) {
     want(database::current(), news);
 }

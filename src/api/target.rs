@@ -138,7 +138,7 @@ fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
 /// The most characters of a target's name: people read and type it, and it has to fit into an index.
 const NAME_MAX_CHARS: usize = 200;
 
-/// Refuses names that no target has had so far, except targets that were created by hand.
+/// Refuses a name that a target must not have. Only targets that were created by hand can have such a name.
 fn check_name(name: &str) -> Result<()> {
     let why = match name {
         "" => "is empty",

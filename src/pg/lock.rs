@@ -1,8 +1,8 @@
 //! The sender's lock: one sender per target.
 //!
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
-//! advisory locks, which any role can take (`invariants` 15). Who has to wait stands in PostgreSQL's own queue for it:
-//! first come, first served. The holder asks between two requests whether somebody waits.
+//! advisory locks, which any role can take (`invariants` 15). Processes that wait are in PostgreSQL's own queue for the
+//! lock, first come, first served. The holder checks between two requests whether somebody waits.
 
 use super::xact;
 use crate::error::{Error, SqlState};
@@ -10,13 +10,13 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use std::time::Duration;
 
-/// How long a lock lives.
+/// How long a lock is held.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum LockScope {
-    /// Until the transaction ends: a rollback gives it back together with the changes it protected.
+    /// Until the transaction ends: a rollback releases it together with the changes that it protected.
     Transaction,
-    /// Until it is released: over the transactions of a drain or a worker. Released by [`SenderLock`]'s drop, also
-    /// when an error unwinds.
+    /// Until it is released, across the transactions of a drain or worker. Dropping the [`SenderLock`] releases it,
+    /// also when an error unwinds.
     Session,
 }
 
@@ -53,7 +53,7 @@ impl SenderLock {
         let result = unsafe {
             pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == LockScope::Session, only_if_free)
         };
-        // Lazily: a SenderLock that is dropped releases.
+        // Not `then_some`, because dropping a SenderLock releases the lock.
         (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then(|| SenderLock { tag, scope })
     }
 
@@ -64,14 +64,13 @@ impl SenderLock {
         unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == LockScope::Session) }
     }
 
-    /// It has been released with all other locks of the process.
+    /// Forgets a lock that was released with all other locks of the process.
     pub fn was_lost(self) {
         std::mem::forget(self);
     }
 }
 
-/// Releases every lock of the process, those that outlive transactions too: what an abort does if a transaction was
-/// open.
+/// Releases every lock of the process, including session locks, as the abort of an open transaction does.
 pub fn release_all() {
     // SAFETY: outside a transaction, where the process holds only locks that it has taken for its session.
     unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }
@@ -89,7 +88,7 @@ impl Drop for SenderLock {
 /// Who holds the lock of a target.
 pub struct Holder {
     pub pid: i32,
-    /// Since when its transaction has been open; `None` between two transactions, or where the caller may not know.
+    /// Since when its transaction has been open; `None` between two transactions, or if the caller may not see it.
     pub since: Option<TimestampWithTimeZone>,
 }
 

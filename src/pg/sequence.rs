@@ -1,9 +1,8 @@
-//! Drawing numbers from a sequence without leaving a trace in the session.
+//! Draws numbers from a sequence without a trace in the session.
 //!
-//! `nextval()` makes its sequence the one that `lastval()` speaks of, so that capture would change what an application
-//! reads right behind its own INSERT. This draws from the same sequence in the same way, but for that: the page, the
-//! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
-//! replicates the sequence sees no difference.
+//! `nextval()` changes the result of `lastval()`, which an application may read right after its own INSERT. Apart from
+//! that, this does the same as `nextval()`, with the same page, WAL records and numbers, so that others who use, alter,
+//! restart, dump or replicate the sequence see no difference.
 
 use super::relation_lock::WriteLocks;
 use super::{compat, externs, text};
@@ -12,13 +11,14 @@ use pgrx::pg_sys;
 use std::ffi::CStr;
 
 /// How many numbers a WAL record covers beyond those that are drawn (`SEQ_LOG_VALS` in sequence.c): a crash skips at
-/// most so many, and most draws write no record.
+/// most this many, and most draws write no record.
 const LOGGED_AHEAD: i64 = 32;
 
-/// What stands in the special space of a sequence's page.
+/// The magic number in the special space of a sequence's page.
 const MAGIC: u32 = 0x1717;
 
-/// The definition of a sequence, as far as drawing depends on it. CACHE does not: nothing is kept in the session.
+/// The definition of a sequence, as far as drawing depends on it. CACHE does not matter, because nothing is kept in the
+/// session.
 #[derive(Clone, Copy)]
 struct Definition {
     increment: i64,
@@ -35,18 +35,18 @@ struct SequenceState {
     is_called: bool,
 }
 
-/// What a draw makes of it.
+/// The result of a draw.
 #[derive(Debug, PartialEq)]
 struct Draw {
     first: i64,
     after: SequenceState,
-    /// What replay makes of the sequence, if a record has to be written.
+    /// The state that replay restores, if a record has to be written.
     logged: Option<SequenceState>,
 }
 
 impl Definition {
-    /// Draws `n` numbers, each `increment` behind the one before. `must_log`: nothing has been logged since the last
-    /// checkpoint. `None` if the sequence has no such numbers left.
+    /// Draws `n` numbers, each `increment` after the one before. `must_log` says that nothing has been logged since the
+    /// last checkpoint. `None` if the sequence has not enough numbers left.
     fn draw(&self, state: SequenceState, n: i64, must_log: bool) -> Option<Draw> {
         let (increment, n) = (i128::from(self.increment), i128::from(n));
         let fits = |value: i128| i128::from(self.least) <= value && value <= i128::from(self.most);
@@ -59,7 +59,7 @@ impl Definition {
             }
         }
         let last = first + (n - 1) * increment;
-        // The number that has not been called yet needs no record of its own.
+        // A first number that has not been drawn yet needs no record of its own.
         let needed = n - i128::from(!state.is_called);
         let logs = must_log || !state.is_called || i128::from(state.log_cnt) < needed;
         let ahead = if logs {
@@ -81,9 +81,9 @@ impl Definition {
     }
 }
 
-/// Draws `n` numbers, at least 1, from a sequence that is among `locks`. Returns the
-/// first; each of the others is one increment behind the one before. No rights are asked for: capture works for a
-/// writer who has none on the outbox. 2200H when there are none left.
+/// Draws `n` numbers, at least 1, from a sequence that is among `locks`. Returns the first; each of the others is one
+/// increment after the one before. Checks no privileges, because capture works for writers who have none on the outbox.
+/// Raises 2200H when there are no numbers left.
 pub fn draw(locks: &WriteLocks, sequence: pg_sys::Oid, n: i64) -> i64 {
     if !locks.hold(sequence) {
         pgrx::error!("a number was to be drawn from a sequence that is not locked");
@@ -173,7 +173,7 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
 
         let logged = drawn.logged.filter(|_| needs_wal(sequence));
         if logged.is_some() {
-            // So that the commit flushes the record, also where it is the only one.
+            // So that the commit flushes the record, even if it is the only one.
             externs::GetTopTransactionId();
         }
         // The head of the WAL record, `xl_seq_rec` of `commands/sequence.h`.
@@ -250,7 +250,7 @@ struct CatalogRow {
     seqcycle: bool,
 }
 
-/// What `pg_sequence` says.
+/// The definition in `pg_sequence`.
 ///
 /// # Safety
 /// Inside a transaction and a guard.

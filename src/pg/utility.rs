@@ -1,8 +1,8 @@
 //! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the
-//! background processes must know of.
+//! background processes must know about.
 //!
 //! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names
-//! that psql shows, and nobody's DDL may look different because this library is loaded.
+//! that psql shows, and errors of other people's DDL must not look different because this library is loaded.
 
 use super::{executor, externs, truncation};
 use once_cell::sync::OnceCell;
@@ -12,7 +12,7 @@ use std::ffi::{CStr, c_char};
 
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
-/// What the background processes do around the statements of others.
+/// What is called around other people's statements for the background processes.
 pub struct BackgroundHooks {
     /// Called before CREATE, ALTER or DROP EXTENSION.
     pub before_extension_change: fn(),
@@ -23,10 +23,10 @@ pub struct BackgroundHooks {
     pub without_worker: fn(Option<&CStr>, &mut dyn FnMut()),
 }
 
-/// Set once where there are background processes.
+/// Set once if there are background processes.
 static BACKGROUND: OnceCell<BackgroundHooks> = OnceCell::new();
 
-/// Has the background processes told what they must know. Called from `_PG_init` while preloading.
+/// Sets these hooks. Called from `_PG_init` while preloading.
 pub fn tell_background(background: BackgroundHooks) {
     let _ = BACKGROUND.set(background); // a library is loaded once in a process
 }
@@ -77,17 +77,17 @@ impl Call {
     }
 }
 
-/// What a statement means to us.
+/// The kinds of statements that we handle.
 #[derive(Clone, Copy)]
 #[repr(C)]
 enum StatementKind {
     Other,
     CopyFrom,
     Truncate,
-    /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.
+    /// CREATE, ALTER or DROP EXTENSION, of any extension, because CASCADE can create or drop ours.
     Extension,
     CommitPrepared,
-    /// A database named in it must have no connection but that of the user.
+    /// A database that it names must have no connection except the user's.
     EmptiesDatabase,
 }
 
@@ -166,7 +166,7 @@ unsafe extern "C-unwind" fn before(kind: StatementKind) {
     }
 }
 
-/// Runs the statement while the worker of the database stays away.
+/// Runs the statement while the worker of the database is kept away.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn around(call: Call) {
     // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so

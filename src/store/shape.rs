@@ -88,7 +88,7 @@ columns! {
     ERROR_MESSAGE error_message: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
 }
 
-/// The names of all columns, to be put into a statement. The table `sync_outbox_discarded` begins with the same columns.
+/// The names of all columns, to be put into a statement. The table `sync_outbox_discarded` begins with the same ones.
 pub fn column_list() -> &'static str {
     static LIST: LazyLock<String> = LazyLock::new(|| COLUMNS.map(|column| column.name).join(", "));
     &LIST
