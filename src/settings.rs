@@ -55,11 +55,16 @@ const MINUTES_MAX: i32 = 100 * 365 * 24 * 60;
 
 /// Registers every setting. Called once, from `_PG_init`.
 pub fn init() {
-    use GucContext::{Sighup, Suset, Userset};
-    let (none, ms, minutes) = (GucFlags::empty(), GucFlags::UNIT_MS, GucFlags::UNIT_MIN);
-    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
-    let private = GucFlags::SUPERUSER_ONLY;
+    define_switches();
+    define_texts();
+    define_delivery_limits();
+    define_hub_and_worker_limits();
+    define_backlog_warnings();
+    guc::reserve_prefix();
+}
 
+fn define_switches() {
+    use GucContext::{Sighup, Suset};
     flag(c"sync_outbox.enabled", c"Sends captured changes automatically.", &ENABLED, Sighup);
     flag(c"sync_outbox.capture", c"Captures the writes of this session to attached tables.", &CAPTURE, Suset);
     flag(c"sync_outbox.allow_http", c"Allows plain http to hosts other than this one.", &ALLOW_HTTP, Sighup);
@@ -70,7 +75,13 @@ pub fn init() {
         &TRUNCATE_WHEN_EMPTY,
         Sighup,
     );
+}
 
+fn define_texts() {
+    use GucContext::{Sighup, Userset};
+    let none = GucFlags::empty();
+    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
+    let private = GucFlags::SUPERUSER_ONLY;
     text(c"sync_outbox.reason", c"Why this session writes; stored with every change it makes.", &REASON, Userset, none);
     text(c"sync_outbox.base_url", c"URL of the remote server, without the path.", &BASE_URL, Sighup, none);
     text(c"sync_outbox.upload_path", c"Path that changes are posted to.", &UPLOAD_PATH, Sighup, none);
@@ -101,7 +112,10 @@ pub fn init() {
         Sighup,
         private,
     );
+}
 
+fn define_delivery_limits() {
+    let (none, ms) = (GucFlags::empty(), GucFlags::UNIT_MS);
     number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
     number(
         c"sync_outbox.batch_bytes",
@@ -142,6 +156,10 @@ pub fn init() {
         ms,
     );
     number(c"sync_outbox.max_attempts", c"Refusals after which a change is DEAD.", &MAX_ATTEMPTS, (1, 1_000_000), none);
+}
+
+fn define_hub_and_worker_limits() {
+    let (ms, minutes) = (GucFlags::UNIT_MS, GucFlags::UNIT_MIN);
     number(
         c"sync_outbox.history_retention",
         c"Age at which rows of sync_outbox_history go.",
@@ -177,12 +195,15 @@ pub fn init() {
         (0, i32::MAX),
         ms,
     );
+}
+
+fn define_backlog_warnings() {
     number(
         c"sync_outbox.backlog_rows_warning",
         c"Changes in the outbox above which the log warns; 0 is never.",
         &BACKLOG_ROWS_WARNING,
         (0, i32::MAX),
-        none,
+        GucFlags::empty(),
     );
     number(
         c"sync_outbox.backlog_size_warning",
@@ -198,7 +219,6 @@ pub fn init() {
         (0, i32::MAX),
         GucFlags::UNIT_S,
     );
-    guc::reserve_prefix();
 }
 
 fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<bool>, context: GucContext) {

@@ -64,7 +64,7 @@ struct DatabaseEntry {
     serving: bool,
     /// The last worker exited cleanly, or there was none. False while a worker runs, so that a crash can be told from a
     /// clean exit.
-    in_order: bool,
+    exited_cleanly: bool,
     /// When the worker that exited wants to be started again, by CLOCK_MONOTONIC, which is the same for all processes.
     due: Option<Instant>,
     /// How many commands need the database to have no connections.
@@ -87,7 +87,7 @@ pub struct View {
     pub database: Oid,
     pub has_worker: bool,
     pub serving: bool,
-    pub in_order: bool,
+    pub exited_cleanly: bool,
     pub due: Option<Instant>,
     pub barred: bool,
     pub wanted: bool,
@@ -147,7 +147,7 @@ impl DatabaseEntry {
             database,
             worker: None,
             serving: false,
-            in_order: true,
+            exited_cleanly: true,
             due: None,
             barriers: 0,
             wanted: AtomicBool::new(false),
@@ -168,7 +168,7 @@ impl DatabaseEntry {
             database: self.database,
             has_worker: self.worker.is_some(),
             serving: self.serving,
-            in_order: self.in_order,
+            exited_cleanly: self.exited_cleanly,
             due: self.due,
             barred: self.barriers > 0,
             wanted: self.wanted.load(Ordering::SeqCst),
@@ -206,8 +206,8 @@ pub fn committing(first_id: i64) {
 }
 
 /// The transaction for which [`committing`] was called has committed. Announces it, and frees the slot.
-pub fn committed(news: CommitNotice) {
-    want(database::current(), news);
+pub fn committed(notice: CommitNotice) {
+    want(database::current(), notice);
     aborted();
 }
 
@@ -245,7 +245,7 @@ pub fn control() -> u64 {
 /// Announces that there may be work in a database: sets its flag and wakes its worker, or the launcher if there is
 /// none. The worker that clears the flag sees everything that was committed before. Raises no `ERROR`, because it runs
 /// right after a commit.
-pub fn want(database: Oid, news: CommitNotice) {
+pub fn want(database: Oid, notice: CommitNotice) {
     // The database of a backend never changes, and its entry rarely moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
@@ -255,20 +255,20 @@ pub fn want(database: Oid, news: CommitNotice) {
         Some(at) => {
             LAST.store(at, Ordering::Relaxed);
             let entry = &table.entries[at];
-            entry.first_id.fetch_min(news.first_id, Ordering::SeqCst);
-            if news.control {
+            entry.first_id.fetch_min(notice.first_id, Ordering::SeqCst);
+            if notice.control {
                 table.bump(at);
             }
             // If it was set, the worker has been woken and has not looked yet.
             let raised = entry.wanted.swap(true, Ordering::SeqCst);
-            if raised && !news.control { None } else { entry.worker.or(table.launcher) }
+            if raised && !notice.control { None } else { entry.worker.or(table.launcher) }
         }
         None => {
             drop(table);
             let mut table = TABLE.exclusive();
             match table.enter(database) {
                 Some(at) => {
-                    table.entries[at].first_id.fetch_min(news.first_id, Ordering::SeqCst);
+                    table.entries[at].first_id.fetch_min(notice.first_id, Ordering::SeqCst);
                     table.entries[at].wanted.store(true, Ordering::SeqCst);
                     table.entries[at].worker.or(table.launcher)
                 }
@@ -306,7 +306,7 @@ pub fn all() -> Vec<View> {
 /// A worker of this database is about to be started.
 pub fn starting(database: Oid) {
     if let Some(entry) = TABLE.exclusive().entry(database) {
-        entry.in_order = false;
+        entry.exited_cleanly = false;
     }
 }
 
@@ -351,11 +351,11 @@ impl Seat {
             return None;
         }
         if entry.barriers > 0 {
-            entry.in_order = true;
+            entry.exited_cleanly = true;
             return None;
         }
         entry.worker = Some(Process::me());
-        entry.in_order = false;
+        entry.exited_cleanly = false;
         entry.due = None;
         drop(table);
         process::at_exit(vacate);
@@ -432,7 +432,7 @@ impl Seat {
         if *entry.wanted.get_mut() {
             return false;
         }
-        entry.in_order = true;
+        entry.exited_cleanly = true;
         entry.due = due;
         true
     }
@@ -440,7 +440,7 @@ impl Seat {
     /// Announces a clean exit even if work has been announced, because it cannot be done now.
     pub fn leave_anyway(&self) {
         if let Some(entry) = TABLE.exclusive().entry(self.database) {
-            entry.in_order = true;
+            entry.exited_cleanly = true;
         }
     }
 }
@@ -452,9 +452,9 @@ fn vacate() {
     let launcher = table.launcher;
     let used = table.used;
     if let Some(entry) = table.entries[..used].iter_mut().find(|entry| entry.worker == Some(me)) {
-        if !entry.in_order {
+        if !entry.exited_cleanly {
             *entry.wanted.get_mut() = true;
-            entry.in_order = entry.barriers > 0;
+            entry.exited_cleanly = entry.barriers > 0;
         }
         entry.worker = None;
         entry.serving = false;
@@ -510,8 +510,8 @@ fn worker_of(database: Oid) -> Option<Process> {
 }
 
 /// Announces what a transaction has committed in the database of this process.
-pub fn want_here(news: CommitNotice) {
-    want(database::current(), news);
+pub fn want_here(notice: CommitNotice) {
+    want(database::current(), notice);
 }
 
 #[cfg(test)]

@@ -87,8 +87,8 @@ pub fn init() {
                 return;
             }
             End::Commit => {
-                let news = CommitNotice { first_id: pending.first_id, control: pending.control };
-                if pending.committing { shared::committed(news) } else { shared::want_here(news) }
+                let notice = CommitNotice { first_id: pending.first_id, control: pending.control };
+                if pending.committing { shared::committed(notice) } else { shared::want_here(notice) }
             }
             End::Abort | End::Prepare if pending.committing => shared::aborted(),
             End::Abort | End::Prepare => {}

@@ -49,14 +49,14 @@ fn import(oid: Oid) -> Result<i64> {
         let _restricted = ActAs::restricted(old.owner);
         tables(&old)?
     };
-    let (lanes, mut next_id, last_id, before) = {
+    let (routes, mut next_id, last_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
         lane::keep_all(&schema)?;
-        let lanes = lanes(&schema, caller, tables)?;
-        keep_senders_out(&schema, &lanes)?;
+        let routes = routes(&schema, caller, tables)?;
+        keep_senders_out(&schema, &routes)?;
         let last_id = import::last_id(&schema);
-        (lanes, last_id - rows + 1, last_id, import::keys(&schema))
+        (routes, last_id - rows + 1, last_id, import::keys(&schema))
     };
     let mut keys = DedupKeys { before, now: HashSet::new() };
     let (mut imported, mut skipped) = (0, 0);
@@ -69,7 +69,7 @@ fn import(oid: Oid) -> Result<i64> {
             outcome = Err(other_rows(&old)); // the next ids belong to captured changes
             return ControlFlow::Break(());
         }
-        match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
+        match memory.run(|| take(&schema, &routes, &mut keys, next_id, row)) {
             Ok(true) => {
                 imported += 1;
                 next_id += 1;
@@ -180,7 +180,7 @@ struct Route {
     crosses: Cell<bool>,
 }
 
-fn lanes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap<TableName, Route>> {
+fn routes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap<TableName, Route>> {
     let capture = schema.capture();
     tables
         .into_iter()
@@ -222,8 +222,8 @@ fn check_caller(caller: Oid, name: &TableName) -> Result<()> {
 
 /// A running session does not look behind its cursor for these ids, and would send a later change of a key first. So
 /// nobody sends until the imported changes are committed.
-fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Result<()> {
-    let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
+fn keep_senders_out(schema: &Schema, routes: &HashMap<TableName, Route>) -> Result<()> {
+    let targets: BTreeSet<i16> = routes.values().map(|route| route.target_id).collect();
     let outbox = schema.outbox();
     xact::forbid_prepare();
     for target in targets {
@@ -233,8 +233,8 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<TableName, Route>) -> Resul
         }
     }
     // After the sender's lock, in the same order as `sync_outbox_target_drop()`.
-    for lane in lanes.values() {
-        if target::find_and_keep(schema, &lane.options.target)?.id != lane.target_id {
+    for route in routes.values() {
+        if target::find_and_keep(schema, &route.options.target)?.id != route.target_id {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "a target was made anew at this very moment")
                 .hint("Try again."));
         }
@@ -264,7 +264,7 @@ fn select(old: &Relation) -> String {
 }
 
 /// Imports one row; `false` if an earlier import has taken it over.
-fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys, id: i64, row: &Row) -> Result<bool> {
+fn take(schema: &Schema, routes: &HashMap<TableName, Route>, keys: &mut DedupKeys, id: i64, row: &Row) -> Result<bool> {
     let old_id = row.int(1);
     let bad = |what: &str| {
         Error::argument(format!("the old change with id {old_id} {what}"))
@@ -284,8 +284,8 @@ fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys
     memory::reserve_one(&mut keys.now);
     let Some(dedup_key) = keys.of(row.bytes(7).map(text::to_utf8).as_deref(), old_id) else { return Ok(false) };
     let short = schema_name.len().max(table_name.len()) <= MOST_NAME_BYTES;
-    let lane = short.then(|| lanes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
-    let Some(lane) = lane else {
+    let route = short.then(|| routes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
+    let Some(route) = route else {
         return Err(bad("is of a table that was not there before"));
     };
     let _owner = ActAs::owner();
@@ -293,19 +293,19 @@ fn take(schema: &Schema, lanes: &HashMap<TableName, Route>, keys: &mut DedupKeys
         id,
         dedup_key,
         created_at: row.micros(8),
-        target_id: lane.target_id,
-        priority: lane.options.priority,
+        target_id: route.target_id,
+        priority: route.options.priority,
         schema_name,
         table_name,
         op,
         pk: row.bytes(5),
         data: row.bytes(6),
-        branch_column: lane.options.branch_column.as_deref(),
+        branch_column: route.options.branch_column.as_deref(),
     }
     .insert(schema);
-    if lane.crosses.take() {
+    if route.crosses.take() {
         let name = (schema_name.to_vec(), table_name.to_vec());
-        lane::record(schema, &name, lane.target_id, lane.options.priority, (id, import::LAST_ID));
+        lane::record(schema, &name, route.target_id, route.options.priority, (id, import::LAST_ID));
     }
     Ok(true)
 }

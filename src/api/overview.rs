@@ -114,8 +114,8 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     let mut figures: HashMap<i16, Figures> = HashMap::new();
     let count = stats::count(&schema, None);
     let estimated = count.estimated;
-    for (place, counted) in &count.figures {
-        *figures.entry(place.target_id).or_default() += counted;
+    for (key, counted) in &count.figures {
+        *figures.entry(key.target_id).or_default() += counted;
     }
     let crossed = backlog::crossed(&schema);
     let over_threshold = (!crossed.is_empty()).then(|| crossed.join(", "));

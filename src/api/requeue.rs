@@ -29,8 +29,8 @@ fn requeue(ids: IdArray<'_>, reason: Text<'_>, relation: Option<Oid>, target: Te
     let schema = Schema::installed()?;
     let target = target::find(&schema, argument::target(argument::utf8(target, "target")?.as_deref()))?;
     let table = relation.map(attached::name);
-    let scope = Selection { target_id: target.id, ids: argument::ids(ids), table: table.as_ref() };
-    let changes = intervention::requeue(&schema, &scope) as i64;
+    let selection = Selection { target_id: target.id, ids: argument::ids(ids), table: table.as_ref() };
+    let changes = intervention::requeue(&schema, &selection) as i64;
     target::close_breaker(&schema, target.id);
     entry.target = Some(target.name);
     entry.reason = reason;

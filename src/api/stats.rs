@@ -52,7 +52,7 @@ fn sync_outbox_stats(
     ),
 > {
     let stats = or_raise(argument::utf8(branch, "branch").and_then(|branch| Stats::read(branch.as_deref())));
-    TableIterator::new(stats.lanes.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
+    TableIterator::new(stats.rows.into_iter().map(move |((schema_name, table_name, priority), (f, blocked))| {
         (
             text::from_utf8(&schema_name),
             text::from_utf8(&table_name),
@@ -72,7 +72,7 @@ fn sync_outbox_stats(
 }
 
 struct Stats {
-    lanes: BTreeMap<RowKey, (Figures, i64)>,
+    rows: BTreeMap<RowKey, (Figures, i64)>,
     estimated: bool,
 }
 
@@ -81,17 +81,17 @@ impl Stats {
         let _owner = ActAs::owner();
         let schema = Schema::installed()?;
         let count = stats::count(&schema, branch);
-        let mut lanes: BTreeMap<RowKey, (Figures, i64)> =
-            stats::attached(&schema).into_iter().map(|lane| (lane, Default::default())).collect();
-        for (place, figures) in &count.figures {
-            let lane = (place.schema_name.clone(), place.table_name.clone(), place.priority);
-            lanes.entry(lane).or_default().0 += figures;
+        let mut rows: BTreeMap<RowKey, (Figures, i64)> =
+            stats::attached(&schema).into_iter().map(|key| (key, Default::default())).collect();
+        for (group, figures) in &count.figures {
+            let key = (group.schema_name.clone(), group.table_name.clone(), group.priority);
+            rows.entry(key).or_default().0 += figures;
         }
         let among = if count.estimated { BLOCKED_AMONG } else { usize::MAX };
-        for (lane, blocked) in blocked(&schema, branch, among) {
-            lanes.entry(lane).or_default().1 += blocked;
+        for (key, blocked) in blocked(&schema, branch, among) {
+            rows.entry(key).or_default().1 += blocked;
         }
-        Ok(Stats { lanes, estimated: count.estimated })
+        Ok(Stats { rows, estimated: count.estimated })
     }
 }
 
@@ -104,7 +104,7 @@ fn blocked(schema: &Schema, branch: Option<&str>, among: usize) -> HashMap<RowKe
         let mut left = among;
         let mut position = 0;
         changes.followed_by(schema, branch, |change| {
-            let StatsKey { schema_name, table_name, priority, .. } = change.place;
+            let StatsKey { schema_name, table_name, priority, .. } = change.key;
             let touched = Touched::new(&schema_name, &table_name, change.pk.as_deref(), change.data.as_deref());
             if change.parked || parked.blocks(&touched, position) {
                 parked.park(&touched, position);

@@ -37,7 +37,7 @@ pub fn apply(payload: &str) -> Result<String> {
     let session_locks = SessionLocks::new();
     let _settings = as_a_replica();
     let _owner = ActAs::owner();
-    let mut request = Request::new(&schema, &limit, &session_locks);
+    let mut request = ApplyCall::new(&schema, &limit, &session_locks);
     // Before anything is applied, so that nothing that happens later can prevent it.
     xact::commit_durably();
     for (position, change) in (0..).zip(changes.iter()) {
@@ -75,7 +75,7 @@ fn as_a_replica() -> Nest {
 }
 
 /// One call: what it knows of its tables, the time it may still wait for locks, and what it is going to answer.
-struct Request<'a> {
+struct ApplyCall<'a> {
     schema: &'a Schema,
     limit: &'a StatementLimit,
     session_locks: &'a SessionLocks,
@@ -104,9 +104,9 @@ impl Attempt {
     }
 }
 
-impl<'a> Request<'a> {
+impl<'a> ApplyCall<'a> {
     fn new(schema: &'a Schema, limit: &'a StatementLimit, session_locks: &'a SessionLocks) -> Self {
-        Request {
+        ApplyCall {
             schema,
             limit,
             session_locks,

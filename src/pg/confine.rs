@@ -1,9 +1,9 @@
 //! What other people's code must not do, beyond what PostgreSQL's security-restricted operation already refuses:
 //!
 //! - Defer a trigger to the end of the transaction. Up to PostgreSQL 17 a deferred trigger fires at COMMIT as the user
-//! who commits, outside every guard: the owner of a table that somebody else writes could run code as that user. -
-//! Create types and similar objects. In the session's temporary schema they would be found before those of
-//! `pg_catalog`, also by later statements of the session.
+//!   who commits, outside every guard: the owner of a table that somebody else writes could run code as that user.
+//! - Create types and similar objects. In the session's temporary schema they would be found before those of
+//!   `pg_catalog`, also by later statements of the session.
 
 use super::{externs, spi};
 use crate::error::{Error, SqlState};

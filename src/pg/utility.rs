@@ -27,7 +27,7 @@ pub struct BackgroundHooks {
 static BACKGROUND: OnceCell<BackgroundHooks> = OnceCell::new();
 
 /// Sets these hooks. Called from `_PG_init` while preloading.
-pub fn tell_background(background: BackgroundHooks) {
+pub fn set_background_hooks(background: BackgroundHooks) {
     let _ = BACKGROUND.set(background); // a library is loaded once in a process
 }
 

@@ -18,7 +18,7 @@ pub struct Selection<'a> {
 
 /// Makes changes that are not PENDING look like new ones, except that the error message of the last attempt stays;
 /// returns how many.
-pub fn requeue(schema: &Schema, scope: &Selection) -> u64 {
+pub fn requeue(schema: &Schema, selection: &Selection) -> u64 {
     let name = |bytes: Option<&Vec<u8>>| bytes.map_or(Arg::opt_utf8(None), |bytes| Arg::text_bytes(bytes));
     let _plans = super::index_order();
     spi::run(
@@ -29,10 +29,10 @@ pub fn requeue(schema: &Schema, scope: &Selection) -> u64 {
                 AND ($3 IS NULL OR (schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4))",
         ),
         &[
-            scope.target_id.into(),
-            scope.ids.map_or_else(|| Arg::null(pg_sys::INT8ARRAYOID), Arg::from),
-            name(scope.table.map(|table| &table.0)),
-            name(scope.table.map(|table| &table.1)),
+            selection.target_id.into(),
+            selection.ids.map_or_else(|| Arg::null(pg_sys::INT8ARRAYOID), Arg::from),
+            name(selection.table.map(|table| &table.0)),
+            name(selection.table.map(|table| &table.1)),
         ],
     )
 }

@@ -48,8 +48,8 @@ macro_rules! columns {
         #[allow(dead_code, reason = "only the statements of SQL use some of the columns")]
         pub mod column {
             #[allow(non_camel_case_types, reason = "named like the columns")]
-            enum Position { $($name),* }
-            $(pub const $number: usize = Position::$name as usize + 1;)*
+            enum ColumnIndex { $($name),* }
+            $(pub const $number: usize = ColumnIndex::$name as usize + 1;)*
         }
 
         /// A value for each column.

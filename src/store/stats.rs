@@ -101,14 +101,14 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
         )),
         &[Arg::opt_utf8(branch)],
         |row| {
-            let place = StatsKey {
+            let key = StatsKey {
                 target_id: row.get(1).unwrap_or_default(),
                 schema_name: row.utf8(2).unwrap_or_default(),
                 table_name: row.utf8(3).unwrap_or_default(),
                 priority: priority(row, 4),
             };
             figures.push((
-                place,
+                key,
                 Figures {
                     pending: scaled(row.int(5)),
                     failed: scaled(row.int(6)),
@@ -229,7 +229,7 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
 
 /// The key and the state of a change.
 pub struct Queued {
-    pub place: StatsKey,
+    pub key: StatsKey,
     pub pk: Option<String>,
     /// The data of an UPDATE, which may name another key.
     pub data: Option<String>,
@@ -266,7 +266,7 @@ impl ParkedChanges {
             &[self.target_id.into(), self.first_id.into(), Arg::opt_utf8(branch)],
             |row| {
                 each(Queued {
-                    place: StatsKey {
+                    key: StatsKey {
                         target_id: self.target_id,
                         schema_name: row.utf8(2).unwrap_or_default(),
                         table_name: row.utf8(3).unwrap_or_default(),

@@ -127,7 +127,7 @@ impl Launcher {
         let entries = shared::all();
         let now = Instant::now();
         for database in ended {
-            let failed = entries.iter().any(|entry| entry.database == database && !entry.in_order);
+            let failed = entries.iter().any(|entry| entry.database == database && !entry.exited_cleanly);
             if let Some(worker) = self.workers.get_mut(&database) {
                 worker.ended(failed, now);
             }
