@@ -1,8 +1,8 @@
 //! The C functions that PostgreSQL calls in this library: when it is loaded, as SQL functions that take the raw call
 //! information, and as the mains of background workers.
 //!
-//! This module stands above all others, and beside `pg` it is the only one with `unsafe`: it hands what `pg` calls
-//! back, such as hooks, down as functions, so that `pg` imports nothing from the folders above it.
+//! This module is above all others, and apart from `pg` it is the only one with `unsafe`. It passes functions that `pg`
+//! calls, such as hooks, down to it, so that `pg` imports nothing from the folders above it.
 
 use crate::error::{Error, SqlState, or_raise, report_through};
 use crate::pg::shmem::Shared;
@@ -23,7 +23,7 @@ pub extern "C-unwind" fn _PG_init() {
 }
 
 // SAFETY: the table holds oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
-unsafe impl Shared for shared::Table {}
+unsafe impl Shared for shared::SharedTable {}
 
 /// Version 1 of the calling convention, for the functions below.
 macro_rules! finfo {

@@ -5,10 +5,10 @@ use pgrx::PgLogLevel;
 pub use pgrx::PgSqlErrorCode as SqlState;
 use pgrx::pg_sys::panic::ErrorReport;
 
-/// Makes of a text what can be reported at that level in the server's encoding.
+/// Makes a text reportable at that level in the server's encoding.
 static REPORTABLE: OnceCell<fn(String, PgLogLevel) -> String> = OnceCell::new();
 
-/// Has every text of an error pass through `reportable`. Called when the library is loaded.
+/// Makes every text of an error pass through `reportable`. Called when the library is loaded.
 pub fn report_through(reportable: fn(String, PgLogLevel) -> String) {
     let _ = REPORTABLE.set(reportable); // a library is loaded once in a process
 }
@@ -34,7 +34,7 @@ impl Error {
         Self::new(SqlState::ERRCODE_INVALID_PARAMETER_VALUE, message)
     }
 
-    /// The extension is not there: 42704.
+    /// The extension is not installed: 42704.
     pub fn not_installed() -> Self {
         Self::new(SqlState::ERRCODE_UNDEFINED_OBJECT, "extension \"sync_outbox\" is not installed in this database")
             .hint("CREATE EXTENSION sync_outbox;")
@@ -50,7 +50,7 @@ impl Error {
         self
     }
 
-    /// Writes it to the server log as a `WARNING`: for background workers, which go on.
+    /// Writes it to the server log as a `WARNING`, for background workers that go on.
     pub fn log(self) {
         self.report(PgLogLevel::WARNING);
     }
@@ -77,7 +77,7 @@ impl Error {
     }
 }
 
-/// The value, or the error raised.
+/// Returns the value, or raises the error.
 pub fn or_raise<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| error.raise())
 }

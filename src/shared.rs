@@ -1,8 +1,8 @@
-//! What the processes tell each other about databases, in shared memory.
+//! What the processes share about databases, in shared memory.
 //!
-//! A database has an entry for as long as there is something to know about it: a worker, work, a time at which work is
-//! due, or a command that keeps the worker away. Entries are made and freed under the exclusive lock; the flag that a
-//! committing transaction raises is atomic and needs only the shared one.
+//! A database has an entry as long as there is something to know about it: a worker, work to do, a time at which work
+//! is due, or a command that keeps the worker away. Entries are created and freed under the exclusive lock; the flag
+//! that a committing transaction sets is atomic and needs only the shared one.
 
 use crate::pg::Oid;
 use crate::pg::process::{self, Process};
@@ -11,38 +11,40 @@ use crate::pg::{database, latch};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Databases with something to know about at the same time.
+/// The most databases that can have an entry at the same time.
 const MOST_DATABASES: usize = 1024;
-/// Processes that can commit captured changes at the same time, each by the number of its PGPROC.
+/// The number of slots for processes that commit captured changes. A process uses the one with the number of its
+/// PGPROC.
 const SLOTS: usize = 8192;
 /// How long a command waits for the worker of its database to leave: as long as PostgreSQL itself waits for others.
 const LEAVING: Duration = Duration::from_secs(5);
 
-static TABLE: Locked<Table> = Locked::new(c"sync_outbox", Table::empty);
+static TABLE: Locked<SharedTable> = Locked::new(c"sync_outbox", SharedTable::empty);
 
 /// The table in shared memory.
-pub struct Table {
+pub struct SharedTable {
     launcher: Option<Process>,
-    /// No background worker slot was free for a database that needs one: workers with nothing to do leave at once.
+    /// No background worker slot was free for a database that needs one, so workers with nothing to do are to exit at
+    /// once.
     crowded: AtomicBool,
     /// A database could not be entered because the table was full.
     overflowed: AtomicBool,
-    /// The last number given to [`Entry::control`], of all databases: none is ever given twice.
+    /// The last number that was given to the [`DatabaseEntry::control`] of any database. No number is given twice.
     last_control: AtomicU64,
-    /// Transactions with captured changes that are being committed right now.
+    /// The transactions with captured changes that are being committed now.
     commits: [Commit; SLOTS],
     /// Slots from here on have never been used.
     commits_used: AtomicUsize,
-    /// Commits of processes that have no slot.
+    /// The number of commits in progress of processes that have no slot.
     commits_elsewhere: AtomicU32,
     /// Entries from here on have never been used.
     used: usize,
-    entries: [Entry; MOST_DATABASES],
+    entries: [DatabaseEntry; MOST_DATABASES],
 }
 
-/// The slot of a process. Set before its transaction becomes visible, and cleared when the entry of its database knows
-/// of it: who takes a snapshot, and then looks at the slots and at the entry, misses no transaction that the snapshot
-/// sees.
+/// The slot of a process. It is set before the transaction becomes visible, and cleared after the entry of the database
+/// has been updated. So a process that takes a snapshot, and then reads the slots and after them the entry, misses no
+/// transaction that the snapshot sees.
 struct Commit {
     database: AtomicU32,
     /// The first id that the transaction drew; [`NOTHING`] in a slot that is not in use.
@@ -54,28 +56,28 @@ pub const NOTHING: i64 = i64::MAX;
 /// Any id, from the first on.
 pub const ANYTHING: i64 = i64::MIN;
 
-struct Entry {
-    /// Invalid in a free entry.
+struct DatabaseEntry {
+    /// `Oid::INVALID` in a free entry.
     database: Oid,
     worker: Option<Process>,
     /// The worker has found the extension and serves the database.
     serving: bool,
-    /// The last worker left in order, or there was none. One that is still running has not, so that its sudden end can
-    /// be told from a farewell.
-    in_order: bool,
-    /// When the worker that left wants to be started again. CLOCK_MONOTONIC, the same for all processes.
+    /// The last worker exited cleanly, or there was none. False while a worker runs, so that a crash can be told from a
+    /// clean exit.
+    exited_cleanly: bool,
+    /// When the worker that exited wants to be started again, by CLOCK_MONOTONIC, which is the same for all processes.
     due: Option<Instant>,
-    /// Commands that need the database empty.
+    /// How many commands need the database to have no connections.
     barriers: u32,
     /// A transaction with work for the worker has committed since the worker last looked.
     wanted: AtomicBool,
-    /// The first id of all transactions that have committed since a worker last asked.
+    /// The smallest first id of the transactions that have committed since a worker last asked.
     first_id: AtomicI64,
-    /// Another number after each administrative call that has committed (pause, resume, requeue, discard, import,
-    /// adopt, a target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken. Whoever
-    /// sends compares it before every request.
+    /// Changes after each administrative call that has committed (pause, resume, requeue, discard, import, adopt, a
+    /// change of a target's row, a token, COMMIT PREPARED), and after each turn that a flush or drain has taken.
+    /// Senders compare it before every request.
     control: AtomicU64,
-    /// When a worker last said that the database is a copy.
+    /// When a worker last logged that the database is a copy.
     told_cloned: Option<Instant>,
 }
 
@@ -85,15 +87,15 @@ pub struct View {
     pub database: Oid,
     pub has_worker: bool,
     pub serving: bool,
-    pub in_order: bool,
+    pub exited_cleanly: bool,
     pub due: Option<Instant>,
     pub barred: bool,
     pub wanted: bool,
 }
 
-impl Table {
+impl SharedTable {
     fn empty() -> Self {
-        Table {
+        SharedTable {
             launcher: None,
             crowded: AtomicBool::new(false),
             overflowed: AtomicBool::new(false),
@@ -102,11 +104,11 @@ impl Table {
             commits_used: AtomicUsize::new(0),
             commits_elsewhere: AtomicU32::new(0),
             used: 0,
-            entries: std::array::from_fn(|_| Entry::of(Oid::INVALID)),
+            entries: std::array::from_fn(|_| DatabaseEntry::of(Oid::INVALID)),
         }
     }
 
-    fn entries(&self) -> &[Entry] {
+    fn entries(&self) -> &[DatabaseEntry] {
         &self.entries[..self.used]
     }
 
@@ -114,7 +116,7 @@ impl Table {
         self.entries().iter().position(|entry| entry.database == database)
     }
 
-    fn entry(&mut self, database: Oid) -> Option<&mut Entry> {
+    fn entry(&mut self, database: Oid) -> Option<&mut DatabaseEntry> {
         self.find(database).map(|i| &mut self.entries[i])
     }
 
@@ -123,12 +125,12 @@ impl Table {
         self.entries[at].control.store(self.last_control.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
     }
 
-    /// The entry of a database, made if necessary; `None` if the table is full.
+    /// The entry of a database, created if necessary; `None` if the table is full.
     fn enter(&mut self, database: Oid) -> Option<usize> {
         let found = self.find(database).or_else(|| {
             let free = self.find(Oid::INVALID).or_else(|| (self.used < MOST_DATABASES).then_some(self.used))?;
             self.used = self.used.max(free + 1);
-            self.entries[free] = Entry::of(database);
+            self.entries[free] = DatabaseEntry::of(database);
             self.bump(free);
             Some(free)
         });
@@ -139,13 +141,13 @@ impl Table {
     }
 }
 
-impl Entry {
+impl DatabaseEntry {
     fn of(database: Oid) -> Self {
-        Entry {
+        DatabaseEntry {
             database,
             worker: None,
             serving: false,
-            in_order: true,
+            exited_cleanly: true,
             due: None,
             barriers: 0,
             wanted: AtomicBool::new(false),
@@ -157,7 +159,7 @@ impl Entry {
 
     fn free_if_empty(&mut self) {
         if self.worker.is_none() && self.due.is_none() && self.barriers == 0 && !*self.wanted.get_mut() {
-            *self = Entry::of(Oid::INVALID);
+            *self = DatabaseEntry::of(Oid::INVALID);
         }
     }
 
@@ -166,7 +168,7 @@ impl Entry {
             database: self.database,
             has_worker: self.worker.is_some(),
             serving: self.serving,
-            in_order: self.in_order,
+            exited_cleanly: self.exited_cleanly,
             due: self.due,
             barred: self.barriers > 0,
             wanted: self.wanted.load(Ordering::SeqCst),
@@ -174,14 +176,14 @@ impl Entry {
     }
 }
 
-/// Has the table made. Called while preloading.
+/// Requests the shared memory for the table. Called while preloading.
 pub fn init() {
     TABLE.request();
 }
 
-/// What a transaction that commits has to say.
+/// What a transaction announces when it commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct CommitNotice {
     /// The first id of the changes that it captured, or [`NOTHING`].
     pub first_id: i64,
     /// It was an administrative call: everything that a sender knows may be out of date.
@@ -203,9 +205,9 @@ pub fn committing(first_id: i64) {
     }
 }
 
-/// The transaction for which [`committing`] was called has committed: hands its news over, and frees the slot.
-pub fn committed(news: News) {
-    want(database::current(), news);
+/// The transaction for which [`committing`] was called has committed. Announces it, and frees the slot.
+pub fn committed(notice: CommitNotice) {
+    want(database::current(), notice);
     aborted();
 }
 
@@ -218,7 +220,7 @@ pub fn aborted() {
     }
 }
 
-/// Says that another sender of this database has taken the turn. Where there is no entry, nobody has to be told.
+/// Announces that a sender of this database has taken the turn. If there is no entry, there is nobody to tell.
 pub fn turn_taken() {
     let table = TABLE.share();
     if let Some(at) = table.find(database::current()) {
@@ -226,8 +228,8 @@ pub fn turn_taken() {
     }
 }
 
-/// The control number of this database: another one whenever something was said that a sender must know. 0 as long as
-/// there is no entry.
+/// The control number of this database, which changes whenever something was announced that a sender must know. 0 as
+/// long as there is no entry.
 pub fn control() -> u64 {
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let here = database::current();
@@ -240,10 +242,11 @@ pub fn control() -> u64 {
     })
 }
 
-/// Says that there may be work in a database: raises its flag and wakes its worker, or else the launcher. What was
-/// committed before is seen by the worker that takes the flag down. Raises no `ERROR`, as it runs right after a commit.
-pub fn want(database: Oid, news: News) {
-    // A backend's database never changes, and its entry seldom moves.
+/// Announces that there may be work in a database: sets its flag and wakes its worker, or the launcher if there is
+/// none. The worker that clears the flag sees everything that was committed before. Raises no `ERROR`, because it runs
+/// right after a commit.
+pub fn want(database: Oid, notice: CommitNotice) {
+    // The database of a backend never changes, and its entry rarely moves.
     static LAST: AtomicUsize = AtomicUsize::new(0);
     let last = LAST.load(Ordering::Relaxed);
     let table = TABLE.share();
@@ -252,20 +255,20 @@ pub fn want(database: Oid, news: News) {
         Some(at) => {
             LAST.store(at, Ordering::Relaxed);
             let entry = &table.entries[at];
-            entry.first_id.fetch_min(news.first_id, Ordering::SeqCst);
-            if news.control {
+            entry.first_id.fetch_min(notice.first_id, Ordering::SeqCst);
+            if notice.control {
                 table.bump(at);
             }
-            // Whoever raised it has woken the worker, which has not looked yet.
+            // If it was set, the worker has been woken and has not looked yet.
             let raised = entry.wanted.swap(true, Ordering::SeqCst);
-            if raised && !news.control { None } else { entry.worker.or(table.launcher) }
+            if raised && !notice.control { None } else { entry.worker.or(table.launcher) }
         }
         None => {
             drop(table);
             let mut table = TABLE.exclusive();
             match table.enter(database) {
                 Some(at) => {
-                    table.entries[at].first_id.fetch_min(news.first_id, Ordering::SeqCst);
+                    table.entries[at].first_id.fetch_min(notice.first_id, Ordering::SeqCst);
                     table.entries[at].wanted.store(true, Ordering::SeqCst);
                     table.entries[at].worker.or(table.launcher)
                 }
@@ -276,7 +279,7 @@ pub fn want(database: Oid, news: News) {
     wake(waker);
 }
 
-/// Sets the latch of a process, if there is one; outside the lock, because it can be a system call.
+/// Sets the latch of a process, if there is one. To be called without the lock, because this can be a system call.
 fn wake(process: Option<Process>) {
     if let Some(process) = process {
         process.wake();
@@ -291,19 +294,19 @@ pub fn become_launcher() {
     TABLE.exclusive().launcher = Some(Process::me());
 }
 
-/// Everything there is to know.
+/// The entries of all databases.
 pub fn all() -> Vec<View> {
     // Allocated first: nothing may fail while the lock is held.
     let mut views = Vec::with_capacity(MOST_DATABASES);
     let table = TABLE.share();
-    views.extend(table.entries().iter().filter(|e| e.database != Oid::INVALID).map(Entry::view));
+    views.extend(table.entries().iter().filter(|e| e.database != Oid::INVALID).map(DatabaseEntry::view));
     views
 }
 
 /// A worker of this database is about to be started.
 pub fn starting(database: Oid) {
     if let Some(entry) = TABLE.exclusive().entry(database) {
-        entry.in_order = false;
+        entry.exited_cleanly = false;
     }
 }
 
@@ -321,7 +324,7 @@ pub fn overflowed() -> bool {
     TABLE.share().overflowed.swap(false, Ordering::Relaxed)
 }
 
-/// Says whether workers with nothing to do shall make room for others.
+/// Sets whether workers with nothing to do are to exit to make room for others.
 pub fn set_crowded(crowded: bool) {
     let table = TABLE.share();
     if table.crowded.swap(crowded, Ordering::Relaxed) != crowded && crowded {
@@ -337,8 +340,9 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Takes the seat, unless another worker has it or a command keeps workers away. Before the process connects to the
-    /// database, so that whoever waits for the seat to be free need not wait for the process to disappear.
+    /// Takes the seat, unless another worker has it or a command keeps workers away. Called before the process connects
+    /// to the database. So the seat is freed after the process has disconnected, and whoever waits for the seat need
+    /// not wait for the process as well.
     pub fn take(database: Oid) -> Option<Self> {
         let mut table = TABLE.exclusive();
         let at = table.enter(database)?;
@@ -347,23 +351,23 @@ impl Seat {
             return None;
         }
         if entry.barriers > 0 {
-            entry.in_order = true;
+            entry.exited_cleanly = true;
             return None;
         }
         entry.worker = Some(Process::me());
-        entry.in_order = false;
+        entry.exited_cleanly = false;
         entry.due = None;
         drop(table);
         process::at_exit(vacate);
         Some(Seat { database })
     }
 
-    fn with<R: Default>(&self, f: impl FnOnce(&Entry) -> R) -> R {
+    fn with<R: Default>(&self, f: impl FnOnce(&DatabaseEntry) -> R) -> R {
         let table = TABLE.share();
         table.find(self.database).map(|at| f(&table.entries[at])).unwrap_or_default()
     }
 
-    /// Says that the extension is here.
+    /// Announces that the extension is installed and the worker serves the database.
     pub fn serve(&self) {
         if self.with(|entry| entry.serving) {
             return;
@@ -377,13 +381,13 @@ impl Seat {
         wake(launcher);
     }
 
-    /// Takes the announcement of work down, before looking for it.
+    /// Clears the announcement of work and returns whether there was one. Called before looking for work.
     pub fn take_wanted(&self) -> bool {
         self.with(|entry| entry.wanted.swap(false, Ordering::SeqCst))
     }
 
-    /// The first id of what has been committed since the last call, or may have been; asked after the snapshot was
-    /// taken that changes are read with. [`NOTHING`] if there is nothing new.
+    /// The first id of what has been committed, or may have been, since the last call. To be called after taking the
+    /// snapshot that changes are read with. [`NOTHING`] if there is nothing new.
     pub fn take_first_id(&self) -> i64 {
         let table = TABLE.share();
         if table.commits_elsewhere.load(Ordering::SeqCst) > 0 {
@@ -397,13 +401,14 @@ impl Seat {
             .filter(|(first_id, commit)| *first_id != NOTHING && commit.database.load(Ordering::SeqCst) == here)
             .map(|(first_id, _)| first_id)
             .min();
-        // In this order: a slot that was found empty has told the entry before.
+        // The entry is read after the slots: a process updates the entry before it clears its slot.
         let committed =
             table.find(self.database).map_or(ANYTHING, |at| table.entries[at].first_id.swap(NOTHING, Ordering::SeqCst));
         committing.map_or(committed, |id| id.min(committed))
     }
 
-    /// Whether it is time to say again that the database is a copy: `every` so often, however many workers come and go.
+    /// Whether it is time to log again that the database is a copy: at intervals of `every`, however many workers come
+    /// and go.
     pub fn tell_cloned(&self, every: Duration) -> bool {
         let mut table = TABLE.exclusive();
         let Some(entry) = table.entry(self.database) else { return true };
@@ -414,42 +419,42 @@ impl Seat {
         due
     }
 
-    /// Whether to make room for the workers of other databases.
+    /// Whether this worker is to make room for those of other databases.
     pub fn is_crowded(&self) -> bool {
         TABLE.share().crowded.load(Ordering::Relaxed)
     }
 
-    /// Says farewell: the process is about to end in order, and wants to be started again at `due`. Refused with
-    /// `false` if work has been announced meanwhile.
+    /// Announces a clean exit of this process, which is to be started again at `due`. Refused with `false` if work has
+    /// been announced meanwhile.
     pub fn leave(&self, due: Option<Instant>) -> bool {
         let mut table = TABLE.exclusive();
         let Some(entry) = table.entry(self.database) else { return true };
         if *entry.wanted.get_mut() {
             return false;
         }
-        entry.in_order = true;
+        entry.exited_cleanly = true;
         entry.due = due;
         true
     }
 
-    /// Says farewell even if work has been announced: it cannot be done now.
+    /// Announces a clean exit even if work has been announced, because it cannot be done now.
     pub fn leave_anyway(&self) {
         if let Some(entry) = TABLE.exclusive().entry(self.database) {
-            entry.in_order = true;
+            entry.exited_cleanly = true;
         }
     }
 }
 
-/// Frees the seat when its process ends. One that ended without a farewell may have left work behind.
+/// Frees the seat when its process ends. After an exit that was not clean there may be work left.
 fn vacate() {
     let me = Process::me();
     let mut table = TABLE.exclusive();
     let launcher = table.launcher;
     let used = table.used;
     if let Some(entry) = table.entries[..used].iter_mut().find(|entry| entry.worker == Some(me)) {
-        if !entry.in_order {
+        if !entry.exited_cleanly {
             *entry.wanted.get_mut() = true;
-            entry.in_order = entry.barriers > 0;
+            entry.exited_cleanly = entry.barriers > 0;
         }
         entry.worker = None;
         entry.serving = false;
@@ -461,13 +466,13 @@ fn vacate() {
 
 // The side of commands that need a database empty
 
-/// While it lives, no worker of ours is in the database, or will come.
+/// While it lives, no worker of ours is connected to the database, and none can connect.
 pub struct Barrier {
     _cleanup: Option<process::Cleanup>,
 }
 
 impl Barrier {
-    /// Sends the worker away and waits until it has left, five seconds at most.
+    /// Terminates the worker and waits until it has exited, for five seconds at most.
     pub fn new(database: Oid) -> Self {
         let entered = {
             let mut table = TABLE.exclusive();
@@ -504,9 +509,9 @@ fn worker_of(database: Oid) -> Option<Process> {
     table.find(database).and_then(|at| table.entries[at].worker)
 }
 
-/// Says what a transaction of this process's database has committed.
-pub fn want_here(news: News) {
-    want(database::current(), news);
+/// Announces what a transaction has committed in the database of this process.
+pub fn want_here(notice: CommitNotice) {
+    want(database::current(), notice);
 }
 
 #[cfg(test)]
@@ -515,7 +520,7 @@ mod tests {
 
     #[test]
     fn a_database_keeps_its_entry_until_there_is_nothing_to_know() {
-        let mut table = Table::empty();
+        let mut table = SharedTable::empty();
         let (a, b) = (Oid::from(1), Oid::from(2));
         assert_eq!((table.enter(a), table.enter(b), table.enter(a)), (Some(0), Some(1), Some(0)));
         let entry = &mut table.entries[0];
@@ -529,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_full_table_says_so() {
-        let mut table = Table::empty();
+        let mut table = SharedTable::empty();
         for n in 1..=MOST_DATABASES {
             assert!(table.enter(Oid::from(n as u32)).is_some());
         }

@@ -1,6 +1,7 @@
-//! Each effective setting of a target: its value and who said so, never a secret.
+//! The value and source of each effective setting of a target, but never a secret.
 //!
-//! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
+//! A setting that cannot be used is reported and raises no error, because whoever looks at the overview wants to know
+//! why nothing is sent.
 
 use crate::error::Result;
 use crate::pg::Oid;
@@ -21,23 +22,23 @@ const NOT_AS_THEY_ARE: [&str; 6] =
 const PRIVATE: [&str; 5] = ["ca_file", "client_cert_file", "client_key_file", "signing_secret_file", "proxy"];
 
 /// The settings of the server, read once for all targets.
-pub struct Settings {
+pub struct SettingsReport {
     delivery: delivery::Settings,
     all: Vec<Setting>,
     with_private: bool,
 }
 
-impl Settings {
-    /// As far as `caller` may see them.
+impl SettingsReport {
+    /// Reads them, as far as `caller` may see them.
     pub fn read(caller: Oid) -> Self {
-        Settings {
+        SettingsReport {
             delivery: settings::delivery(),
             all: overview::settings(),
             with_private: overview::reads_all_settings(caller),
         }
     }
 
-    /// Those that count for a target.
+    /// The settings that apply to a target.
     pub fn of(&self, target: &Target) -> Value {
         let mut report = Map::new();
         for setting in &self.all {
@@ -74,7 +75,7 @@ impl Settings {
         Value::Object(report)
     }
 
-    /// A setting's value, or the target's column that goes before it.
+    /// A setting's value, or that of the target's column, which takes precedence.
     fn one(&self, setting: &Setting, column: Option<&str>) -> Value {
         let (value, source) = match column {
             Some(value) => (value, "target"),
@@ -87,7 +88,7 @@ impl Settings {
     }
 }
 
-/// The URL as it was given. One that cannot be used is not shown: it may hold a password.
+/// The URL as it was given. One that cannot be used is not shown, because it may contain a password.
 fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> Value {
     let Some((url, source)) = credentials::base_url(target) else { return json!({ "source": "missing" }) };
     match endpoint {
@@ -109,7 +110,7 @@ fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
     }
 }
 
-/// A proxy's URL can hold a user and a password.
+/// Removes user and password, which the URL of a proxy can contain.
 fn without_credentials(value: &str) -> String {
     match value.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
         Some((scheme, rest)) => format!("{scheme}://{rest}"),

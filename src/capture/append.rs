@@ -10,9 +10,9 @@ use crate::pg::relation_lock::{LockMode, WriteLocks};
 use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text::{Kept, Varlena};
+use crate::pg::text::{KeptText, Varlena};
 use crate::pg::transaction_id;
-use crate::store::shape::{self, Kind, Shape};
+use crate::store::shape::{COLUMN_COUNT, COLUMNS, ColumnKind, NewChange, Null, Shape};
 use crate::store::{Schema, lane, queue};
 use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, RefCell};
@@ -35,7 +35,7 @@ pub struct Outbox {
     pub schema: Oid,
     shape: Shape,
     /// The names of operations, by [`Operation`].
-    operations: [Kept; 4],
+    operations: [KeptText; 4],
     /// Those of the transaction that has locked it last.
     locks: RefCell<WriteLocks>,
 }
@@ -87,7 +87,7 @@ impl Outbox {
             function,
             schema,
             shape: Shape::of(schema, LockMode::RowExclusive),
-            operations: Operation::ALL.map(|event| Kept::new(event.name().as_bytes())),
+            operations: Operation::ALL.map(|event| KeptText::new(event.name().as_bytes())),
             locks: RefCell::new(WriteLocks::NONE),
         }
     }
@@ -108,28 +108,29 @@ impl Outbox {
     pub fn append(&self, plan: &Plan, id: i64, change: &Change<'_>) {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
         let key = uuid::Uuid::now_v7();
-        let fields: [Arg; 20] = [
-            id.into(),
-            Arg::xid8(self.locks.borrow().transaction()),
-            Arg::uuid(&key),
-            Arg::timestamptz(clock::now_micros()),
-            plan.target_id.into(),
-            self.shape.priority(plan.priority),
-            self.shape.status_pending(),
-            0_i32.into(),
-            0_i32.into(),
-            Arg::text(plan.schema_name.datum()),
-            Arg::text(plan.table_name.datum()),
-            Arg::text(self.operations[change.event as usize].datum()),
-            Arg::opt_json(change.pk),
-            Arg::opt_json(change.data),
-            Arg::opt_text(change.branch),
-            Arg::opt_json(change.old),
-            Arg::opt_text(change.reason),
-            Arg::null(pg_sys::TIMESTAMPTZOID),
-            Arg::null(pg_sys::TIMESTAMPTZOID),
-            Arg::null(pg_sys::TEXTOID),
-        ];
+        let fields = NewChange {
+            id: id.into(),
+            txid: Arg::xid8(self.locks.borrow().transaction()),
+            dedup_key: Arg::uuid(&key),
+            created_at: Arg::timestamptz(clock::now_micros()),
+            target_id: plan.target_id.into(),
+            priority: self.shape.priority(plan.priority),
+            status: self.shape.status_pending(),
+            attempt_count: 0_i32.into(),
+            refusals: 0_i32.into(),
+            schema_name: Arg::text(plan.schema_name.datum()),
+            table_name: Arg::text(plan.table_name.datum()),
+            op: Arg::text(self.operations[change.event as usize].datum()),
+            pk: Arg::opt_json(change.pk),
+            data: Arg::opt_json(change.data),
+            branch: Arg::opt_text(change.branch),
+            old: Arg::opt_json(change.old),
+            reason: Arg::opt_text(change.reason),
+            last_attempt_at: Arg::null(pg_sys::TIMESTAMPTZOID),
+            next_attempt_at: Arg::null(pg_sys::TIMESTAMPTZOID),
+            error_message: Arg::null(pg_sys::TEXTOID),
+        }
+        .in_order();
         match self.shape.appendable() {
             Some(direct) => direct.append(&self.locks.borrow(), &fields),
             None => self.insert(fields, plan.priority),
@@ -154,19 +155,18 @@ impl Outbox {
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
-    fn insert(&self, fields: [Arg; 20], priority: Priority) {
+    fn insert(&self, fields: [Arg; COLUMN_COUNT], priority: Priority) {
         let _owner = ActAs::owner();
-        let written = shape::COLUMNS
-            .iter()
+        let written = COLUMNS
+            .into_iter()
             .zip(fields)
-            .enumerate()
-            .filter(|(i, (_, field))| !field.is_null() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
+            .filter(|(column, field)| !field.is_null() || column.null != Null::LeftToDefault);
         let (columns, args): (Vec<_>, Vec<Arg>) = written
-            .map(|(_, (column, field))| {
-                let arg = match column.1 {
-                    Kind::Priority => priority.name().into(),
-                    Kind::Status => Status::Pending.name().into(),
-                    Kind::Type(_) => field,
+            .map(|(column, field)| {
+                let arg = match column.kind {
+                    ColumnKind::Priority => priority.name().into(),
+                    ColumnKind::Status => Status::Pending.name().into(),
+                    ColumnKind::Type(_) => field,
                 };
                 (column, arg)
             })

@@ -13,7 +13,7 @@ use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
 use crate::pg::relation::Borrowed;
 use crate::pg::role::ActAs;
-use crate::pg::text::{self, Kept, Varlena};
+use crate::pg::text::{self, KeptText, Varlena};
 use crate::pg::trigger::Fired;
 use crate::store::options::Options;
 use crate::store::{attached, quote_ident, quote_literal};
@@ -40,8 +40,8 @@ pub struct Plan {
     follows_settings: bool,
     /// Encoding a row can run casts of users.
     pub runs_users_code: bool,
-    pub schema_name: Kept,
-    pub table_name: Kept,
+    pub schema_name: KeptText,
+    pub table_name: KeptText,
     pub target_id: i16,
     /// The table has got a name that another may have had, whose changes may wait in another lane.
     pub is_renamed: bool,
@@ -214,8 +214,8 @@ impl Plan {
             columns,
             key,
             branch,
-            schema_name: Kept::new(&name.0),
-            table_name: Kept::new(&name.1),
+            schema_name: KeptText::new(&name.0),
+            table_name: KeptText::new(&name.1),
             is_renamed: options
                 .named
                 .as_ref()

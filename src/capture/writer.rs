@@ -12,7 +12,7 @@ use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::confine;
 use crate::pg::heap::Columns;
 use crate::pg::interrupt;
-use crate::pg::memory::{self, Scratch};
+use crate::pg::memory::{self, ScratchContext};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
@@ -29,7 +29,7 @@ pub struct Writer {
     reason: Option<Varlena<'static>>,
     /// Drawn before the first row is encoded; from the last to the first.
     ids: Vec<i64>,
-    memory: Scratch,
+    memory: ScratchContext,
     row: Columns,
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
@@ -48,7 +48,7 @@ impl Writer {
             outbox: append::outbox(schema.capture()),
             table,
             ids: Vec::new(),
-            memory: Scratch::new(),
+            memory: ScratchContext::new(),
             row: Columns::default(),
             pk: VarlenaBuffer::default(),
             data: VarlenaBuffer::default(),

@@ -1,6 +1,6 @@
 //! Background workers: registering ours, starting them, and connecting them to a database.
 //!
-//! Their main functions are found by name: `entry.rs` exports them.
+//! Their main functions are found by name; `entry.rs` exports them.
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
@@ -13,7 +13,7 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress && !pg_sys::IsBinaryUpgrade }
 }
 
-/// Has the postmaster run the launcher from the end of recovery on, so never on a standby, and again whenever it ends.
+/// Makes the postmaster start the launcher at the end of recovery, so never on a standby, and again whenever it ends.
 pub fn register_launcher() {
     BackgroundWorkerBuilder::new("sync_outbox launcher")
         .set_type("sync_outbox launcher")
@@ -82,8 +82,8 @@ pub fn connect(database: Option<pg_sys::Oid>) {
     }
 }
 
-/// Locks held over transactions are released by the abort of a transaction, but nobody does so for a process that ends
-/// while none is open: the lock would stay, and fall to whichever process gets the PGPROC.
+/// The abort of a transaction releases session locks too, but nothing releases them if a process ends while no
+/// transaction is open: the lock would stay, and belong to whichever process gets the PGPROC next.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn release_session_locks(_code: i32, _arg: pg_sys::Datum) {
     super::lock::release_all() // no transaction is open any more

@@ -1,5 +1,5 @@
-//! Bytes whose number a stored value decides: they live in PostgreSQL's memory, where too many of them are an ERROR. A
-//! Rust allocation that fails ends the process, and with it every session of the server.
+//! Buffers whose size depends on stored values. They are in PostgreSQL's memory, where an allocation that fails is an
+//! ERROR. A Rust allocation that fails ends the process, and with it every session of the server.
 
 use super::externs;
 use super::text::Varlena;
@@ -8,12 +8,13 @@ use pgrx::pg_sys::{self, Datum};
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-/// What a datum can hold, its header included (`MaxAllocSize`).
+/// The greatest size of a datum, its header included (`MaxAllocSize`).
 const MOST: usize = 0x3fff_ffff;
-/// What is kept from one row to the next. Rows that need more allocate it, which is little beside what else they cost.
+/// The size that is kept from one row to the next. Rows that need more allocate it anew, which is cheap compared to
+/// their other costs.
 const KEPT: usize = 64 * 1024;
 
-/// A growing array of bytes. Growing raises 53200 where the memory cannot be had and 54000 above [`MOST`].
+/// A growing array of bytes. Growing raises 53200 if there is no memory, and 54000 above [`MOST`].
 pub struct Buffer {
     data: *mut u8,
     length: usize,
@@ -101,7 +102,7 @@ impl Buffer {
         self.room = room;
     }
 
-    /// Gives the memory of a large value back; called when it has been used.
+    /// Frees the memory of a large value; called when it has been used.
     #[inline]
     pub fn shrink(&mut self) {
         if self.room > KEPT {

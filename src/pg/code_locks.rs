@@ -1,8 +1,8 @@
-//! What code of others does with locks in our session: advisory locks that it leaves or takes away, and the room for
-//! locks that it uses up.
+//! What other people's code does with locks in our session: advisory locks that it leaves behind or releases, and the
+//! room in the lock table that it uses up.
 //!
-//! PostgreSQL rolls nothing back here: an advisory lock of the session stays until it is given back, and
-//! `pg_advisory_unlock_all()` gives back everybody's.
+//! A rollback does not undo this: an advisory lock of the session stays until it is released, and
+//! `pg_advisory_unlock_all()` releases those of other code, too.
 
 use super::guc::Nest;
 use super::xact;
@@ -17,7 +17,7 @@ static MOST: AtomicUsize = AtomicUsize::new(0);
 /// When it is dropped, the session holds the advisory locks that it held before, and no others.
 pub struct SessionLocks(Vec<Advisory>);
 
-/// An advisory lock of the session, which it holds some times over.
+/// An advisory lock of the session, and how often it is held.
 struct Advisory {
     tag: pg_sys::LOCKTAG,
     mode: pg_sys::LOCKMODE,
@@ -43,7 +43,7 @@ impl SessionLocks {
         if advisory.is_empty() {
             return SessionLocks(Vec::new());
         }
-        // PostgreSQL keeps to itself how often the session holds a lock, and warns when it is given back once too
+        // PostgreSQL does not tell how often the session holds a lock. It warns when the lock is released once too
         // often.
         let quiet = Nest::new();
         quiet.set("client_min_messages", "error").set("log_min_messages", "fatal");
@@ -52,7 +52,7 @@ impl SessionLocks {
                 .into_iter()
                 .filter_map(|(tag, mode)| {
                     let mut lock = Advisory { tag, mode, times: 0 };
-                    // Kept by the transaction, whatever happens to the session's.
+                    // The transaction holds the lock too, whatever happens to that of the session.
                     lock.acquire(false);
                     while lock.release(true) {
                         lock.times += 1;
@@ -67,7 +67,7 @@ impl SessionLocks {
         )
     }
 
-    /// Gives back what code has left, and takes back what it has given away.
+    /// Releases the locks that code has left behind, and acquires again those that it has released.
     pub fn restore(&self) {
         // SAFETY: touches only the lock tables, and is safe while unwinding.
         unsafe { pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as u16) }
@@ -86,7 +86,7 @@ impl Drop for SessionLocks {
 }
 
 impl Advisory {
-    /// Once more: the process holds it, so that this counts and waits for nobody.
+    /// Acquires it once more. The process holds it already, so this only counts and does not wait.
     fn acquire(&self, for_session: bool) {
         // SAFETY: the tag of a lock that this process holds in this mode.
         unsafe { pg_sys::LockAcquire(&self.tag, self.mode, for_session, false) };
@@ -103,8 +103,8 @@ pub fn watch() {
     MOST.store(0, Relaxed);
 }
 
-/// Whether this process has held, when something was rolled back since [`watch`], many times the locks that
-/// `max_locks_per_transaction` sets apart for one: then it is itself why there was no room for more.
+/// Whether this process held many times `max_locks_per_transaction` when something was rolled back since [`watch`].
+/// Then it has itself used up the room for locks.
 pub fn has_held_very_many() -> bool {
     const TIMES: usize = 8;
     // SAFETY: plain global of lock.c, set when the server starts.

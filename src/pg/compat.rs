@@ -18,7 +18,7 @@ pub(super) const USER_TIMEOUT: core::ffi::c_int = 12;
 #[cfg(not(any(feature = "pg15", feature = "pg16")))]
 pub(super) const USER_TIMEOUT: core::ffi::c_int = 13;
 
-/// Where the file of a relation is, as WAL records have it. Since 16 it is called a locator.
+/// The location of a relation's file, as WAL records contain it. Since 16 it is called a locator.
 #[cfg(feature = "pg15")]
 pub(super) type FileLocator = pg_sys::RelFileNode;
 #[cfg(not(feature = "pg15"))]
@@ -38,7 +38,7 @@ pub(super) unsafe fn file_locator(relation: pg_sys::Relation) -> FileLocator {
     }
 }
 
-/// The savepoint of this transaction that gave a relation its present file, 0 for none.
+/// The savepoint of this transaction that gave a relation its present file; 0 for none.
 ///
 /// # Safety
 /// An open relation. Raises nothing.
@@ -76,8 +76,8 @@ pub(super) unsafe fn attribute<'a>(descriptor: pg_sys::TupleDesc, i: usize) -> &
         #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17"))]
         return &*(*descriptor).attrs.as_ptr().add(i);
         #[cfg(not(any(feature = "pg15", feature = "pg16", feature = "pg17")))]
-        // As TupleDescAttr of `access/tupdesc.h`, which pgrx binds as a guarded call: the attributes stand behind the
-        // compact ones. This is asked of every column of every captured row.
+        // Like TupleDescAttr of `access/tupdesc.h`, which pgrx binds as a guarded call: the attributes come after the
+        // compact ones. This is called for every column of every captured row.
         return &*(*descriptor)
             .compact_attrs
             .as_ptr()
@@ -106,7 +106,7 @@ pub(super) unsafe fn index_beginscan(
     }
 }
 
-/// Gives back what an index keeps between the rows that are put into it. Before 17 it kept nothing.
+/// Frees what an index keeps between insertions. Before 17 it kept nothing.
 ///
 /// # Safety
 /// An open index, into which rows have been put with this description. Unguarded: an `ERROR` jumps over the caller.

@@ -1,7 +1,7 @@
-//! Values of rows: reading a datum of a known type, and a type's own functions kept ready.
+//! Values of rows: reading a datum of a known type, and functions of types that are called for every row.
 //!
-//! A [`Value`] knows the type that its row's descriptor gives it. Readers that follow a pointer look at that first and
-//! raise XX000 where it is not theirs, so that no datum is taken for another kind of one.
+//! A [`Value`] knows the type that its row's descriptor gives it. Readers that follow a pointer check it first and
+//! raise XX000 if it is another one, so that no datum is read as a value of another type.
 
 use super::buffer::Buffer;
 use super::{compat, externs, types};
@@ -9,7 +9,7 @@ use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// The type of a column, as far as its values are read by it.
+/// What has to be known about the type of a column to read its values.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct ColumnType {
     pub oid: pg_sys::Oid,
@@ -28,7 +28,7 @@ impl ColumnType {
     }
 }
 
-/// Something was about to be read as what it is not, which is a mistake in this library or a damaged catalog.
+/// A value was about to be read as one of another type, because of a bug in this library or a damaged catalog.
 #[cold]
 pub(super) fn wrong_type(found: pg_sys::Oid, wanted: &str) -> ! {
     Error::new(SqlState::ERRCODE_INTERNAL_ERROR, format!("a value of the type {found} cannot be read as {wanted}"))
@@ -94,7 +94,7 @@ impl Value {
         unsafe { varlena(&self.datum) }
     }
 
-    /// Equal bytes (after detoasting), which is stricter than the type's `=`: numeric 1 and 1.0 differ.
+    /// Whether the bytes are equal after detoasting, which is stricter than the type's `=`: numeric 1 and 1.0 differ.
     pub fn same_image(self, other: Value) -> bool {
         let of = self.of;
         if of != other.of {
@@ -117,7 +117,7 @@ impl Value {
     }
 }
 
-/// Whether a varlena is neither compressed nor out of line, as most are: its bytes can be read where they are.
+/// Whether a varlena is neither compressed nor out of line, so that its bytes can be read in place, as most can.
 ///
 /// # Safety
 /// The datum is a varlena.
@@ -148,8 +148,8 @@ pub(super) unsafe fn varlena(datum: &pg_sys::Datum) -> &[u8] {
     }
 }
 
-/// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no
-/// digits that only read back by rounding to even.
+/// Writes a finite float as `float8out` does with default settings. Rust's shortest digits differ: PostgreSQL avoids
+/// digits that read back only by rounding to even.
 pub fn shortest_float8(value: f64, out: &mut Buffer) {
     let mut buffer = [0; 32];
     // SAFETY: the longest result, with its NUL, is DOUBLE_SHORTEST_DECIMAL_LEN = 25 bytes.
@@ -169,7 +169,8 @@ pub fn shortest_float4(value: f32, out: &mut Buffer) {
     }
 }
 
-/// A date, timestamp or timestamptz (`type_oid` says which) as JSON has it, in UTC, handed to `write`.
+/// Passes a date, timestamp or timestamptz (which one, `type_oid` says) to `write` in the form that it has in JSON, in
+/// UTC.
 pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&[u8]) -> R) -> R {
     if ![pg_sys::DATEOID, pg_sys::TIMESTAMPOID, pg_sys::TIMESTAMPTZOID].contains(&type_oid) || !value.of.by_value {
         wrong_type(value.of.oid, "a date or a time stamp");
@@ -183,9 +184,9 @@ pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&
     }
 }
 
-/// A function of users that gives the json of a type: looked up for every call, whose state ends with the current
-/// memory context. A function in SQL keeps in its state where it is: after an error in a savepoint, or where it comes
-/// back to itself, that is not one to go on from; and it can get another owner, body or language meanwhile.
+/// A user's function that converts a type to json. It is looked up for every call, and its state is freed with the
+/// current memory context. An SQL function keeps its position in that state, which cannot be used again after an error
+/// in a savepoint or in a recursive call; and the function can get another owner, body or language meanwhile.
 pub struct UsersFunction {
     oid: pg_sys::Oid,
     takes: pg_sys::Oid,
@@ -224,7 +225,7 @@ impl Function {
         Function { info, takes }
     }
 
-    /// The function that gives the json of a type, `None` where that is the output function's text.
+    /// The function that converts a type to json; `None` if its json is the text of the output function.
     pub fn to_json(type_oid: pg_sys::Oid) -> Option<Self> {
         // SAFETY: what is looked up takes that type.
         types::json_function(type_oid).map(|function| unsafe { Self::new(function, type_oid) })
@@ -240,7 +241,7 @@ impl Function {
         })
     }
 
-    /// Writes the json that the function gives.
+    /// Writes the json that the function returns.
     pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
         let argument = value.datum_of(self.takes);
         // SAFETY: the function takes the value's type and returns a json, which lives as long as the memory context.
@@ -255,7 +256,7 @@ impl Function {
 pub struct Output(Function);
 
 impl Output {
-    /// What it gives, handed to `write`.
+    /// Passes its result to `write`.
     pub fn text<R>(&self, value: Value, write: impl FnOnce(&[u8]) -> R) -> R {
         let argument = value.datum_of(self.0.takes);
         // SAFETY: the output function of the value's type returns a C string, which lives as long as the current memory

@@ -1,8 +1,7 @@
-//! Rows that are appended, read and deleted without the executor, in a table in which nothing else has to happen for a
-//! row.
+//! Appends, reads and deletes rows without the executor, in a table in which nothing else has to be done for a row.
 //!
-//! [`Direct`] knows how the table and its index have been found. Whether they still are so is looked at again wherever
-//! that is relied on: it costs a comparison for each column, of what is read for every row anyway.
+//! [`Direct`] knows what the table and its index looked like when it was made. Every use checks that they still do,
+//! which costs a comparison per column, of data that is read for every row anyway.
 
 use super::datum::{ColumnType, Value, wrong_type};
 use super::heap;
@@ -22,8 +21,8 @@ pub struct Direct<const N: usize, const K: usize> {
 }
 
 impl<const N: usize, const K: usize> Direct<N, K> {
-    /// `None` if the table does not have columns of exactly these types, or more has to happen for a row, or the index
-    /// is another one than that over the columns with these attribute numbers.
+    /// `None` if the table does not have columns of exactly these types, if more has to be done for a row, or if the
+    /// index is not one over the columns with these attribute numbers.
     pub fn of(table: &Open, index: &Open, types: [pg_sys::Oid; N], keys: [usize; K]) -> Option<Self> {
         let direct = Direct { table: table.borrow().oid(), index: index.borrow().oid(), types, keys };
         // SAFETY: open relations.
@@ -68,7 +67,7 @@ impl<const N: usize, const K: usize> Direct<N, K> {
         }
     }
 
-    /// Whether the two are what rows of these types can be put into. Raises nothing.
+    /// Whether rows of these types can be put into the two. Raises nothing.
     ///
     /// # Safety
     /// An open table and an open index.
@@ -96,7 +95,7 @@ impl<const N: usize, const K: usize> Direct<N, K> {
     }
 }
 
-/// The catalogs no longer say what they said.
+/// The catalogs have changed.
 #[cold]
 fn changed() -> ! {
     pgrx::error!("the outbox was altered while it was written to or read")
@@ -122,8 +121,8 @@ impl<const N: usize, const K: usize> Opened<'_, N, K> {
     }
 
     /// Deletes the row version at `place` (block and offset; the block is one that the table has) if it is there and
-    /// visible, nobody has replaced or deleted it, and `is_it` knows it by its first three columns, none of which may
-    /// be NULL. Returns whether it did. A snapshot must be active.
+    /// visible, nobody has replaced or deleted it, and `is_it` recognizes it by its first three columns, none of which
+    /// may be NULL. Returns whether it did. A snapshot must be active.
     pub fn delete(&self, place: (u32, u16), is_it: impl FnOnce([Value; 3]) -> bool) -> bool {
         let mut tuple = pg_sys::HeapTupleData { t_self: heap::address(place), ..Default::default() };
         let mut buffer = pg_sys::InvalidBuffer as pg_sys::Buffer;

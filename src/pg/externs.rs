@@ -30,7 +30,7 @@ mod raw {
         pub fn get_timeout_active(id: c_int) -> bool;
         /// `utils/timeout.h`
         pub fn get_timeout_finish_time(id: c_int) -> i64;
-        /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
+        /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding does not have
         pub fn die(signal: c_int);
         /// `postmaster/interrupt.h`; as above
         pub fn SignalHandlerForConfigReload(signal: c_int);
@@ -109,19 +109,19 @@ pub use raw::{
 /// A member of `TimeoutId` (`utils/timeout.h`), the same in every major.
 pub const STATEMENT_TIMEOUT: c_int = 3;
 
-/// A timeout of our own, which runs `handler` in a signal handler.
+/// Registers a timeout of our own, which runs `handler` in a signal handler.
 pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> c_int {
     // SAFETY: on the main thread of a backend; can only FATAL.
     unsafe { raw::RegisterTimeout(compat::USER_TIMEOUT, handler) }
 }
 
-/// Has a timeout go off again and again.
+/// Makes a timeout fire periodically.
 pub fn enable_timeout_every(id: c_int, first: i64, interval_ms: c_int) {
     // SAFETY: as below.
     unsafe { raw::enable_timeout_every(id, first, interval_ms) }
 }
 
-/// Has a timeout go off at a time, instead of when it would have.
+/// Makes a timeout fire at this time, instead of any earlier setting.
 pub fn enable_timeout_at(id: c_int, at: i64) {
     // SAFETY: on the main thread, a registered timeout; can only FATAL.
     unsafe { raw::enable_timeout_at(id, at) }
@@ -132,13 +132,13 @@ pub fn disable_timeout(id: c_int, keep_indicator: bool) {
     unsafe { raw::disable_timeout(id, keep_indicator) }
 }
 
-/// When an active timeout goes off.
+/// When an active timeout will fire.
 pub fn timeout_finishes(id: c_int) -> Option<i64> {
     // SAFETY: plain getters.
     unsafe { raw::get_timeout_active(id).then(|| raw::get_timeout_finish_time(id)) }
 }
 
-// The caller's business.
+// Their safety is up to the caller.
 pub use raw::{
     GetRedoRecPtr, GetTopTransactionId, LockBuffer, MarkBufferDirty, PreventCommandIfParallelMode,
     PreventCommandIfReadOnly, ReadBuffer, ReleaseSysCache, SearchSysCache1, UnlockReleaseBuffer, XLogBeginInsert,
@@ -169,7 +169,7 @@ pub struct NewRow<'a> {
     pub key: &'a [Datum],
 }
 
-/// Appends a row to a heap and its entry to one unique index over columns that are not NULL, if the two are found fit.
+/// Appends a row to a heap and its entry to one unique index over columns that are not NULL, if `fits` accepts the two.
 ///
 /// # Safety
 /// Both relations are locked by this transaction; `fits` says of the open ones that values and NULLs are as many as the

@@ -1,10 +1,10 @@
-//! Heap rows, and taking them apart.
+//! Heap rows, and their values.
 
 use super::datum::{ColumnType, Value};
 use pgrx::pg_sys;
 use std::marker::PhantomData;
 
-/// A row that PostgreSQL handed to us, and what its columns are.
+/// A row that PostgreSQL passed to us, and its descriptor.
 #[derive(Clone, Copy)]
 pub struct Tuple<'a>(pg_sys::HeapTuple, pg_sys::TupleDesc, PhantomData<&'a ()>);
 
@@ -34,15 +34,15 @@ impl Tuple<'_> {
     }
 }
 
-/// Command ids of row versions, as their stored headers tell them: only for versions of a heap that an AFTER trigger
-/// was handed, whose header is that of the moment in which the trigger was fired.
+/// Command ids of row versions, read from their headers. Only for row versions of a heap that were passed to an AFTER
+/// trigger, whose headers are those of the moment at which the trigger was fired.
 impl Tuple<'_> {
     /// The command that made this version, which our transaction has made. `None` if the header no longer says so: a
     /// version that COPY .. FREEZE made keeps no command id when it is replaced.
     pub fn made_by(&self) -> Option<u32> {
         match self.flags() {
             flags if flags & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN => None,
-            // A combo command id says something only to the transaction that has made it.
+            // Only the transaction that has made a combo command id can resolve it.
             flags if flags & pg_sys::HEAP_COMBOCID != 0 => self.is_made_by_us().then(|| {
                 // SAFETY: xmin is ours.
                 unsafe { pg_sys::HeapTupleHeaderGetCmin((*self.0).t_data) }
@@ -64,9 +64,10 @@ impl Tuple<'_> {
     /// one.
     pub fn made_since(&self, command: u32) -> bool {
         let flags = self.flags();
-        // A version that was made and ended by one transaction has a combo command id, unless it was born frozen.
+        // A version that one transaction has both made and ended has a combo command id, unless it was frozen from the
+        // start.
         if flags & pg_sys::HEAP_COMBOCID == 0 {
-            // Frozen ages ago with an id like ours: then it is taken for ours.
+            // A version that was frozen long ago, with an id that equals ours by now, is taken for ours.
             return flags & pg_sys::HEAP_XMIN_FROZEN == pg_sys::HEAP_XMIN_FROZEN && self.is_made_by_us();
         }
         self.made_by().is_none_or(|made_by| made_by >= command)
@@ -101,7 +102,7 @@ impl Tuple<'_> {
     }
 }
 
-/// The columns of one row, taken apart; reused from row to row.
+/// The values of one row; reused from row to row.
 #[derive(Default)]
 pub struct Columns {
     values: Vec<pg_sys::Datum>,
@@ -110,7 +111,7 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Takes `tuple` apart.
+    /// Reads the values of `tuple`.
     pub fn load(&mut self, Tuple(tuple, descriptor, _): Tuple<'_>) {
         // SAFETY: a tuple of that descriptor, whose number of attributes both arrays have; the datums point into the
         // tuple.
@@ -124,7 +125,7 @@ impl Columns {
         }
     }
 
-    /// Takes a whole row of `relation` apart that a query gave as one value (`SELECT t FROM t`).
+    /// Reads the values of a whole row of `relation` that a query returned as one value (`SELECT t FROM t`).
     ///
     /// # Safety
     /// `row` is a non-NULL datum of the relation's row type.
@@ -151,7 +152,7 @@ impl Columns {
     }
 }
 
-/// A row's address as PostgreSQL has it.
+/// A row's address as PostgreSQL stores it.
 pub(super) fn address((block, offset): (u32, u16)) -> pg_sys::ItemPointerData {
     pg_sys::ItemPointerData {
         ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: block as u16 },

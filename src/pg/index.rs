@@ -1,4 +1,4 @@
-//! What an index orders and covers, as far as its entries are made or read without the executor.
+//! What has to be known about an index to add entries to it, or to read them, without the executor.
 
 use super::relation::Open;
 use pgrx::pg_sys;
@@ -10,7 +10,7 @@ impl Open {
         unsafe { (*(*self.raw()).rd_index).indrelid }
     }
 
-    /// For an index: what has to be known of it to add entries without the executor, or to read along it.
+    /// For an index: its shape.
     pub fn index_shape(&self) -> IndexShape {
         // SAFETY: rd_index and the arrays beside it are set for an open index; indkey has indnatts entries, the others
         // one for each key column.
@@ -20,8 +20,8 @@ impl Open {
             let columns = usize::min(form.indnkeyatts as usize, keys.len());
             let descriptor = self.borrow();
             let in_usual_order = (0..columns).all(|i| {
-                // What an index stores (of a name: a cstring) need not have a default operator class. The type cache
-                // keeps the answer, and is told when an operator class comes or goes: this is asked at every read of
+                // The type that an index stores (cstring for a name) need not have a default operator class. The type
+                // cache is used, which is invalidated when operator classes change, because this runs at every read of
                 // the outbox.
                 let of_type = descriptor
                     .column(i)
@@ -49,26 +49,26 @@ impl Open {
     }
 }
 
-/// What [`Open::index_shape`] says.
+/// The result of [`Open::index_shape`].
 pub struct IndexShape {
     /// Attribute numbers of the table; 0 stands for an expression.
     pub keys: Vec<i16>,
-    /// A valid btree without other columns than its keys, each ascending in the usual order of its type.
+    /// Whether it is a valid btree whose only columns are its keys, each ascending in the default order of its type.
     pub plain: bool,
-    /// How many of them it orders; the rest it only holds (INCLUDE).
+    /// How many of them are ordered; the others are only included (INCLUDE).
     pub key_columns: usize,
     pub btree: bool,
     pub valid: bool,
-    /// And immediately so.
+    /// Whether it is unique, and checked immediately.
     pub unique: bool,
     pub predicate: Predicate,
 }
 
-/// Which rows an index covers.
+/// The rows that an index covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Predicate {
     All,
-    /// Those whose enum column, given as attribute number, has another value than this.
+    /// Those whose enum column, given by attribute number, has a value other than this one.
     EnumIsNot(i16, pg_sys::Oid),
     Other,
 }

@@ -1,10 +1,11 @@
-//! Being told that the catalogs have changed.
+//! Notifications that the catalogs have changed.
 
 use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 
-/// Registers `changed` to be told the oid of every relation whose description changed, and a zero oid when any may have
-/// (also when schemas are renamed or casts change). It must only take note: it can run in the middle of a look-up.
+/// Registers `changed` to be called with the oid of every relation whose description has changed, and with 0 if any may
+/// have changed (also when schemas are renamed or casts change). It must only set a flag, because it can run in the
+/// middle of a look-up.
 pub fn on_change(changed: fn(pg_sys::Oid)) {
     static CALLBACK: OnceCell<fn(pg_sys::Oid)> = OnceCell::new();
     if CALLBACK.set(changed).is_err() {
@@ -31,7 +32,7 @@ pub fn on_change(changed: fn(pg_sys::Oid)) {
     }
 }
 
-/// Takes note of what others have committed, as taking a lock does.
+/// Processes the invalidations of other transactions' commits, as acquiring a lock does.
 pub fn accept_changes() {
     // SAFETY: inside a transaction; relations that are open stay so.
     unsafe { pg_sys::AcceptInvalidationMessages() }

@@ -1,4 +1,4 @@
-//! One row by its unique key, as it is at this moment: without the executor, and whatever snapshot the statement has.
+//! Finds a row by its unique key in its present state, without the executor and whatever snapshot the statement has.
 
 use super::compat;
 use super::datum::ColumnType;
@@ -8,7 +8,7 @@ use super::relation::{Borrowed, Open};
 use super::relation_lock::LockMode;
 use pgrx::pg_sys;
 
-/// A unique index that says which row has a key.
+/// A unique index that finds the row with a key.
 pub struct KeyIndex {
     oid: pg_sys::Oid,
     columns: Vec<KeyColumn>,
@@ -18,7 +18,7 @@ struct KeyColumn {
     /// Position in a row of the table.
     index: usize,
     type_oid: pg_sys::Oid,
-    /// The function that says whether two values are equal.
+    /// The function that compares two values for equality.
     equal: pg_sys::Oid,
     collation: pg_sys::Oid,
 }
@@ -50,7 +50,8 @@ impl KeyIndex {
         })
     }
 
-    /// Not so where a collation takes other texts for equal: then it would find another row.
+    /// Whether texts that differ are different keys. A nondeterministic collation takes some of them for equal, so that
+    /// another row would be found.
     fn tells_apart_what_looks_different(&self) -> bool {
         self.columns.iter().all(|KeyColumn { collation, .. }| {
             // SAFETY: catalog look-up inside a transaction; a collation of an index exists.
@@ -58,8 +59,9 @@ impl KeyIndex {
         })
     }
 
-    /// The row of `table` that has the key of `row` now: our own transaction's writes up to this moment, its current
-    /// statement's included, and what others have committed. It lives in the current memory context.
+    /// The row of `table` that has the key of `row` now. It sees the writes of our own transaction up to this moment,
+    /// including those of the current statement, and what others have committed. It lives in the current memory
+    /// context.
     pub fn find<'a>(&self, table: &Borrowed<'a>, row: &Columns) -> Option<Tuple<'a>> {
         let index = Open::index(self.oid, LockMode::AccessShare);
         let n = self.columns.len();
@@ -91,7 +93,7 @@ impl KeyIndex {
 }
 
 impl KeyColumn {
-    /// Column `n` of an index, which is the one at position `column` of the table's rows.
+    /// Column `n` of an index, which is at position `column` of the table's rows.
     fn of(table: &Open, index: &Open, n: usize, column: usize) -> Self {
         // SAFETY: an open index, whose arrays have an entry for each of its key columns, and its table, which has those
         // columns; syscache look-ups.

@@ -1,11 +1,11 @@
-//! Small safe wrappers, each named after the PostgreSQL idea it stands for. Beside the C entry points in `entry.rs`,
-//! this is the only place with `unsafe`.
+//! Small safe wrappers, each named after the PostgreSQL idea it stands for. Apart from the C entry points in
+//! `entry.rs`, this is the only place with `unsafe`.
 //!
-//! Nothing here imports from a folder above it: what has to be called back is handed down as a function.
+//! Nothing here imports from a folder above it: callbacks are passed down as functions.
 //!
 //! Everything here must run on the backend's main thread. An `ERROR` of PostgreSQL travels through these wrappers as a
-//! Rust unwind, so their guards release what they hold only on the way out without an error; after one, the abort of
-//! the (sub)transaction does it.
+//! Rust unwind, so their guards release what they hold only if there is no error; after an error, the abort of the
+//! (sub)transaction does it.
 
 pub mod activity;
 pub mod bgworker;

@@ -1,4 +1,4 @@
-//! Relations: open ones with a guard, and what their descriptors say.
+//! Relations: guards of open ones, and what their descriptors contain.
 
 use super::compat;
 use super::relation_lock::LockMode;
@@ -9,13 +9,13 @@ use std::marker::PhantomData;
 /// One column of a relation.
 #[derive(Clone, Debug)]
 pub struct Column {
-    /// Position in a row taken apart: attribute number minus one.
+    /// Position among the values of a row: attribute number minus one.
     pub index: usize,
     pub name: Vec<u8>,
     pub type_oid: pg_sys::Oid,
     pub not_null: bool,
     pub has_default: bool,
-    /// `varchar(10)` has one, `text` has not.
+    /// `varchar(10)` has one, `text` does not.
     pub has_modifier: bool,
 }
 
@@ -66,24 +66,25 @@ impl Borrowed<'_> {
         unsafe { (*self.0).rd_tableam == pg_sys::GetHeapamTableAmRoutine() }
     }
 
-    /// The number of its file; none of a partitioned table.
+    /// The number of its file; 0 for a partitioned table.
     pub fn file(&self) -> pg_sys::Oid {
         // SAFETY: as above.
         unsafe { (*(*self.0).rd_rel).relfilenode }
     }
 
-    /// Whether that is one that our own transaction has given it.
+    /// Whether our own transaction has given it its present file.
     pub fn has_got_its_file_now(&self) -> bool {
         self.got_its_file_in() != 0
     }
 
-    /// Whether a TRUNCATE in that savepoint leaves its file to it, as it was made there or has got it there.
+    /// Whether a TRUNCATE in that savepoint keeps its file, because it was created or got the file in the same
+    /// savepoint.
     pub fn is_emptied_where_it_is(&self, savepoint: pg_sys::SubTransactionId) -> bool {
         // SAFETY: as above.
         self.got_its_file_in() == savepoint || unsafe { (*self.0).rd_createSubid } == savepoint
     }
 
-    /// The savepoint that has given it another file, 0 for none.
+    /// The savepoint that has given it its present file, 0 for none.
     fn got_its_file_in(&self) -> pg_sys::SubTransactionId {
         // SAFETY: as above.
         unsafe { compat::new_file_in(self.0) }
@@ -98,7 +99,7 @@ impl Borrowed<'_> {
         unsafe { (*self.0).rd_att }
     }
 
-    /// The columns that rows of this relation really store: neither dropped nor virtual.
+    /// The columns that rows of this relation actually store: neither dropped nor virtual.
     pub fn columns(&self) -> Vec<Column> {
         (0..self.natts()).filter_map(|i| self.column(i)).collect()
     }
@@ -180,8 +181,8 @@ impl Open {
         self.borrow().columns()
     }
 
-    /// Whether a row can be put into this table, or taken from it, without anything else having to happen: a heap with
-    /// no rules, triggers, row security or constraints that would have to be checked.
+    /// Whether a row can be added to this table or deleted without anything else to do: a heap without rules, triggers,
+    /// row security or constraints to check.
     pub fn is_plain_heap(&self) -> bool {
         // SAFETY: fields of an open relation; trigdesc and constr may be null.
         unsafe {
@@ -224,7 +225,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // the abort closes it
+            return; // the abort closes the relation
         }
         // SAFETY: opened in `table` or `index`; NoLock keeps the lock to the end of the transaction.
         unsafe {

@@ -3,7 +3,7 @@
 use super::{externs, transaction_id};
 use pgrx::pg_sys;
 
-/// How strongly a relation is locked.
+/// The mode in which a relation is locked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum LockMode {
     /// Nobody alters it: the lock of SELECT.
@@ -14,8 +14,8 @@ pub enum LockMode {
     Share,
     /// Nobody writes: the lock of CREATE TRIGGER.
     ShareRowExclusive,
-    /// Nobody reads either: the lock of DROP TRIGGER. Taken at once, because raising a lock step by step deadlocks with
-    /// a transaction that has read and wants to write.
+    /// Nobody reads either: the lock of DROP TRIGGER. Taken at once, because upgrading a weaker lock deadlocks with a
+    /// transaction that has read and wants to write.
     AccessExclusive,
 }
 
@@ -32,21 +32,21 @@ impl LockMode {
     }
 }
 
-/// Locks a relation to the end of the transaction. It may be gone when this returns.
+/// Locks a relation to the end of the transaction. The relation may have been dropped when this returns.
 pub fn lock(oid: pg_sys::Oid, mode: LockMode) {
     // SAFETY: inside a transaction; any oid may be locked.
     unsafe { pg_sys::LockRelationOid(oid, mode.number()) }
 }
 
-/// Relations that a transaction has locked for writing, to its end: a savepoint that is rolled back does not give them
-/// back.
+/// Relations that a transaction has locked for writing until it ends. The rollback of a savepoint does not release
+/// them.
 pub struct WriteLocks {
     transaction: u64,
     relations: Vec<pg_sys::Oid>,
 }
 
 impl WriteLocks {
-    /// Those of no relation.
+    /// Locks of no relation.
     pub const NONE: WriteLocks = WriteLocks { transaction: 0, relations: Vec::new() };
 
     pub fn take(relations: impl IntoIterator<Item = pg_sys::Oid>) -> Self {
@@ -60,7 +60,7 @@ impl WriteLocks {
         self.transaction
     }
 
-    /// Whether the transaction that runs now has locked the relation.
+    /// Whether the current transaction has locked the relation.
     pub(super) fn hold(&self, relation: pg_sys::Oid) -> bool {
         // SAFETY: plain getter.
         let now = unsafe { externs::GetTopFullTransactionIdIfAny() }.value;

@@ -1,27 +1,27 @@
-//! Reading a table without the executor: along one of its indexes, for the one query that runs for every change, and as
-//! it stands at this moment.
+//! Reads a table without the executor: along one of its indexes, for the one query that runs for every change, and in
+//! its present state.
 
 use super::datum::{ColumnType, wrong_type};
 use super::direct::Opened;
 use super::heap::Tuple;
-use super::memory::Scratch;
+use super::memory::ScratchContext;
 use super::relation::Open;
 use super::spi::{Row, types_of};
 use super::{compat, types};
 use pgrx::pg_sys;
 use std::ops::ControlFlow;
 
-/// Which rows: those whose first index columns equal given values and whose next one is above a bound.
+/// The rows whose first index columns equal given values and whose next one is above a bound.
 pub struct Range<'a, const N: usize> {
-    /// Its index is over, in this order, a smallint, an enum and a bigint column.
+    /// Its index is over a smallint, an enum and a bigint column, in this order.
     pub opened: &'a Opened<'a, N, 3>,
     pub equal: (i16, pg_sys::Oid),
     pub above: i64,
 }
 
 impl<const N: usize> Range<'_, N> {
-    /// Hands over the rows that are visible now, in the order of the index, until `each` says stop. The row has the
-    /// table's columns and behind them its address (a ctid). Interrupts are served between rows.
+    /// Passes the rows that are visible now to `each` in the order of the index, until it breaks. A row has the table's
+    /// columns and after them its address (a ctid). Interrupts are processed between rows.
     pub fn read(&self, mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
         let (smallint, priority) = self.equal;
         let (table, index) = (&self.opened.table, &self.opened.index);
@@ -47,7 +47,7 @@ impl<const N: usize> Range<'_, N> {
             let scan = compat::index_beginscan(table.raw(), index.raw(), snapshot, scan_keys.len());
             pg_sys::index_rescan(scan, scan_keys.as_mut_ptr(), scan_keys.len() as i32, core::ptr::null_mut(), 0);
 
-            let memory = Scratch::new();
+            let memory = ScratchContext::new();
             let mut types = types_of(table.descriptor());
             let columns = types.len();
             types.push(ColumnType {
@@ -63,7 +63,7 @@ impl<const N: usize> Range<'_, N> {
                 values[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_values, columns));
                 nulls[..columns].copy_from_slice(core::slice::from_raw_parts((*slot).tts_isnull, columns));
                 values[columns] = pg_sys::Datum::from(&raw mut (*slot).tts_tid);
-                // What is detoasted for a row goes with it.
+                // What is detoasted for a row is freed after it.
                 if memory.run(|| each(&Row::new(&values, &nulls, &types))).is_break() {
                     break;
                 }
@@ -75,11 +75,11 @@ impl<const N: usize> Range<'_, N> {
     }
 }
 
-/// Hands over every row that stands in a table at this moment: our own transaction's writes, its current statement's
-/// included, and what others have committed. Interrupts are served between rows; what is allocated for one goes with
-/// it.
+/// Passes every row that is in a table now to `each`. It sees the writes of our own transaction, including those of the
+/// current statement, and what others have committed. Interrupts are processed between rows; what is allocated for a
+/// row is freed after it.
 pub fn standing(table: &Open, mut each: impl FnMut(Tuple<'_>)) {
-    let memory = Scratch::new();
+    let memory = ScratchContext::new();
     // SAFETY: the relation is open and locked; without an index this reads any table from its beginning; the scan is
     // given back here, or by the abort after an error. A row is valid until the next is asked for.
     unsafe {

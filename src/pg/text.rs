@@ -6,7 +6,7 @@ use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
 use std::marker::PhantomData;
 
-/// A varlena that PostgreSQL reads where it is. It lives as long as what it borrows.
+/// A varlena that PostgreSQL reads in place. It lives as long as what it borrows.
 #[derive(Clone, Copy)]
 pub struct Varlena<'a>(Datum, PhantomData<&'a ()>);
 
@@ -21,7 +21,7 @@ impl Varlena<'_> {
         self.0
     }
 
-    /// Bytes, the header included.
+    /// The size in bytes, the header included.
     pub(super) fn size(self) -> usize {
         // SAFETY: by the contract of `new`.
         unsafe { pgrx::varlena::varsize_4b(self.0.cast_mut_ptr()) }
@@ -37,23 +37,23 @@ pub fn datum(bytes: &[u8]) -> Varlena<'static> {
     }
 }
 
-/// How many characters `bytes`, which are in the server encoding, are.
+/// The number of characters of `bytes`, which are in the server encoding.
 pub fn characters(bytes: &[u8]) -> usize {
     // SAFETY: reads no further than the length.
     unsafe { pg_sys::pg_mbstrlen_with_len(bytes.as_ptr().cast(), bytes.len() as i32) as usize }
 }
 
-/// A text that is kept ready as a datum.
-pub struct Kept(Vec<u8>);
+/// A text that is kept as a datum.
+pub struct KeptText(Vec<u8>);
 
-impl Kept {
+impl KeptText {
     /// `bytes` in the server encoding.
     pub fn new(bytes: &[u8]) -> Self {
         let mut varlena = vec![0; 4];
         varlena.extend_from_slice(bytes);
         // SAFETY: the four bytes of a varlena's header are there, aligned by the allocator; a name is short.
         unsafe { pgrx::set_varsize_4b(varlena.as_mut_ptr().cast(), varlena.len() as i32) };
-        Kept(varlena)
+        KeptText(varlena)
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -66,13 +66,13 @@ impl Kept {
     }
 }
 
-/// Whether the database stores UTF-8, so that nothing has to be converted on the way out.
+/// Whether the database encoding is UTF-8, so that nothing has to be converted.
 pub fn server_is_utf8() -> bool {
     // SAFETY: plain getter.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
-/// Whether the database does not know what its bytes mean.
+/// Whether the database has no encoding, so that the meaning of its bytes is unknown.
 pub fn server_is_sql_ascii() -> bool {
     // SAFETY: plain getter.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_SQL_ASCII as i32 }
@@ -107,10 +107,10 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Bytes of a name with the NUL at its end.
+/// The most bytes of a name, including the NUL at its end.
 pub const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;
 
-/// `text` in the server encoding; characters that it does not have become question marks.
+/// `text` in the server encoding; characters that it lacks become question marks.
 pub fn from_utf8(text: &str) -> Vec<u8> {
     if server_is_utf8() || text.is_ascii() {
         return memory::copy(text.as_bytes());
@@ -132,9 +132,9 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
 }
 
-/// A text of an error, as it can be reported. pgrx hands the bytes of a `String` to PostgreSQL as they are, which takes
-/// them for text in the server's encoding: where that is another one, characters beyond ASCII are written as SQL
-/// escapes them in `U&'..'`. An error that we are going to catch ourselves stays as it is.
+/// Makes a text of an error reportable. pgrx passes the bytes of a `String` to PostgreSQL as they are, which takes them
+/// for text in the server's encoding. If that is not UTF-8, non-ASCII characters are escaped as in SQL's `U&'..'`. The
+/// text of an error that we are going to catch ourselves is not changed.
 pub fn reportable(text: String, level: PgLogLevel) -> String {
     let comes_back = level == PgLogLevel::ERROR && xact::is_catching();
     if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() || comes_back {
@@ -150,13 +150,13 @@ pub fn reportable(text: String, level: PgLogLevel) -> String {
     })
 }
 
-/// A name as SQL gives it, as UTF-8.
+/// A name that SQL passes, as UTF-8.
 pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
 }
 
-/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or
-/// too little memory. Raises nothing.
+/// `bytes`, which are in the server encoding, as UTF-8; or the reason why it cannot be converted: a character without a
+/// counterpart, or too little memory. Raises nothing.
 pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     if server_is_utf8() || bytes.is_ascii() {
         return std::str::from_utf8(bytes)

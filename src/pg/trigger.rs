@@ -1,4 +1,4 @@
-//! What a trigger function is told (`TriggerData`).
+//! The arguments of a trigger function (`TriggerData`).
 
 use super::heap::Tuple;
 use pgrx::pg_sys;
@@ -40,7 +40,7 @@ impl<'a> Fired<'a> {
         self.0.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
     }
 
-    /// The trigger's own oid: a partition's clone has one of its own.
+    /// The trigger's oid; the clone on a partition has an oid of its own.
     pub fn oid(&self) -> pg_sys::Oid {
         // SAFETY: PostgreSQL sets tg_trigger for every call.
         unsafe { (*self.0.tg_trigger).tgoid }
@@ -56,7 +56,7 @@ impl<'a> Fired<'a> {
         unsafe { super::relation::Borrowed::new(self.0.tg_relation) }
     }
 
-    /// The only argument our triggers have, or nothing.
+    /// The only argument of our triggers, if there is one.
     pub fn argument(&self) -> Option<&'a [u8]> {
         // SAFETY: tgargs holds tgnargs C strings that live as long as the relation is open.
         unsafe {

@@ -4,7 +4,7 @@ use super::compat;
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// What PostgreSQL's JSON functions do with a type that is none of the simple ones.
+/// What PostgreSQL's JSON functions do with a type that is not a simple one.
 pub enum JsonKind {
     Array,
     Composite,
@@ -19,7 +19,8 @@ pub fn base_type(oid: pg_sys::Oid) -> pg_sys::Oid {
     unsafe { pg_sys::getBaseType(oid) }
 }
 
-/// As `json_categorize_type` decides (json.c): arrays, composites, then for types that are not built in a cast to json.
+/// Decides like `json_categorize_type` of json.c: arrays, composites, then a cast to json for types that are not built
+/// in.
 pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
     // SAFETY: syscache look-ups inside a transaction.
     unsafe {
@@ -48,8 +49,8 @@ pub fn json_kind(oid: pg_sys::Oid) -> JsonKind {
     }
 }
 
-/// The function that gives the json of a type, or of the one under a domain, where the text of its output function
-/// would not be it. It takes one argument of the type, and returns a json.
+/// The function that converts a type, or the one under a domain, to json, if its json is not the text of the output
+/// function. It takes one argument of the type, and returns a json.
 pub(super) fn json_function(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     match json_kind(base_type(type_oid)) {
         JsonKind::Array => Some(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY)),
@@ -59,10 +60,10 @@ pub(super) fn json_function(type_oid: pg_sys::Oid) -> Option<pg_sys::Oid> {
     }
 }
 
-/// What values of a type are made of.
+/// What the values of a type contain.
 #[derive(Clone, Copy, Default)]
 pub struct Contents {
-    /// Names of objects, written as the `search_path` has it.
+    /// Names of objects, whose text depends on `search_path`.
     pub names: bool,
     /// Composites, to which columns can be added.
     pub composites: bool,
@@ -77,7 +78,7 @@ pub fn contents(oid: pg_sys::Oid) -> Contents {
     contents
 }
 
-/// `seen` are the composites that have been looked into: each can hold the one below it in many columns.
+/// `seen` are the composites that have been looked into: each can contain another one in many columns.
 fn look_into(oid: pg_sys::Oid, contents: &mut Contents, seen: &mut Vec<pg_sys::Oid>) {
     const NAMES: [pg_sys::Oid; 9] = [
         pg_sys::REGPROCOID,
@@ -117,7 +118,7 @@ fn look_into(oid: pg_sys::Oid, contents: &mut Contents, seen: &mut Vec<pg_sys::O
 
 /// The types of a composite type's columns.
 fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
-    // The type `record` itself says nothing.
+    // The type `record` itself has no columns.
     if oid == pg_sys::RECORDOID {
         return Vec::new();
     }
@@ -132,7 +133,7 @@ fn row_types(oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     }
 }
 
-/// Whether a type was made by somebody, and not by initdb: then its casts can be anybody's code.
+/// Whether a type was created by a user, and not by initdb, so that its casts can be anybody's code.
 pub fn is_users_type(oid: pg_sys::Oid) -> bool {
     oid.to_u32() >= pg_sys::FirstNormalObjectId
 }

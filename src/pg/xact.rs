@@ -1,4 +1,4 @@
-//! Transactions: what kind we are in, and short ones of our own.
+//! Transactions: what kind the current one is, and short ones of our own.
 
 use super::externs;
 use super::guc::Nest;
@@ -30,21 +30,21 @@ pub fn commits_asynchronously() -> bool {
     unsafe { pg_sys::synchronous_commit == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 }
 }
 
-/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then,
-/// and for standbys if that says so. Nothing takes it back.
+/// Makes the commit of this transaction wait until it is on this server's disk, whatever `synchronous_commit` is by
+/// then, and for standbys if that requires it. Nothing can undo this.
 pub fn commit_durably() {
     // SAFETY: inside a transaction; sets a flag of xact.c that the next transaction clears.
     unsafe { pg_sys::ForceSyncCommit() }
 }
 
-/// Makes everything this transaction did visible to its next statement.
+/// Makes everything that this transaction did visible to its next statement.
 pub fn command_counter_increment() {
     // SAFETY: inside a transaction, between statements.
     unsafe { pg_sys::CommandCounterIncrement() }
 }
 
 /// Runs `f` in a transaction of its own, with a snapshot: for background workers. An `ERROR` aborts the transaction and
-/// goes on to the caller.
+/// is passed on to the caller.
 pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: a background worker outside any transaction; an unwind leaves through the worker's main loop, which
     // aborts what is open.
@@ -58,7 +58,7 @@ pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f` with a fresh snapshot, as a statement has it.
+/// Runs `f` with a new snapshot, as a statement has one.
 pub fn with_snapshot<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction; after an error the abort pops the snapshot.
     unsafe {
@@ -80,15 +80,15 @@ thread_local! {
     static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whether an error that is raised now comes back to us, and not to PostgreSQL.
+/// Whether an error that is raised now is caught by us, and not by PostgreSQL.
 pub fn is_catching() -> bool {
     CATCHING.get() > 0
 }
 
-/// Runs `f`, and makes of what it raises what `caught` says.
+/// Runs `f`, and converts an error that it raises with `caught`.
 fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result<R, E> {
-    struct Running;
-    impl Drop for Running {
+    struct CatchingGuard;
+    impl Drop for CatchingGuard {
         fn drop(&mut self) {
             CATCHING.set(CATCHING.get() - 1);
         }
@@ -97,7 +97,7 @@ fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
         let f = f;
         CATCHING.set(CATCHING.get() + 1);
-        let _running = Running;
+        let _running = CatchingGuard;
         Ok((f.0)())
     }))
     .catch_others(|error| Err(caught(error)))
@@ -121,7 +121,7 @@ fn recover(error: CaughtError) -> Error {
 /// How a transaction ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// About to commit: nothing of it is visible to others yet. Followed by one of the others.
+    /// It is about to commit, and nothing of it is visible to others yet. Followed by one of the others.
     PreCommit,
     /// Committed, and visible to others.
     Commit,
@@ -129,8 +129,8 @@ pub enum End {
     Prepare,
 }
 
-/// Registers `f` to be told of the end of every transaction. It must not raise an `ERROR`: after a commit that would be
-/// a PANIC.
+/// Registers `f` to be called at the end of every transaction. It must not raise an `ERROR`: after a commit that would
+/// be a PANIC.
 pub fn on_end(f: fn(End)) {
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, arg: *mut core::ffi::c_void) {
@@ -148,7 +148,7 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
-/// Registers `f` to be told of every subtransaction that is rolled back, while it still holds its locks. It must not
+/// Registers `f` to be called for every subtransaction that is rolled back, while it still holds its locks. It must not
 /// raise.
 pub fn on_rollback_of_subtransaction(f: fn()) {
     /// Not guarded: nothing in it raises, and it is called for every event of every subtransaction.
@@ -168,15 +168,15 @@ pub fn on_rollback_of_subtransaction(f: fn()) {
     unsafe { pg_sys::RegisterSubXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
-/// Something to be done, and the subtransaction that said so.
+/// A function to be called, and the subtransaction in which it was registered.
 type Waiting = (pg_sys::SubTransactionId, Box<dyn FnOnce()>);
 
 thread_local! {
     static AT_COMMIT: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
-/// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
+/// Runs `f` once the current transaction has committed, and never if the transaction is rolled back or prepared, or the
+/// current savepoint is rolled back. It must not raise an `ERROR`: after a commit that would be a PANIC.
 pub fn at_commit(f: impl FnOnce() + 'static) {
     static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
@@ -212,7 +212,7 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
     AT_COMMIT.with_borrow_mut(|waiting| waiting.push((current, Box::new(f))));
 }
 
-/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`invariants` 12).
+/// Makes this transaction refuse PREPARE TRANSACTION: what it holds must not outlive the session (`invariants` 12).
 pub fn forbid_prepare() {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     static FORBIDDEN: AtomicBool = AtomicBool::new(false);
@@ -269,7 +269,8 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
     }
 }
 
-/// As [`subtransaction`], in which no lock is waited for longer than `ms` milliseconds, nor than the session allows.
+/// As [`subtransaction`], but waits for each lock at most `ms` milliseconds, or as long as the session allows if that
+/// is less.
 pub fn subtransaction_in_time<R>(ms: i32, f: impl FnOnce() -> R) -> Result<R, Caught> {
     subtransaction(|| {
         let limits = Nest::new();
@@ -284,7 +285,8 @@ pub struct Caught {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
-    /// By a RAISE of PL/pgSQL: then the SQLSTATE is what somebody wrote, and says nothing about the server.
+    /// Whether a RAISE of PL/pgSQL raised it. Then somebody has chosen the SQLSTATE, which says nothing about the
+    /// server.
     pub raised_by_code: bool,
 }
 
@@ -303,7 +305,7 @@ impl From<CaughtError> for Caught {
                 message: report.message().to_owned(),
                 detail: report.detail().map(str::to_owned),
                 hint: report.hint().map(str::to_owned),
-                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its own.
+                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its file.
                 raised_by_code: report.file().ends_with("pl_exec.c"),
             },
         }

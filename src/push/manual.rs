@@ -7,10 +7,10 @@ use super::session::{Bounds, Session, Wait};
 use super::transactions::{Callers, Procedures, Transactions, Undone};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::latch::{self, Bell};
-use crate::pg::lock::{Scope as LockScope, SenderLock};
+use crate::pg::lock::{LockScope, SenderLock};
 use crate::pg::{guc, process, role, transaction_id, xact};
 use crate::settings;
-use crate::store::history::{self, Action, Entry, Mode, Status};
+use crate::store::history::{self, Action, Entry, HistoryStatus, Mode};
 use crate::store::{Schema, backlog, target};
 use crate::wake;
 use delivery::http;
@@ -240,9 +240,9 @@ pub fn fill(entry: &mut Entry, report: &Report) {
     entry.failed = report.failed + report.conflicts + report.dead;
     entry.error = report.error();
     entry.status = match (report.nothing_left, report.acked) {
-        (true, _) => Status::Success,
-        (false, 0) => Status::Failed,
-        _ => Status::Partial,
+        (true, _) => HistoryStatus::Success,
+        (false, 0) => HistoryStatus::Failed,
+        _ => HistoryStatus::Partial,
     };
 }
 

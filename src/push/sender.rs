@@ -8,7 +8,7 @@ use super::session::{Bounds, Session, Wait};
 use super::settle::SLOW_PROBE;
 use super::transactions::{Own, Transactions, Undone};
 use crate::pg::latch::Bell;
-use crate::pg::lock::{Scope, SenderLock};
+use crate::pg::lock::{LockScope, SenderLock};
 use crate::pg::{role, xact};
 use crate::settings;
 use crate::store::target::{State, Target};
@@ -145,7 +145,7 @@ impl Sender {
                 return self.next(None);
             }
             if self.lock.is_none() {
-                self.lock = xact::transaction(|| SenderLock::try_acquire(schema.outbox(), self.id, Scope::Session));
+                self.lock = xact::transaction(|| SenderLock::try_acquire(schema.outbox(), self.id, LockScope::Session));
                 if self.lock.is_none() {
                     return self.wait(BUSY);
                 }

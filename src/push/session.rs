@@ -20,7 +20,7 @@ use super::suspicion::{Proof, Suspicion};
 use super::transactions::{Transactions, Undone};
 use crate::error::{Error, SqlState};
 use crate::pg::latch::Bell;
-use crate::pg::lock::Scope as LockScope;
+use crate::pg::lock::LockScope;
 use crate::settings;
 use crate::store::{Schema, queue, reclaim, stats, target};
 use crate::wake;

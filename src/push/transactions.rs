@@ -1,7 +1,7 @@
 //! Whose transactions a session's short database steps run in.
 
 use crate::error::{Error, SqlState};
-use crate::pg::lock::Scope;
+use crate::pg::lock::LockScope;
 use crate::pg::role::ActAs;
 use crate::pg::xact;
 use crate::store;
@@ -20,7 +20,7 @@ pub enum Undone {
 /// Runs a step of a session as the extension's owner.
 pub trait Transactions {
     /// How long the sender's lock has to live.
-    const LOCK: Scope;
+    const LOCK: LockScope;
     /// The session ends when what was committed at its beginning is through.
     const BOUNDED: bool;
 
@@ -41,7 +41,7 @@ pub struct Procedures;
 pub struct Own;
 
 impl Transactions for Callers {
-    const LOCK: Scope = Scope::Transaction;
+    const LOCK: LockScope = LockScope::Transaction;
     const BOUNDED: bool = true;
 
     /// No lock is let go before the caller's transaction ends: beginning anew would change nothing.
@@ -55,7 +55,7 @@ impl Transactions for Callers {
 }
 
 impl Transactions for Procedures {
-    const LOCK: Scope = Scope::Session;
+    const LOCK: LockScope = LockScope::Session;
     const BOUNDED: bool = true;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
@@ -72,7 +72,7 @@ impl Transactions for Procedures {
 }
 
 impl Transactions for Own {
-    const LOCK: Scope = Scope::Session;
+    const LOCK: LockScope = LockScope::Session;
     const BOUNDED: bool = false;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {

@@ -44,8 +44,8 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
-/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one
-/// that is not there.
+/// The attribute numbers of these columns, in their order, and their positions among the existing columns; 0 for a
+/// column that does not exist.
 pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
     let mut found = vec![(0, 0); columns.len()];
     if columns.is_empty() {
@@ -66,8 +66,8 @@ pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
     found
 }
 
-/// A unique index and what speaks against using it as the key of changes.
-struct Candidate {
+/// A unique index, and the reason why it cannot be the key of changes, if there is one.
+struct CandidateKey {
     columns: Vec<String>,
     primary: bool,
     replica_identity: bool,
@@ -106,7 +106,7 @@ pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     }
 }
 
-fn candidates(relation: Oid) -> Vec<Candidate> {
+fn candidates(relation: Oid) -> Vec<CandidateKey> {
     let mut found = Vec::new();
     spi::query(
         "SELECT k.names, i.indisprimary, i.indisreplident,
@@ -143,7 +143,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
           WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND k.names IS NOT NULL",
         &[relation.into()],
         |row| {
-            found.push(Candidate {
+            found.push(CandidateKey {
                 columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),
@@ -158,7 +158,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
 #[derive(Clone, Debug)]
 pub struct Trigger {
     pub name: String,
-    /// As they stand in its argument; `None` if they cannot be read.
+    /// As its argument has them; `None` if that cannot be read.
     pub options: Option<Options>,
     /// `O` for origin, `A` for always, `D` for disabled, `R` for replica.
     pub enabled: String,
@@ -236,7 +236,7 @@ pub fn aimed_at(capture: Oid, target: &str) -> Vec<String> {
     aimed(capture, |name| name == target)
 }
 
-/// The attached relations whose changes go to a target that is not there.
+/// The attached relations whose changes go to a target that does not exist.
 pub fn aimed_at_nothing(schema: &Schema) -> Vec<String> {
     aimed(schema.capture(), |name| name != target::DEFAULT && target::look_up(schema, name).is_none())
 }
@@ -249,12 +249,12 @@ fn aimed(capture: Oid, at: impl Fn(&str) -> bool) -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// The partitioned table above a partition that is attached, by name.
+/// The name of the attached table that this relation is a partition of.
 pub fn attached_ancestor(capture: Oid, relation: Oid) -> Option<String> {
     relative("pg_catalog.pg_partition_ancestors($1)", capture, relation)
 }
 
-/// A partition below a partitioned table that is attached by itself, by name.
+/// The name of a partition of this table that is attached by itself.
 pub fn attached_partition(capture: Oid, relation: Oid) -> Option<String> {
     relative("pg_catalog.pg_partition_tree($1)", capture, relation)
 }

@@ -1,4 +1,4 @@
-//! Rows of the scripts' outbox in ours: in front of everything that was captured, with ids of their own.
+//! Rows of the scripts' outbox that are copied into ours, with ids below those of everything that was captured.
 
 use super::Schema;
 use crate::pg::spi::{self, Arg};
@@ -71,7 +71,8 @@ pub struct Imported<'a> {
 }
 
 impl Imported<'_> {
-    /// `txid` is this transaction's: the old one may be of another server, and of a time that is still to come on this.
+    /// The columns that are not named get their defaults. `txid` is this transaction's, because the old one may be of
+    /// another server, and a number that this server has yet to give.
     pub fn insert(&self, schema: &Schema) {
         let text = |bytes: Option<&[u8]>| bytes.map_or_else(|| Arg::null(pg_sys::TEXTOID), Arg::text_bytes);
         spi::run(

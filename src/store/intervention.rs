@@ -2,21 +2,23 @@
 
 use super::Schema;
 use super::queue::LANES;
+use super::shape;
 use crate::pg::spi::{self, Arg, Ids};
 use pgrx::pg_sys;
 use wire::Priority;
 
-/// Which changes a requeue means, all of one target.
-pub struct Scope<'a> {
+/// The changes of one target that are requeued.
+pub struct Selection<'a> {
     pub target_id: i16,
-    /// Absent: all.
+    /// `None`: all.
     pub ids: Option<Ids<'a>>,
-    /// Schema and name, in the server encoding. Absent: of all tables.
+    /// Schema and name, in the server encoding. `None`: of all tables.
     pub table: Option<&'a (Vec<u8>, Vec<u8>)>,
 }
 
-/// Makes changes that are not PENDING look like new ones, but for the words of the last attempt; returns how many.
-pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
+/// Makes changes that are not PENDING look like new ones, except that the error message of the last attempt stays;
+/// returns how many.
+pub fn requeue(schema: &Schema, selection: &Selection) -> u64 {
     let name = |bytes: Option<&Vec<u8>>| bytes.map_or(Arg::opt_utf8(None), |bytes| Arg::text_bytes(bytes));
     let _plans = super::index_order();
     spi::run(
@@ -27,10 +29,10 @@ pub fn requeue(schema: &Schema, scope: &Scope) -> u64 {
                 AND ($3 IS NULL OR (schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4))",
         ),
         &[
-            scope.target_id.into(),
-            scope.ids.map_or_else(|| Arg::null(pg_sys::INT8ARRAYOID), Arg::from),
-            name(scope.table.map(|table| &table.0)),
-            name(scope.table.map(|table| &table.1)),
+            selection.target_id.into(),
+            selection.ids.map_or_else(|| Arg::null(pg_sys::INT8ARRAYOID), Arg::from),
+            name(selection.table.map(|table| &table.0)),
+            name(selection.table.map(|table| &table.1)),
         ],
     )
 }
@@ -41,8 +43,8 @@ pub struct Lane {
     priority: Priority,
 }
 
-/// The lanes that have changes, of targets that are gone too. The primary key begins with them: who knows an id alone
-/// looks it up in each.
+/// The lanes that have changes, of targets that are gone too. The primary key begins with target and priority, so an id
+/// alone is looked up in each lane.
 pub fn lanes(schema: &Schema) -> Vec<Lane> {
     let mut lanes = Vec::new();
     let _plans = super::index_order();
@@ -71,13 +73,12 @@ impl Lane {
         .is_some()
     }
 
-    /// Moves changes to `sync_outbox_discarded`: those that wait for a person, and with `all` (the caller holds the
-    /// sender's lock) the others too. Returns how many.
+    /// Moves changes to `sync_outbox_discarded`: those that wait for a person, and with `all` the others too, for which
+    /// the caller holds the sender's lock. Returns how many.
     ///
-    /// A `dedup_key` can come again, by import or restore after a discard: then the last decision counts.
+    /// A `dedup_key` can come again by an import or restore after a discard. Then the last decision counts.
     pub fn discard(&self, schema: &Schema, ids: Ids<'_>, all: bool, who: &str, reason: &str) -> u64 {
-        const COLUMNS: &str = "id, txid, dedup_key, created_at, target_id, priority, status, attempt_count, refusals,
-            schema_name, table_name, op, pk, data, branch, old, reason, last_attempt_at, next_attempt_at, error_message";
+        let columns = shape::column_list();
         let _plans = super::index_order();
         spi::run(
             &schema.sql(&format!(
@@ -86,9 +87,9 @@ impl Lane {
                       WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
                         AND id OPERATOR(pg_catalog.=) ANY ($3)
                         AND ($4 OR status OPERATOR(pg_catalog.=) ANY ('{{CONFLICT,DEAD}}'::@.sync_outbox_status[]))
-                     RETURNING {COLUMNS})
-                 INSERT INTO @.sync_outbox_discarded ({COLUMNS}, discarded_by, discard_reason)
-                 SELECT {COLUMNS}, $5, $6 FROM gone
+                     RETURNING {columns})
+                 INSERT INTO @.sync_outbox_discarded ({columns}, discarded_by, discard_reason)
+                 SELECT {columns}, $5, $6 FROM gone
                      ON CONFLICT (dedup_key) DO UPDATE SET discarded_at = excluded.discarded_at,
                         discarded_by = excluded.discarded_by, discard_reason = excluded.discard_reason,
                         status = excluded.status, error_message = excluded.error_message"

@@ -1,4 +1,4 @@
-//! Every statement that the library runs on its own tables, one module per table, with typed rows around them.
+//! Every statement that the library runs on its own tables, one module per table, and typed rows.
 //!
 //! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with
 //! its schema.
@@ -30,8 +30,8 @@ use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
 use crate::pg::{function, text};
 
-/// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so
-/// here.
+/// The oldest version of `sql/` that the statements here work with. A release whose statements need what its update
+/// script creates must raise it.
 const OLDEST: Version = Version([0, 2, 0]);
 
 /// The schema that the extension's objects are in.
@@ -47,13 +47,14 @@ impl Schema {
         Schema { oid, ident: quote_ident(&name) }
     }
 
-    /// That of the installed extension.
+    /// The schema of the installed extension.
     pub fn installed() -> Result<Self> {
         extension::installed().ok_or_else(Error::not_installed).and_then(Self::of)
     }
 
-    /// That of this extension; 55000 while a new library meets old tables. Better nothing is done then than half of it:
-    /// what is sent must also be settled. Capture does not ask, because writers are not to pay for it.
+    /// The schema of this extension; 55000 if the library is newer than the tables. Then it is better to do nothing
+    /// than half of it, because what is sent must also be settled. Capture does not check, so that writers do not pay
+    /// for it.
     pub fn of(Extension { schema, version, .. }: Extension) -> Result<Self> {
         if version < OLDEST {
             return Err(Error::new(
@@ -84,8 +85,9 @@ impl Schema {
     }
 }
 
-/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a
-/// million rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
+/// Makes every read of the outbox use its index, until the result is dropped. The statistics of a queue are always
+/// wrong, because it was empty or held a million rows when it was analyzed, and a plan that sorts reads a whole backlog
+/// for one batch.
 pub fn index_order() -> Nest {
     let nest = Nest::new();
     nest.set("enable_sort", "off")

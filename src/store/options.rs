@@ -1,5 +1,5 @@
-//! What attach was told, as it stands in the trigger's argument: JSON, with names and no oids, so that it survives a
-//! dump and restore.
+//! The options of `sync_outbox_attach()`, as the trigger's argument holds them: JSON, with names and no oids, so that
+//! they survive a dump and restore.
 
 use serde::{Deserialize, Serialize};
 use wire::{Operation, Priority};
@@ -15,29 +15,31 @@ pub struct Options {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exclude: Option<Vec<String>>,
     /// The attribute numbers that the columns of `exclude` had when they were named, in the same order, so that another
-    /// column of the same name can be told from the one that was meant. 0.1.0 kept none: the update gives them to its
-    /// tables.
+    /// column of the same name can be told from the one that was meant. Version 0.1.0 did not store them; the update
+    /// adds them to its tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_attnums: Vec<i16>,
-    /// Those of `columns`.
+    /// The attribute numbers of `columns`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns_attnums: Vec<i16>,
-    /// The places that they had among the table's columns: their numbers after a dump and restore, if no column in
-    /// front of them was dropped meanwhile.
+    /// The positions that they had among the table's columns, which are their attribute numbers after a dump and
+    /// restore if no column in front of them was dropped meanwhile.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_places: Vec<i16>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub columns_places: Vec<i16>,
-    /// The table whose numbers these are: another one is there after a restore.
+    /// The oid of the table that the attribute numbers belong to. After a restore the table has another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attnums_of: Option<u32>,
-    /// Schema and name under which it was attached, and under which nobody else's changes can wait in another lane.
-    /// Empty where another table was attached under that name too. Absent where an older library attached the table.
+    /// Schema and name under which it was attached, and under which no changes of another table can wait in another
+    /// lane. Empty where another table was attached under that name too. Absent where an older library attached the
+    /// table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<[String; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch_column: Option<String>,
-    /// Columns of another unique index than the primary key. Absent: the primary key, whatever it is called today.
+    /// The columns of a unique index other than the primary key. Absent: the primary key, whatever its columns are
+    /// called by now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_columns: Option<Vec<String>>,
     pub operations: Vec<String>,
@@ -73,7 +75,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The columns that they name, with the argument of attach that names them.
+    /// The columns that the options name, each with the argument of attach that it was named in.
     pub fn named_columns(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let lists = [(&self.columns, "columns"), (&self.exclude, "exclude"), (&self.key_columns, "key_columns")];
         let listed = lists

@@ -1,6 +1,6 @@
-//! The way of every change out of the outbox: read in order, and deleted when it was acknowledged.
+//! How changes leave the outbox: they are read in order, and deleted when they have been acknowledged.
 //!
-//! Without the executor while the outbox is as `sql/` makes it, else by SQL. Both do the same.
+//! This does not use the executor as long as the outbox is as `sql/` makes it, and SQL otherwise. Both do the same.
 
 use super::Schema;
 use super::shape::{self, Shape, column};
@@ -21,53 +21,52 @@ use uuid::Uuid;
 use wire::body::Outgoing;
 use wire::{Operation, Priority};
 
-/// A run of deliverable changes of one lane.
+/// A scan of one lane for deliverable changes.
 pub struct QueueScan<'a> {
-    /// Of the outbox, which is locked for reading.
+    /// The shape of the outbox, which is locked for reading.
     pub shape: &'a Shape,
     pub target_id: i16,
     pub priority: Priority,
     /// Only ids above this one.
     pub after: i64,
-    /// Only changes that it sees.
+    /// Only changes that this snapshot sees.
     pub committed: &'a Snapshot,
-    /// Of FAILED changes only those whose time has come by then (microseconds, as `clock::now_micros()`).
+    /// Of FAILED changes only those that are due by this time, in microseconds as `clock::now_micros()` returns them.
     pub due_by: i64,
     pub rows: usize,
     pub bytes: usize,
-    /// The reader's own transaction, whose changes must not leave before it commits.
+    /// The reader's own transaction, whose changes must not be sent before it commits.
     pub own_txid: Option<u64>,
 }
 
-/// Where a run ended.
-pub struct Ended {
+/// Where a scan ended.
+pub struct ScanEnd {
     /// The last id looked at.
     pub at: i64,
-    /// The batch was full, or who is told of what is left has had enough: there may be more.
+    /// The scan ended because the batch was full, or because the caller wanted no more: there may be more changes.
     pub full: bool,
 }
 
-/// A change that the run left where it is, although it is committed.
-pub struct Left {
+/// A change that is committed and not deliverable.
+pub struct SkippedChange {
     pub id: i64,
     pub touched: Touched,
-    /// In conflict or dead; else its time has not come.
+    /// It is in conflict or dead; otherwise it is not due yet.
     pub waits_for_a_person: bool,
 }
 
 impl QueueScan<'_> {
-    /// Adds the run's changes to `batch` until it has as many rows or bytes as wanted (a change larger than all of
-    /// `bytes` still goes, alone). `wanted` can leave a change out; `left` is told of those that are not deliverable,
-    /// and can have the run end there.
+    /// Adds changes to `batch` until it has `rows` changes or `bytes` bytes. A change that is larger than `bytes` goes
+    /// alone. `wanted` can leave a change out; `left` gets those that are not deliverable, and can end the scan.
     pub fn read(
         &self,
         schema: &Schema,
         batch: &mut Batch,
         mut wanted: impl FnMut(i64, &dyn Fn() -> Uuid) -> bool,
-        mut left: impl FnMut(Left) -> ControlFlow<()>,
-    ) -> Ended {
+        mut left: impl FnMut(SkippedChange) -> ControlFlow<()>,
+    ) -> ScanEnd {
         let shape = self.shape;
-        let mut ended = Ended { at: self.after, full: false };
+        let mut ended = ScanEnd { at: self.after, full: false };
         let mut created_at = Vec::new();
         let mut take = |row: &Row<'_>| {
             if batch.len() >= self.rows {
@@ -82,7 +81,7 @@ impl QueueScan<'_> {
             if !self.is_deliverable(row) {
                 ended.at = id;
                 let waits_for_a_person = shape.waits_for_a_person(row.label(column::STATUS));
-                if left(Left { id, touched: touched(row), waits_for_a_person }).is_break() {
+                if left(SkippedChange { id, touched: touched(row), waits_for_a_person }).is_break() {
                     ended.full = true;
                     return 0;
                 }
@@ -112,7 +111,7 @@ impl QueueScan<'_> {
     }
 
     fn read_by_sql(&self, schema: &Schema, take: &mut dyn FnMut(&Row<'_>) -> usize) {
-        let columns = shape::COLUMNS.map(|(name, _)| name.to_string_lossy()).join(", ");
+        let columns = shape::column_list();
         spi::scan_by(
             &schema.sql(&format!(
                 "SELECT {columns}, ctid FROM @.sync_outbox
@@ -124,21 +123,21 @@ impl QueueScan<'_> {
         );
     }
 
-    /// Whether a change is committed as far as this run sees, and by another transaction than the reader's.
+    /// Whether the snapshot sees a change as committed, by another transaction than the reader's.
     fn is_visible(&self, row: &Row<'_>) -> bool {
         let txid = row.xid8(column::TXID);
-        // A number that is still to come belongs to another cluster's transaction, from a dump.
+        // A number that this server has yet to give is that of another server's transaction, and came with a dump.
         (self.committed.sees(txid) || txid >= transaction_id::next()) && Some(txid) != self.own_txid
     }
 
-    /// PENDING, or FAILED and its time has come (those of a request that did not get through have none).
+    /// PENDING, or FAILED and due. Those of a request that did not get through are due always.
     fn is_deliverable(&self, row: &Row<'_>) -> bool {
         let status = row.label(column::STATUS);
         let due = || row.micros(column::NEXT_ATTEMPT_AT).is_none_or(|at| at <= self.due_by);
         status == Some(self.shape.pending) || (status == Some(self.shape.failed) && due())
     }
 
-    /// How many rows may still fit, and one more to see whether there are any.
+    /// How many more rows are expected to fit, and one to see whether there are any.
     fn rows_to_come(&self, batch: &Batch) -> usize {
         let left = self.bytes.saturating_sub(batch.bytes());
         let by_bytes = batch.bytes().checked_div(batch.len()).map_or(0, |each| left / each.max(1));
@@ -175,7 +174,7 @@ fn stored<'a>(
     Stored {
         outgoing,
         priority,
-        place: row.place(shape::COLUMNS.len() + 1),
+        place: row.place(shape::COLUMN_COUNT + 1),
         attempts: row.get(column::ATTEMPT_COUNT).unwrap_or_default(),
         refusals: row.get(column::REFUSALS).unwrap_or_default(),
         was_offline: row.label(column::STATUS) == Some(shape.failed) && row.micros(column::NEXT_ATTEMPT_AT).is_none(),
@@ -183,7 +182,8 @@ fn stored<'a>(
     }
 }
 
-/// Text as UTF-8. What cannot be converted is replaced, which still tells its key from others, and takes note of why.
+/// Text as UTF-8. What cannot be converted is replaced, so that the key can still be told from others, and the reason
+/// is put into `unsendable`.
 fn utf8<'a>(bytes: &'a [u8], unsendable: &mut Option<String>) -> Cow<'a, str> {
     text::checked_utf8(bytes).unwrap_or_else(|why| {
         *unsendable = Some(why);
@@ -201,13 +201,13 @@ fn touched(row: &Row<'_>) -> Touched {
     Touched::new(&schema.unwrap_or_default(), &table.unwrap_or_default(), pk.as_deref(), data.as_deref())
 }
 
-/// Deletes acknowledged changes: exactly those that were read, by address, id and key. A row that has moved meanwhile
-/// (VACUUM FULL, an update) is found by its primary key; one that is gone is no error.
+/// Deletes acknowledged changes: exactly the rows that were read, by address, id and key. A row that has moved
+/// meanwhile (by VACUUM FULL or an update) is found by its primary key. A row that is gone is not an error.
 pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     let shape = Shape::of(schema.oid, LockMode::RowExclusive);
     let missed: Vec<&Change> = match shape.direct(LockMode::RowExclusive) {
         Some(outbox) => xact::with_snapshot(|| {
-            let blocks = outbox.blocks(); // a vacuum may have made it shorter since
+            let blocks = outbox.blocks(); // a vacuum may have truncated the table since
             let delete = |change: &Change| {
                 interrupt::check();
                 let is_it =
@@ -220,7 +220,8 @@ pub fn delete(schema: &Schema, target_id: i16, changes: &[&Change]) {
     };
     xact::command_counter_increment();
     for change in missed {
-        // One at a time: any statement for all of them leaves the way to the planner, which knows nothing of a queue.
+        // One at a time: the plan of a statement for all of them would be the planner's choice, which is wrong for a
+        // queue.
         spi::run(
             &schema.sql(
                 "DELETE FROM @.sync_outbox

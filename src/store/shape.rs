@@ -1,5 +1,5 @@
 //! The table `sync_outbox` as PostgreSQL's catalogs describe it: whether it is exactly as `sql/` makes it, so that its
-//! rows can be appended, read and deleted without the executor, or somebody has altered it, which leaves us SQL.
+//! rows can be appended, read and deleted without the executor, or somebody has altered it, so that SQL has to do it.
 
 use crate::error::{Error, SqlState};
 use crate::pg::direct::{Direct, Opened};
@@ -8,77 +8,99 @@ use crate::pg::relation::{self, Open};
 use crate::pg::relation_lock::{self, LockMode, WriteLocks};
 use crate::pg::spi::Arg;
 use crate::pg::{Oid, pg_sys, types};
-use std::ffi::CStr;
+use std::sync::LazyLock;
 use wire::Priority;
 
-pub const COLUMN_COUNT: usize = 20;
-
-/// The columns of the outbox as `sql/` makes it, in their order.
-pub const COLUMNS: [(&CStr, Kind); COLUMN_COUNT] = [
-    (c"id", Kind::Type(pg_sys::INT8OID)),
-    (c"txid", Kind::Type(pg_sys::XID8OID)),
-    (c"dedup_key", Kind::Type(pg_sys::UUIDOID)),
-    (c"created_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
-    (c"target_id", Kind::Type(pg_sys::INT2OID)),
-    (c"priority", Kind::Priority),
-    (c"status", Kind::Status),
-    (c"attempt_count", Kind::Type(pg_sys::INT4OID)),
-    (c"refusals", Kind::Type(pg_sys::INT4OID)),
-    (c"schema_name", Kind::Type(pg_sys::TEXTOID)),
-    (c"table_name", Kind::Type(pg_sys::TEXTOID)),
-    (c"op", Kind::Type(pg_sys::TEXTOID)),
-    (c"pk", Kind::Type(pg_sys::JSONOID)),
-    (c"data", Kind::Type(pg_sys::JSONOID)),
-    (c"branch", Kind::Type(pg_sys::TEXTOID)),
-    (c"old", Kind::Type(pg_sys::JSONOID)),
-    (c"reason", Kind::Type(pg_sys::TEXTOID)),
-    (c"last_attempt_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
-    (c"next_attempt_at", Kind::Type(pg_sys::TIMESTAMPTZOID)),
-    (c"error_message", Kind::Type(pg_sys::TEXTOID)),
-];
-/// Attribute numbers: positions in [`COLUMNS`], from 1.
-pub mod column {
-    pub const ID: usize = 1;
-    pub const TXID: usize = 2;
-    pub const DEDUP_KEY: usize = 3;
-    pub const CREATED_AT: usize = 4;
-    pub const TARGET_ID: usize = 5;
-    pub const PRIORITY: usize = 6;
-    pub const STATUS: usize = 7;
-    pub const ATTEMPT_COUNT: usize = 8;
-    pub const REFUSALS: usize = 9;
-    pub const SCHEMA_NAME: usize = 10;
-    pub const TABLE_NAME: usize = 11;
-    pub const OP: usize = 12;
-    pub const PK: usize = 13;
-    pub const DATA: usize = 14;
-    pub const BRANCH: usize = 15;
-    pub const OLD: usize = 16;
-    pub const REASON: usize = 17;
-    pub const NEXT_ATTEMPT_AT: usize = 19;
+/// A column of the outbox.
+pub struct OutboxColumn {
+    pub name: &'static str,
+    pub kind: ColumnKind,
+    pub null: Null,
 }
 
-/// The columns of the primary key, in its order.
-pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
-
-/// The columns that may be NULL as `sql/` makes them.
-const NULLABLE: [usize; 8] = [column::PK, column::DATA, column::BRANCH, column::OLD, column::REASON, 18, 19, 20];
-
-/// The columns that capture leaves to the table where it has nothing to say, so that a default that somebody gave one
-/// of them counts. In `pk`, `data` and `old` NULL says something.
-pub const LEFT_TO_DEFAULT: [usize; 5] = [column::BRANCH, column::REASON, 18, 19, 20];
-
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub enum ColumnKind {
     Type(Oid),
     Priority,
     Status,
 }
 
-/// The outbox where it is as `sql/` makes it.
+/// What a NULL in a column means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Null {
+    /// Nothing, because the column is NOT NULL.
+    Forbidden,
+    /// The change has no key, data or old values. Capture writes NULL, whatever the default of the column is.
+    Written,
+    /// Capture has no value for the column. It leaves the column out, so that a default that somebody gave it counts.
+    LeftToDefault,
+}
+
+/// Makes everything that depends on the list of columns: the list, the attribute numbers, and a row to be written.
+macro_rules! columns {
+    ($($number:ident $name:ident: $kind:expr, $null:ident;)*) => {
+        /// The columns of the outbox as `sql/` makes it, in their order.
+        pub const COLUMNS: [OutboxColumn; COLUMN_COUNT] =
+            [$(OutboxColumn { name: stringify!($name), kind: $kind, null: Null::$null }),*];
+        pub const COLUMN_COUNT: usize = [$(stringify!($name)),*].len();
+
+        /// Attribute numbers: positions in [`COLUMNS`], from 1.
+        #[allow(dead_code, reason = "only the statements of SQL use some of the columns")]
+        pub mod column {
+            #[allow(non_camel_case_types, reason = "named like the columns")]
+            enum ColumnIndex { $($name),* }
+            $(pub const $number: usize = ColumnIndex::$name as usize + 1;)*
+        }
+
+        /// A value for each column.
+        pub struct NewChange<'a> {
+            $(pub $name: Arg<'a>),*
+        }
+
+        impl<'a> NewChange<'a> {
+            pub fn in_order(self) -> [Arg<'a>; COLUMN_COUNT] {
+                [$(self.$name),*]
+            }
+        }
+    };
+}
+
+columns! {
+    ID id: ColumnKind::Type(pg_sys::INT8OID), Forbidden;
+    TXID txid: ColumnKind::Type(pg_sys::XID8OID), Forbidden;
+    DEDUP_KEY dedup_key: ColumnKind::Type(pg_sys::UUIDOID), Forbidden;
+    CREATED_AT created_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), Forbidden;
+    TARGET_ID target_id: ColumnKind::Type(pg_sys::INT2OID), Forbidden;
+    PRIORITY priority: ColumnKind::Priority, Forbidden;
+    STATUS status: ColumnKind::Status, Forbidden;
+    ATTEMPT_COUNT attempt_count: ColumnKind::Type(pg_sys::INT4OID), Forbidden;
+    REFUSALS refusals: ColumnKind::Type(pg_sys::INT4OID), Forbidden;
+    SCHEMA_NAME schema_name: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    TABLE_NAME table_name: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    OP op: ColumnKind::Type(pg_sys::TEXTOID), Forbidden;
+    PK pk: ColumnKind::Type(pg_sys::JSONOID), Written;
+    DATA data: ColumnKind::Type(pg_sys::JSONOID), Written;
+    BRANCH branch: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
+    OLD old: ColumnKind::Type(pg_sys::JSONOID), Written;
+    REASON reason: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
+    LAST_ATTEMPT_AT last_attempt_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
+    NEXT_ATTEMPT_AT next_attempt_at: ColumnKind::Type(pg_sys::TIMESTAMPTZOID), LeftToDefault;
+    ERROR_MESSAGE error_message: ColumnKind::Type(pg_sys::TEXTOID), LeftToDefault;
+}
+
+/// The names of all columns, to be put into a statement. The table `sync_outbox_discarded` begins with the same ones.
+pub fn column_list() -> &'static str {
+    static LIST: LazyLock<String> = LazyLock::new(|| COLUMNS.map(|column| column.name).join(", "));
+    &LIST
+}
+
+/// The columns of the primary key, in its order.
+pub const KEY: [usize; 3] = [column::TARGET_ID, column::PRIORITY, column::ID];
+
+/// The outbox, if it is as `sql/` makes it.
 pub type DirectOutbox = Direct<COLUMN_COUNT, 3>;
 
-/// What the catalogs say of the outbox of one schema.
+/// What the catalogs say about the outbox of one schema.
 pub struct Shape {
     table: Oid,
     pub sequence: Oid,
@@ -93,8 +115,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Locks the outbox, so that what is found stays true. Raises 42P01 if there is none in the schema, 42703 if it
-    /// lacks a column that the statements on it name.
+    /// Locks the outbox, so that what the catalogs say stays true. Raises 42P01 if there is none in the schema, 42703
+    /// if it lacks a column that the statements on it name.
     pub fn of(schema: Oid, mode: LockMode) -> Self {
         Self::look_up(schema, mode).unwrap_or_else(|| {
             Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, "the table sync_outbox is gone")
@@ -175,38 +197,35 @@ impl Shape {
 
 fn require_columns(table: &Open) {
     let columns = table.columns();
-    let missing = COLUMNS.iter().find(|(name, _)| !columns.iter().any(|column| column.name == name.to_bytes()));
-    if let Some((name, _)) = missing {
-        Error::new(
-            SqlState::ERRCODE_UNDEFINED_COLUMN,
-            format!("the table sync_outbox has no column \"{}\"", name.to_string_lossy()),
-        )
-        .hint("ALTER EXTENSION sync_outbox UPDATE; brings it to the version of the library.")
-        .raise()
+    let missing = COLUMNS.iter().find(|wanted| !columns.iter().any(|column| column.name == wanted.name.as_bytes()));
+    if let Some(OutboxColumn { name, .. }) = missing {
+        Error::new(SqlState::ERRCODE_UNDEFINED_COLUMN, format!("the table sync_outbox has no column \"{name}\""))
+            .hint("ALTER EXTENSION sync_outbox UPDATE; brings it to the version of the library.")
+            .raise()
     }
 }
 
-/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. Looked
-/// at is all that an INSERT would heed: the columns in their places, with the types and without the modifiers,
-/// constraints and defaults of `sql/`, and the two indexes by what they are, not by their names. What PostgreSQL does
-/// below INSERT (storage, compression, tablespace, logging) holds for an appended row too.
+/// The primary key's index, if nothing is to be done for a row but to put it into the heap and into that index. This
+/// compares everything that an INSERT would respect: positions and types of the columns, their modifiers, constraints
+/// and defaults, and the definitions of the two indexes, whatever their names are. What PostgreSQL does below an INSERT
+/// (storage, compression, tablespace, logging) applies to an appended row too.
 fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pending: Oid) -> Option<DirectOutbox> {
     let columns = table.columns();
-    let types = COLUMNS.map(|(_, kind)| match kind {
-        Kind::Type(oid) => oid,
-        Kind::Priority => priority,
-        Kind::Status => status,
+    let types = COLUMNS.map(|column| match column.kind {
+        ColumnKind::Type(oid) => oid,
+        ColumnKind::Priority => priority,
+        ColumnKind::Status => status,
     });
-    // A column that was dropped still has its place in a row.
+    // A dropped column still has its position in a row.
     let as_made = columns.len() == COLUMNS.len()
         && table.borrow().natts() == COLUMNS.len()
-        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, (name, _)))| {
+        && columns.iter().zip(COLUMNS).enumerate().all(|(i, (column, made))| {
             column.index == i
-                && column.name == name.to_bytes()
+                && column.name == made.name.as_bytes()
                 && column.type_oid == types[i]
                 && !column.has_modifier
-                && column.not_null != NULLABLE.contains(&(i + 1))
-                && !(column.has_default && LEFT_TO_DEFAULT.contains(&(i + 1)))
+                && column.not_null == (made.null == Null::Forbidden)
+                && !(column.has_default && made.null == Null::LeftToDefault)
         });
     if !as_made || !table.is_plain_heap() || indexes.len() != 2 {
         return None;
@@ -218,7 +237,7 @@ fn direct_index(table: &Open, indexes: &[Oid], priority: Oid, status: Oid, pendi
     let keys = |columns: [usize; 3]| columns.map(|column| column as i16);
     let primary_as_made =
         primary.plain && primary.unique && primary.keys == keys(KEY) && primary.predicate == Predicate::All;
-    // A PENDING row has no entry in it.
+    // PENDING rows have no entry in this index.
     let left_as_made = left.plain
         && !left.unique
         && left.keys == keys([column::TARGET_ID, column::STATUS, column::ID])

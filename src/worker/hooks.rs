@@ -1,13 +1,14 @@
 //! What the background processes do around other people's statements.
 
-use crate::pg::utility::Background;
+use crate::pg::utility::BackgroundHooks;
 use crate::pg::{database, extension};
 use crate::shared::Barrier;
 use crate::wake;
 use std::ffi::CStr;
 
 /// What the hook around utility statements calls.
-pub const BACKGROUND: Background = Background { before_extension_change, before_commit_prepared, without_worker };
+pub const BACKGROUND: BackgroundHooks =
+    BackgroundHooks { before_extension_change, before_commit_prepared, without_worker };
 
 /// CREATE and ALTER EXTENSION give the worker something to do, DROP EXTENSION makes it leave.
 fn before_extension_change() {

@@ -9,7 +9,7 @@ use super::retry::Retry;
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
-use crate::shared::{self, NOTHING, News, View};
+use crate::shared::{self, CommitNotice, NOTHING, View};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,7 @@ impl Launcher {
         let entries = shared::all();
         let now = Instant::now();
         for database in ended {
-            let failed = entries.iter().any(|entry| entry.database == database && !entry.in_order);
+            let failed = entries.iter().any(|entry| entry.database == database && !entry.exited_cleanly);
             if let Some(worker) = self.workers.get_mut(&database) {
                 worker.ended(failed, now);
             }
@@ -160,7 +160,7 @@ impl Launcher {
         }
         self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
-            shared::want(database, News { first_id: NOTHING, control: false });
+            shared::want(database, CommitNotice { first_id: NOTHING, control: false });
         }
     }
 

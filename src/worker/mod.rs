@@ -16,7 +16,7 @@ use crate::pg::{bgworker, utility};
 pub fn init() {
     if bgworker::is_preloading() {
         crate::shared::init();
-        utility::tell_background(hooks::BACKGROUND);
+        utility::set_background_hooks(hooks::BACKGROUND);
         crate::wake::init();
         bgworker::register_launcher();
     }

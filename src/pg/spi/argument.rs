@@ -36,7 +36,7 @@ impl<'a> Arg<'a> {
         self.datum.is_none()
     }
 
-    /// NULL of the type that `T` stands for, or the value.
+    /// The value, or NULL of the type that `T` stands for.
     pub fn opt<T: IntoDatum>(value: Option<T>) -> Self {
         Arg::new(T::type_oid(), value.and_then(IntoDatum::into_datum))
     }
@@ -109,7 +109,7 @@ impl<'a> Arg<'a> {
         Arg::new(oid, Some(pg_sys::Datum::from(array)))
     }
 
-    /// A text of UTF-8, converted to the server encoding; what that cannot hold becomes a question mark.
+    /// A text from UTF-8, converted to the server encoding; characters that it lacks become question marks.
     pub fn text_utf8(text: &str) -> Self {
         Arg::text_bytes(&text::from_utf8(text))
     }
@@ -119,7 +119,7 @@ impl<'a> Arg<'a> {
         text.map_or(Arg::null(pg_sys::TEXTOID), Arg::text_utf8)
     }
 
-    /// A json of UTF-8.
+    /// A json from UTF-8.
     pub fn json_utf8(text: &str) -> Self {
         Arg::json(text::datum(&text::from_utf8(text)))
     }
@@ -130,8 +130,7 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// A `bigint[]` argument of a function, as it was given: nothing of it is copied, so that a long one costs nothing
-/// here.
+/// A `bigint[]` argument of a function, without a copy, so that a long one costs nothing here.
 #[derive(Clone, Copy)]
 pub struct Ids<'a>(pg_sys::Datum, PhantomData<&'a ()>);
 

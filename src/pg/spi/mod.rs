@@ -2,7 +2,7 @@
 //!
 //! pgrx's own `Spi` assigns a transaction id whenever a statement may write, and its read-only form does not see what
 //! the same function did before. Here a statement runs with a fresh snapshot (as in PL/pgSQL) and draws no transaction
-//! id until it writes, so that an idle worker costs none.
+//! id until it writes, so that an idle worker uses none.
 
 mod argument;
 mod plans;
@@ -14,7 +14,7 @@ pub use row::Row;
 pub(super) use row::types_of;
 use std::ops::ControlFlow;
 
-/// Hands the rows of a result to `each`, one after the other, until it says stop; whether it did.
+/// Passes the rows of a result to `each`, one after the other, until it breaks; returns whether it did.
 ///
 /// # Safety
 /// `table` is the result of the statement just executed in this connection, with `count` rows.
@@ -38,9 +38,9 @@ unsafe fn each_row(
     ControlFlow::Continue(())
 }
 
-struct Connection;
+struct SpiConnection;
 
-impl Connection {
+impl SpiConnection {
     fn open() -> Self {
         // SAFETY: inside a transaction, and no commit comes in between; closed in Drop, or by the abort after an error.
         // Not with SPI_OPT_NONATOMIC, whose memory belongs to the portal that runs us: the abort of a savepoint around
@@ -48,11 +48,11 @@ impl Connection {
         if unsafe { pg_sys::SPI_connect() } != pg_sys::SPI_OK_CONNECT as i32 {
             pgrx::error!("SPI_connect failed");
         }
-        Connection
+        SpiConnection
     }
 }
 
-impl Drop for Connection {
+impl Drop for SpiConnection {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: pairs with SPI_connect above.
@@ -61,7 +61,7 @@ impl Drop for Connection {
     }
 }
 
-/// Values and NULLs as SPI takes them.
+/// Values and NULLs in the form that SPI expects.
 fn bind(args: &[Arg]) -> (Vec<pg_sys::Datum>, Vec<core::ffi::c_char>) {
     let value = |arg: &Arg| arg.datum.unwrap_or(pg_sys::Datum::from(0));
     let null = |arg: &Arg| if arg.datum.is_some() { b' ' } else { b'n' } as core::ffi::c_char;
@@ -80,7 +80,7 @@ fn execute(plan: pg_sys::SPIPlanPtr, args: &[Arg], read_only: bool) -> u64 {
     }
 }
 
-/// Hands every row of the last result to `each` and frees the result.
+/// Passes every row of the last result to `each` and frees the result.
 fn rows(mut each: impl FnMut(&Row<'_>)) {
     // SAFETY: SPI_tuptable is the result of the statement just executed in this connection, or null.
     unsafe {
@@ -98,20 +98,20 @@ fn rows(mut each: impl FnMut(&Row<'_>)) {
 
 /// Runs a statement with a plan kept for the session; returns the number of rows processed.
 pub fn run(sql: &str, args: &[Arg]) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     execute(plans::kept(sql, args), args, false)
 }
 
-/// As [`run`], for statements whose text follows from input: a number of plans is kept, those that were used last.
+/// As [`run`], for statements whose text depends on input: only a number of plans is kept, the most recently used ones.
 pub fn run_varied(sql: &str, args: &[Arg]) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let plan = plans::varied(sql, args);
     execute(plan.of(args), args, false)
 }
 
-/// Runs a query with a plan kept for the session and hands its rows to `each`.
+/// Runs a query with a plan kept for the session and passes its rows to `each`.
 pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let processed = execute(plans::kept(sql, args), args, false);
     rows(each);
     processed
@@ -119,14 +119,14 @@ pub fn query(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
 
 /// Runs a query once, without keeping its plan: for DDL and for text made of user input.
 pub fn once(sql: &str, args: &[Arg], each: impl FnMut(&Row<'_>)) -> u64 {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     let processed = execute(plans::prepare(sql, args), args, false);
     rows(each);
     processed
 }
 
-/// Runs a query and hands over its rows until `each` says stop. They are fetched a few at a time, so that a reader that
-/// stops at a number of bytes never holds many times that.
+/// Runs a query and passes its rows to `each` until it breaks. They are fetched a few at a time, so that a reader that
+/// stops at a number of bytes never holds many times as much.
 pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
     scan_by(sql, args, &mut |row| match each(row) {
         ControlFlow::Continue(()) => FEW,
@@ -134,22 +134,22 @@ pub fn scan(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFl
     });
 }
 
-/// As [`scan`]; `each` says how many more rows it wants at most, 0 for none. At first it is handed a few.
+/// As [`scan`], but `each` returns how many more rows it wants at most, 0 for none. The first fetch has [`FEW`].
 pub fn scan_by(sql: &str, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     scan_plan(plans::kept(sql, args), args, each);
 }
 
 /// As [`scan`], without keeping the plan: for text made of user input.
 pub fn scan_once(sql: &str, args: &[Arg], mut each: impl FnMut(&Row<'_>) -> ControlFlow<()>) {
-    let _spi = Connection::open();
+    let _spi = SpiConnection::open();
     scan_plan(plans::prepare(sql, args), args, &mut |row| match each(row) {
         ControlFlow::Continue(()) => FEW,
         ControlFlow::Break(()) => 0,
     });
 }
 
-/// Rows fetched at a time where nothing is known of their size.
+/// The number of rows that are fetched at a time if nothing is known about their size.
 const FEW: usize = 64;
 
 fn scan_plan(plan: pg_sys::SPIPlanPtr, args: &[Arg], each: &mut dyn FnMut(&Row<'_>) -> usize) {

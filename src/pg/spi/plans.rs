@@ -11,14 +11,14 @@ use std::rc::Rc;
 thread_local! {
     /// Kept plans by statement text: PostgreSQL's plan cache revalidates them after DDL.
     static PLANS: RefCell<HashMap<String, KeptPlan>> = RefCell::new(HashMap::new());
-    /// Kept plans of statements whose text follows from input, as many as [`VARIED_MOST`].
+    /// Kept plans of statements whose text depends on input, [`VARIED_MOST`] at most.
     static VARIED: RefCell<Varied> = RefCell::new(Varied::default());
 }
 
-/// Plans of statements whose text follows from input that a session keeps. A plan of apply takes about 30 kB, and
-/// each one costs a little whenever the plan cache is told that it is stale, which apply does twice in a call.
+/// The most plans that a session keeps of statements whose text depends on input. A plan of apply takes about 30 kB,
+/// and each one costs a little whenever the plan cache is invalidated, which apply does twice in a call.
 const VARIED_MOST: usize = 500;
-/// And bytes of their text: the plan of a statement takes about a hundred times its text.
+/// The most bytes of the texts of these statements; a plan takes about a hundred times as much.
 const VARIED_MOST_BYTES: usize = 256 * 1024;
 
 /// A plan, and the types that it was made for.
@@ -37,7 +37,7 @@ impl KeptPlan {
         KeptPlan { plan, types: args.iter().map(|arg| arg.oid).collect() }
     }
 
-    /// The plan, for arguments of the types that it was made for: values of others would be read wrongly.
+    /// The plan, if the arguments have the types that it was made for. Values of other types would be misread.
     fn of(&self, args: &[Arg]) -> pg_sys::SPIPlanPtr {
         if !self.types.iter().copied().eq(args.iter().map(|arg| arg.oid)) {
             pgrx::error!("a kept plan was made for arguments of other types");
@@ -49,14 +49,14 @@ impl KeptPlan {
 #[derive(Default)]
 struct Varied {
     plans: HashMap<String, Rc<VariedPlan>>,
-    /// Of the texts of all statements.
+    /// The total length of the texts of all statements.
     bytes: usize,
     /// Counts uses.
     clock: u64,
 }
 
-/// A kept plan, which goes with the last one who holds it: one that is being executed can be thrown out meanwhile, by
-/// statements that its own triggers run.
+/// A kept plan, which is freed with the last reference to it: a plan can be evicted while it is executed, by statements
+/// that its own triggers run.
 pub(super) struct VariedPlan {
     plan: KeptPlan,
     used: Cell<u64>,
@@ -84,8 +84,8 @@ impl Varied {
         Some(found.clone())
     }
 
-    /// Keeps a plan, in place of the one that has not been used for longest. Looking for that one costs much less than
-    /// making the plan did.
+    /// Keeps a plan in place of the least recently used one. To look for that one costs much less than making the plan
+    /// did.
     fn keep(&mut self, sql: &str, plan: KeptPlan) -> (Rc<VariedPlan>, Vec<Rc<VariedPlan>>) {
         let mut out = Vec::new();
         while self.plans.len() >= VARIED_MOST || !self.plans.is_empty() && self.bytes + sql.len() > VARIED_MOST_BYTES {
@@ -112,22 +112,23 @@ pub(super) fn kept(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     plan
 }
 
-/// As [`kept`], for statements whose text follows from input: a number of plans is kept, those that were used last.
+/// As [`kept`], for statements whose text depends on input: only a number of plans is kept, the most recently used
+/// ones.
 pub(super) fn varied(sql: &str, args: &[Arg]) -> Rc<VariedPlan> {
     VARIED.with_borrow_mut(|varied| varied.get(sql)).unwrap_or_else(|| {
         let plan = KeptPlan::new(sql, args);
-        // What is thrown out is dropped when nothing is borrowed any more.
+        // Evicted plans are dropped when nothing is borrowed any more.
         let (plan, _out) = VARIED.with_borrow_mut(|varied| varied.keep(sql, plan));
         plan
     })
 }
 
-/// A plan that is not kept: it goes with the connection.
+/// A plan that is not kept: it is freed with the connection.
 pub(super) fn prepare(sql: &str, args: &[Arg]) -> pg_sys::SPIPlanPtr {
     let mut types: Vec<pg_sys::Oid> = args.iter().map(|a| a.oid).collect();
     // Names in it come from the catalogs, so the server encoding has their characters.
     let Ok(text) = CString::new(text::from_utf8(sql)) else {
-        pgrx::error!("a statement contains a NUL"); // cut there, it would be another one
+        pgrx::error!("a statement contains a NUL"); // truncated there, it would be another statement
     };
     // SAFETY: NUL-terminated text and as many types as arguments; errors are raised by the parser.
     let plan = unsafe { pg_sys::SPI_prepare(text.as_ptr(), types.len() as i32, types.as_mut_ptr()) };

@@ -1,5 +1,5 @@
-//! Rows of results. Every column is read as the type that it has: XX000 where a statement gives another one than its
-//! reader wants.
+//! Rows of results. Every column is read as the type that it has: XX000 is raised if a statement returns another one
+//! than the reader expects.
 
 use crate::pg::datum::{self, ColumnType, Value, wrong_type};
 use crate::pg::heap::Columns;
@@ -7,7 +7,7 @@ use crate::pg::relation::Borrowed;
 use crate::pg::{text, types};
 use pgrx::{FromDatum, IntoDatum, pg_sys};
 
-/// One row of a result, taken apart; valid during the closure that receives it.
+/// The values of one row of a result; valid during the call of the closure that receives it.
 pub struct Row<'a> {
     values: &'a [pg_sys::Datum],
     nulls: &'a [bool],
@@ -108,7 +108,7 @@ impl<'a> Row<'a> {
     /// Column `n`, an enum: the oid of its label.
     pub fn label(&self, n: usize) -> Option<pg_sys::Oid> {
         let of = self.types[n - 1];
-        // Whether a type is an enum is in the catalogs, which is too long a way for every row.
+        // Whether a type is an enum is in the catalogs; a look-up for every row would be too slow.
         if !of.by_value || of.length != 4 || !types::is_users_type(of.oid) {
             wrong_type(of.oid, "an enum");
         }
@@ -125,7 +125,7 @@ impl<'a> Row<'a> {
         self.by_value(n, pg_sys::XID8OID, "an xid8").map_or(0, |datum| datum.value() as u64)
     }
 
-    /// Takes column `n` apart, which is a whole row of `relation`; `false` for NULL.
+    /// Reads the values of column `n`, which is a whole row of `relation`; `false` for NULL.
     pub fn whole_row(&self, n: usize, relation: &Borrowed<'_>, into: &mut Columns) -> bool {
         self.must_be(n, relation.row_type(), "a row of the table");
         if !self.nulls[n - 1] {

@@ -1,36 +1,27 @@
-//! A hub table as statements need to know it: names, types and keys. Plain data.
+//! What the statements need to know about a hub table: names, types and keys. Plain data.
 
+use crate::store::accepted::HubColumn;
 use std::collections::{BTreeMap, HashMap};
 
 #[derive(Debug)]
-pub struct Shape {
+pub struct TableDefinition {
     /// Schema and name, quoted.
     pub name: String,
     pub partitioned: bool,
     /// Other tables' foreign keys point here, so TRUNCATE would be refused.
     pub referenced: bool,
-    /// Members of a change that are no columns here are left out; else they are its error.
+    /// Members of a change that are not columns of the table are left out; otherwise the change is refused.
     pub ignore_unknown: bool,
-    pub columns: HashMap<String, Column>,
+    pub columns: HashMap<String, HubColumn>,
     /// Unique indexes that can tell rows apart at any moment, the primary key first.
     pub keys: Vec<Key>,
 }
 
-#[derive(Debug)]
-pub struct Column {
-    /// As it is written in SQL.
-    pub type_name: String,
-    /// The hub computes it.
-    pub generated: bool,
-    /// GENERATED ALWAYS AS IDENTITY: may be inserted, never updated.
-    pub always_identity: bool,
-}
-
 /// Columns of a unique index, each with the operator that the index compares it by: `OPERATOR("schema".=)`. The
-/// operator is named because types of extensions (citext) have theirs outside `pg_catalog`.
+/// operator is qualified because the operators of extension types (citext) are outside `pg_catalog`.
 pub type Key = BTreeMap<String, String>;
 
-impl Shape {
+impl TableDefinition {
     /// The key over exactly these columns.
     pub fn key<'a>(&self, columns: impl Iterator<Item = &'a str> + Clone) -> Result<&Key, String> {
         let wanted: Vec<&str> = columns.collect();
