@@ -1,10 +1,9 @@
 //! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of
 //! all targets share one bell, which the worker sleeps on together with its latch.
 
-use super::announcements::{Announcements, Next, Signals};
-use super::reader::News;
+use super::announcements::{Announcements, Announcer, Next, Signals};
 use super::sender::Sender;
-use super::transactions::{Own, Transactions, Undone};
+use super::transactions::{Own, StepError, Transactions};
 use super::watch::Watch;
 use crate::error::or_raise;
 use crate::pg::activity;
@@ -27,8 +26,8 @@ pub const CLONED: Duration = Duration::from_secs(3600);
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
 /// A database's senders, one for each target. They live as long as the worker.
-pub struct Background {
-    announcements: Announcements,
+pub struct BackgroundPush {
+    announcer: Announcer,
     pub bell: Arc<Bell>,
     senders: BTreeMap<i16, Sender>,
     installed: Option<Oid>,
@@ -40,10 +39,10 @@ pub struct Background {
     shown: Instant,
 }
 
-impl Background {
+impl BackgroundPush {
     pub fn new(signals: Rc<dyn Signals>) -> std::io::Result<Self> {
-        Ok(Background {
-            announcements: Announcements::new(signals),
+        Ok(BackgroundPush {
+            announcer: Announcer::new(signals),
             bell: Arc::new(Bell::new()?),
             senders: BTreeMap::new(),
             installed: None,
@@ -80,7 +79,7 @@ impl Background {
         if self.is_out_of_date() && !self.look_around() {
             return Next { due: Some(Instant::now() + Duration::from_secs(1)), idle: false, ..Next::idle() };
         }
-        let Background { announcements, senders, schema: Some(schema), standing, watch, .. } = self else {
+        let BackgroundPush { announcer, senders, schema: Some(schema), standing, watch, .. } = self else {
             return Next::idle();
         };
         if let Some(copied) = *standing {
@@ -88,14 +87,14 @@ impl Background {
         }
         let mut next = Next { look_in: watch.too_old_in(), ..Next::idle() };
         for sender in senders.values_mut() {
-            let one = sender.advance(schema, announcements, closing);
+            let one = sender.advance(schema, announcer, closing);
             sender.write_counters(schema);
             next.idle &= one.idle;
             next.busy |= one.busy;
             next.due = [next.due, one.due].into_iter().flatten().min();
         }
         // Who commits from here on finds the flag down, and wakes us.
-        if senders.values().any(|sender| sender.listens() && announcements.of(sender.id).is_there()) {
+        if senders.values().any(|sender| sender.listens() && announcer.for_target(sender.id).are_there()) {
             next.due = Some(Instant::now());
         }
         self.show();
@@ -131,8 +130,8 @@ impl Background {
         });
         let found = match found {
             Ok(found) => found,
-            Err(Undone::Locked) => return false,
-            Err(Undone::Failed(error)) => error.raise(),
+            Err(StepError::Locked) => return false,
+            Err(StepError::Failed(error)) => error.raise(),
         };
         self.looked = Some((control, Instant::now()));
         let Some((installed, schema, copied, targets)) = found else {
@@ -154,7 +153,7 @@ impl Background {
                 None => {
                     let sender = Sender::new(&schema, target, state, &self.bell);
                     self.senders.insert(target.id, sender);
-                    self.announcements.begin(target.id);
+                    self.announcer.begin(target.id);
                 }
             }
         }
@@ -182,7 +181,7 @@ impl Background {
     pub fn finish(&mut self) {
         // What nobody listens to is no reason to stay: who comes next begins at the head.
         if !self.senders.values().any(Sender::listens) {
-            self.announcements.look();
+            self.announcer.look();
         }
         if let Some(schema) = &self.schema {
             self.senders.values_mut().for_each(|sender| sender.finish(schema));

@@ -39,8 +39,8 @@ pub struct Answered {
     pub too_large: bool,
 }
 
-/// The end of an exchange.
-pub struct Ended {
+/// What came of an exchange.
+pub struct ExchangeResult {
     pub batch: Rc<Batch>,
     pub answered: Answered,
     /// Refusals by the status of a response, where the target gave no verdict on any change: then it may be the
@@ -163,11 +163,11 @@ impl Exchange {
     }
 
     /// What came of it.
-    pub fn end(mut self) -> Ended {
+    pub fn end(mut self) -> ExchangeResult {
         if self.got_verdicts {
             self.answered.judged.append(&mut self.refused_by_status);
         }
-        Ended {
+        ExchangeResult {
             batch: self.batch,
             answered: self.answered,
             refused_by_status: self.refused_by_status,

@@ -9,9 +9,9 @@
 mod activity;
 mod announcements;
 mod background;
+mod bounds;
 mod counters;
 pub mod credentials;
-mod cross_priority;
 mod destination;
 mod exchange;
 mod http_link;
@@ -27,5 +27,5 @@ pub mod transactions;
 mod watch;
 
 pub use announcements::{Next, Signals};
-pub use background::{Background, CLONED};
+pub use background::{BackgroundPush, CLONED};
 pub use manual::{drain, flush};

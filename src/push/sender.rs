@@ -1,12 +1,12 @@
 //! The worker's sender for one target: its session, and when it may go on. Senders know nothing of each other.
 
 use super::activity::Activity;
-use super::announcements::{Announcements, Next};
-use super::reader::News;
+use super::announcements::{Announcements, Announcer, Next};
+use super::bounds::Bounds;
 use super::report::{Report, Stop};
-use super::session::{Bounds, Session, Wait};
+use super::session::{Session, Wait};
 use super::settle::SLOW_PROBE;
-use super::transactions::{Own, Transactions, Undone};
+use super::transactions::{Own, StepError, Transactions};
 use crate::pg::latch::Bell;
 use crate::pg::lock::{Scope, SenderLock};
 use crate::pg::{role, xact};
@@ -118,12 +118,12 @@ impl Sender {
     }
 
     /// Goes on as far as it can without waiting. With `closing`, no request is begun any more.
-    pub fn advance(&mut self, schema: &Schema, announcements: &Announcements, closing: bool) -> Next {
-        let news = announcements.of(self.id);
+    pub fn advance(&mut self, schema: &Schema, announcer: &Announcer, closing: bool) -> Next {
+        let announcements = announcer.for_target(self.id);
         if !self.session.is_out() {
             let now = Instant::now();
             let news_at = self.news_count_at();
-            let waits = !(news_at.is_some_and(|at| at <= now) && news.is_there());
+            let waits = !(news_at.is_some_and(|at| at <= now) && announcements.are_there());
             if let Some(at) = self.not_before.filter(|at| waits && *at > now) {
                 let at = news_at.filter(|at| *at > now).map_or(at, |news_at| news_at.min(at));
                 return match self.session.stop() {
@@ -141,7 +141,7 @@ impl Sender {
                 self.lock = None;
                 return self.next(None);
             }
-            if self.idle && !self.is_due() && !news.is_there() {
+            if self.idle && !self.is_due() && !announcements.are_there() {
                 return self.next(None);
             }
             if self.lock.is_none() {
@@ -161,7 +161,7 @@ impl Sender {
         let Sender { session, lock, .. } = self;
         // Without the lock, which an ERROR can have taken away, no request is begun.
         let turn_wanted = || closing || lock.as_ref().is_none_or(SenderLock::is_wanted);
-        let result = session.advance(&mut Own, &news, &turn_wanted);
+        let result = session.advance(&mut Own, &announcements, &turn_wanted);
         if result.is_ok() {
             self.errors = 0;
         }
@@ -175,15 +175,15 @@ impl Sender {
             Ok(Wait::Idle) => {
                 (self.lock, self.idle) = (None, true);
                 self.told = None;
-                self.report(schema);
+                self.report(schema, None);
                 self.next(None)
             }
             Ok(Wait::Stopped) => {
                 self.lock = None;
                 self.stopped(schema)
             }
-            Err(Undone::Locked) => self.wait(LOCKED),
-            Err(Undone::Failed(error)) => {
+            Err(StepError::Locked) => self.wait(LOCKED),
+            Err(StepError::Failed(error)) => {
                 self.session.look_at_everything();
                 let wait = (AFTER_ERROR * 2u32.saturating_pow(self.errors)).min(MOST_AFTER_ERROR);
                 self.errors = (self.errors + 1).min(16);
@@ -218,15 +218,15 @@ impl Sender {
     }
 
     fn counters_due(&self) -> Option<Instant> {
-        self.session.counters.due_in().map(|due_in| Instant::now() + due_in)
+        self.session.counters().due_in().map(|due_in| Instant::now() + due_in)
     }
 
     /// Writes down what is written down now and then.
     pub fn write_counters(&mut self, schema: &Schema) {
-        if self.session.counters.due_in() == Some(Duration::ZERO) {
+        if self.session.counters().due_in() == Some(Duration::ZERO) {
             let Sender { session, id, .. } = self;
             // Another time will do.
-            let _ = Own.step(|| session.counters.write(schema, *id));
+            let _ = Own.step(|| session.counters_mut().write(schema, *id));
         }
         if self.idle {
             self.activity.end_if_idle(schema);
@@ -237,8 +237,7 @@ impl Sender {
     /// been put in place by hand.
     fn stopped(&mut self, schema: &Schema) -> Next {
         let Some(stop) = self.session.stop().cloned() else { return self.next(None) };
-        self.session.report.stop = Some(stop.clone());
-        self.report(schema);
+        self.report(schema, Some(stop.clone()));
         (self.stopped, self.stopped_at) = (true, Instant::now());
         self.at_rest = !matches!(stop, Stop::Down { .. } | Stop::TokenInvalid);
         let longest = settings::delivery().retry_max_interval;
@@ -270,8 +269,8 @@ impl Sender {
     }
 
     /// Hands over what was done.
-    fn report(&mut self, schema: &Schema) {
-        let report: Report = std::mem::take(&mut self.session.report);
+    fn report(&mut self, schema: &Schema, stop: Option<Stop>) {
+        let report = Report { stop, ..self.session.take_report() };
         report.warn_of_waiting_tables(&self.waiting_tables);
         self.waiting_tables.clone_from(&report.waiting_tables);
         let who = xact::transaction(|| role::name(role::current_user()));
@@ -280,15 +279,15 @@ impl Sender {
 
     /// What it is doing, for `pg_stat_activity`: acknowledged changes since it began, and for how long.
     pub fn progress(&self) -> Option<(i64, Duration)> {
-        (!self.idle && !self.stopped && self.session.report.acked > 0)
-            .then(|| (self.session.report.acked, self.began.elapsed()))
+        (!self.idle && !self.stopped && self.session.report().acked > 0)
+            .then(|| (self.session.report().acked, self.began.elapsed()))
     }
 
     /// Brings everything up to date that is written down now and then.
     pub fn finish(&mut self, schema: &Schema) {
-        self.report(schema);
+        self.report(schema, None);
         let Sender { session, id, .. } = self;
-        let _ = Own.step(|| session.counters.write(schema, *id));
+        let _ = Own.step(|| session.counters_mut().write(schema, *id));
         self.activity.end(schema);
         self.lock = None;
     }

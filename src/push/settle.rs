@@ -4,7 +4,7 @@
 use super::counters::Counters;
 use super::exchange::{Answered, Judged, Trouble};
 use super::report::{Report, Stop};
-use super::transactions::{Transactions, Undone};
+use super::transactions::{StepError, Transactions};
 use crate::error::{Error, SqlState};
 use crate::store::queue::{self, Mark};
 use crate::store::{Schema, queue_scan, target};
@@ -78,13 +78,13 @@ impl Settlement {
     }
 
     /// The changes that were tried and stay in the outbox.
-    pub fn left(&self) -> impl Iterator<Item = Left> {
+    pub fn remaining(&self) -> impl Iterator<Item = Remaining> {
         let stays = self.marks.iter().filter_map(|(change, mark)| {
             let mark = mark.as_ref()?;
             Some((&self.batch.changes[*change], mark.status.waits_for_a_person(), mark.wait))
         });
         stays.chain(self.not_through().into_iter().map(|change| (change, false, None))).map(
-            |(change, waits_for_a_person, due_in)| Left {
+            |(change, waits_for_a_person, due_in)| Remaining {
                 id: change.id,
                 priority: change.priority,
                 touched: self.batch.touched(change),
@@ -133,7 +133,7 @@ impl Settlement {
 }
 
 /// A change that was tried and is still there.
-pub struct Left {
+pub struct Remaining {
     pub id: i64,
     pub priority: Priority,
     pub touched: Touched,
@@ -180,7 +180,7 @@ pub fn settle(
     target_id: i16,
     settlement: &Settlement,
     counters: &mut Counters,
-) -> Result<(), Undone> {
+) -> Result<(), StepError> {
     let before = counters.clone();
     let settled = transactions.step(|| write(schema, target_id, settlement, counters));
     if settled.is_err() {

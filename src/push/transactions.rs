@@ -11,7 +11,7 @@ const LOCK_WAIT_MS: i32 = 50;
 
 /// Why a step has not happened. Nothing of it did.
 #[derive(Debug)]
-pub enum Undone {
+pub enum StepError {
     /// Somebody's lock was in its way for too long.
     Locked,
     Failed(Error),
@@ -24,7 +24,7 @@ pub trait Transactions {
     /// The session ends when what was committed at its beginning is through.
     const BOUNDED: bool;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone>;
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError>;
 
     /// Runs `f`, which may wait for a lock for as long as it likes. An `ERROR` goes on to the caller.
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R;
@@ -45,8 +45,8 @@ impl Transactions for Callers {
     const BOUNDED: bool = true;
 
     /// No lock is let go before the caller's transaction ends: beginning anew would change nothing.
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
-        as_owner(|| xact::subtransaction(f)).map_err(|caught| Undone::Failed(caught.into()))
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError> {
+        as_owner(|| xact::subtransaction(f)).map_err(|caught| StepError::Failed(caught.into()))
     }
 
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R {
@@ -58,7 +58,7 @@ impl Transactions for Procedures {
     const LOCK: Scope = Scope::Session;
     const BOUNDED: bool = true;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError> {
         let result = as_owner(|| in_time(f));
         xact::commit_procedure();
         result
@@ -75,7 +75,7 @@ impl Transactions for Own {
     const LOCK: Scope = Scope::Session;
     const BOUNDED: bool = false;
 
-    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, Undone> {
+    fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError> {
         xact::transaction(|| as_owner(|| in_time(f)))
     }
 
@@ -91,9 +91,9 @@ fn as_owner<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Runs `f` in a subtransaction, so that session locks, of other targets too, survive its failure.
-fn in_time<R>(f: impl FnOnce() -> R) -> Result<R, Undone> {
+fn in_time<R>(f: impl FnOnce() -> R) -> Result<R, StepError> {
     xact::subtransaction_in_time(LOCK_WAIT_MS, f).map_err(|caught| match caught.sqlstate {
-        SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_T_R_DEADLOCK_DETECTED => Undone::Locked,
-        _ => Undone::Failed(caught.into()),
+        SqlState::ERRCODE_LOCK_NOT_AVAILABLE | SqlState::ERRCODE_T_R_DEADLOCK_DETECTED => StepError::Locked,
+        _ => StepError::Failed(caught.into()),
     })
 }

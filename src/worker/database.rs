@@ -7,7 +7,7 @@
 use super::retry::Retry;
 use crate::error::{Error, SqlState};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
-use crate::push::{Background, CLONED, Next, Signals};
+use crate::push::{BackgroundPush, CLONED, Next, Signals};
 use crate::settings;
 use crate::shared::Seat;
 use crate::store::identity::Copied;
@@ -47,7 +47,7 @@ pub fn main(database: Oid) {
 
 struct Worker {
     seat: Rc<Seat>,
-    background: Background,
+    background: BackgroundPush,
     was_idle: bool,
     idle_since: Instant,
     retry: Retry,
@@ -77,7 +77,7 @@ impl Worker {
     fn new(seat: Seat) -> std::io::Result<Self> {
         let seat = Rc::new(seat);
         Ok(Worker {
-            background: Background::new(seat.clone())?,
+            background: BackgroundPush::new(seat.clone())?,
             seat,
             was_idle: false,
             idle_since: Instant::now(),
