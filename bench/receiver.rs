@@ -16,13 +16,13 @@ use wire::answer::AnswerWriter;
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Config {
+struct ReceiverConfig {
     latency_ms: u64,
     record: bool,
 }
 
 #[derive(Clone, Copy, Default, Serialize)]
-struct Stats {
+struct UploadCounts {
     requests: u64,
     changes: u64,
     bytes: u64,
@@ -31,16 +31,16 @@ struct Stats {
 }
 
 #[derive(Default)]
-struct State {
-    config: Config,
-    stats: Stats,
+struct ReceiverState {
+    config: ReceiverConfig,
+    stats: UploadCounts,
     arrivals: Vec<(Box<RawValue>, u64)>,
 }
 
-type Shared = Arc<Mutex<State>>;
+type Shared = Arc<Mutex<ReceiverState>>;
 
 /// Runs something on the state; a connection that died in it leaves numbers that are still numbers.
-fn locked<T>(shared: &Shared, work: impl FnOnce(&mut State) -> T) -> T {
+fn locked<T>(shared: &Shared, work: impl FnOnce(&mut ReceiverState) -> T) -> T {
     work(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -76,7 +76,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
             ("GET", "/arrivals") => locked(shared, |state| json(&state.arrivals))?,
             ("POST", "/config") => {
                 let config = serde_json::from_slice(&body)?;
-                locked(shared, |state| *state = State { config, ..State::default() });
+                locked(shared, |state| *state = ReceiverState { config, ..ReceiverState::default() });
                 b"{}".to_vec()
             }
             _ if head.is_gzip => {

@@ -4,7 +4,7 @@
 
 use crate::error::Result;
 use crate::pg::Oid;
-use crate::push::credentials::{self, Source, Token};
+use crate::push::credentials::{self, Token, UrlSource};
 use crate::settings;
 use crate::store::overview::{self, Setting};
 use crate::store::target::Target;
@@ -88,7 +88,7 @@ impl Settings {
 }
 
 /// The URL as it was given. One that cannot be used is not shown: it may hold a password.
-fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> Value {
+fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, UrlSource)>>) -> Value {
     let Some((url, source)) = credentials::base_url(target) else { return json!({ "source": "missing" }) };
     match endpoint {
         Ok(_) => json!({ "value": url, "source": source.name() }),
@@ -97,7 +97,7 @@ fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> V
 }
 
 /// Where the token comes from.
-fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
+fn token(target: &Target, endpoint: Option<(Endpoint, UrlSource)>) -> Value {
     let Some((endpoint, source)) = endpoint else {
         return json!({ "source": "missing", "error": "without a usable URL no token is looked for" });
     };

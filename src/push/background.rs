@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often a copy says that it is one, and how soon it looks again: adoption wakes the worker.
+/// How often a copy logs that it is one, and how soon it checks again: adoption wakes the worker.
 pub const CLONED: Duration = Duration::from_secs(3600);
 /// How often the activity that others see is brought up to date.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
@@ -32,7 +32,7 @@ pub struct BackgroundPush {
     senders: BTreeMap<i16, Sender>,
     installed: Option<Oid>,
     schema: Option<Schema>,
-    /// The control number under which all was last looked up, and when.
+    /// When everything was last looked up, and under which control number.
     looked: Option<(Option<u64>, Instant)>,
     standing: Option<Copied>,
     watch: Watch,
@@ -59,21 +59,21 @@ impl BackgroundPush {
         self.looked = None;
     }
 
-    /// An ERROR outside of every step has come up to the worker: if a transaction was open, its abort has released
-    /// every lock of the process. With `cancelled`, somebody wants no longer to wait for what is out.
+    /// An ERROR outside of every step has reached the worker. If a transaction was open, its abort has released every
+    /// lock of the process. With `cancelled`, somebody does not want to wait for the requests that are out.
     pub fn recover(&mut self, cancelled: bool) {
         self.looked = None;
         lock::release_all();
         self.senders.values_mut().for_each(|sender| sender.recover(cancelled));
     }
 
-    /// Whether the extension is there, as far as has been seen.
+    /// Whether the extension was installed at the last look.
     pub fn is_installed(&self) -> bool {
         self.schema.is_some()
     }
 
-    /// Pushes what may be pushed now, for every target. With `closing`, no request is begun any more; what is out is
-    /// taken. Called outside any transaction.
+    /// Pushes what may be pushed now, for every target. With `closing`, no new request is begun, but replies to
+    /// requests that are out are taken. Called outside any transaction.
     pub fn run(&mut self, closing: bool) -> Next {
         self.bell.clear();
         if self.is_out_of_date() && !self.look_around() {
@@ -93,7 +93,7 @@ impl BackgroundPush {
             next.busy |= one.busy;
             next.due = [next.due, one.due].into_iter().flatten().min();
         }
-        // Who commits from here on finds the flag down, and wakes us.
+        // Transactions that commit from here on find the flag cleared, and wake the worker.
         if senders.values().any(|sender| sender.listens() && announcer.for_target(sender.id).are_there()) {
             next.due = Some(Instant::now());
         }
@@ -109,7 +109,7 @@ impl BackgroundPush {
     /// the way.
     fn look_around(&mut self) -> bool {
         let control = wake::control(); // before the snapshot
-        let said = self.looked.is_none_or(|(then, _)| then != control);
+        let control_changed = self.looked.is_none_or(|(then, _)| then != control);
         let watch = &mut self.watch;
         let found = Own.step(|| {
             let installed = extension::installed()?;
@@ -144,11 +144,11 @@ impl BackgroundPush {
         }
         self.schema = Some(schema.clone());
         self.standing = copied;
-        // What was acknowledged by a target that is gone is still to be settled.
+        // What a target acknowledged is still to be settled, even if the target is gone.
         self.senders.retain(|id, sender| sender.is_busy() || targets.iter().any(|(_, target)| target.id == *id));
         for (state, target) in &targets {
             match self.senders.get_mut(&target.id) {
-                Some(sender) if said => sender.control(state),
+                Some(sender) if control_changed => sender.control(state),
                 Some(_) => {}
                 None => {
                     let sender = Sender::new(&schema, target, state, &self.bell);
@@ -177,9 +177,9 @@ impl BackgroundPush {
         }
     }
 
-    /// Brings everything up to date that is written down now and then, before the worker leaves.
+    /// Writes everything that is otherwise written now and then, before the worker leaves.
     pub fn finish(&mut self) {
-        // What nobody listens to is no reason to stay: who comes next begins at the head.
+        // Announcements that no sender waits for are no reason to stay: the next worker begins at the head.
         if !self.senders.values().any(Sender::listens) {
             self.announcer.look();
         }

@@ -1,5 +1,5 @@
-//! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
-//! says, with a small probe first; only a pause stops them, and that the database is a copy.
+//! Pushing on request: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, even while the circuit breaker
+//! is open, with a small probe first. Only a pause stops them, or that the database is a copy.
 
 use super::announcements::{Announcements, NOTHING};
 use super::bounds::{Bounds, Selection};
@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How soon to try a step again that somebody's lock was in the way of.
+/// How soon to try a step again that somebody's lock has blocked.
 const LOCKED: Duration = Duration::from_millis(50);
 /// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them:
 /// each has memory and files of its own.
@@ -28,7 +28,7 @@ const MOST_GIVEN_UP: usize = 4;
 const GIVEN_UP: Duration = Duration::from_millis(10);
 /// How long to sleep where nothing is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How often a drain says how far it is.
+/// How often a drain reports its progress.
 const NOTICE_EVERY: Duration = Duration::from_secs(2);
 
 /// `sync_outbox_flush(branch, max_rows, target)`: the answer as JSON text.
@@ -59,14 +59,14 @@ pub fn drain(branch: Option<String>, target: &str) -> Result<()> {
     refuse_transaction()?;
     let bounds = Bounds { selection: Selection { branch, own_txid: None }, ..Bounds::default() };
     let started = Instant::now();
-    let mut told = Instant::now();
-    let mut tell = |report: &Report| {
-        if told.elapsed() >= NOTICE_EVERY {
-            told = Instant::now();
+    let mut reported = Instant::now();
+    let mut report_progress = |report: &Report| {
+        if reported.elapsed() >= NOTICE_EVERY {
+            reported = Instant::now();
             pgrx::notice!("{}", progress(report, started.elapsed()));
         }
     };
-    let report = push(&mut Procedures, target, bounds, &mut tell)?;
+    let report = push(&mut Procedures, target, bounds, &mut report_progress)?;
     pgrx::notice!("{}", progress(&report, started.elapsed()));
     if let Some(error) = report.error() {
         pgrx::warning!("sync_outbox_drain stopped: {error}");
@@ -119,7 +119,7 @@ fn push<T: Transactions>(
         transactions.step(|| {
             session.counters_mut().write(&schema, target.id);
             if report.acked > 0 {
-                wake::control_at_commit(); // a worker that waits because the target was down need not wait any more
+                wake::control_at_commit(); // a worker that waits because the target was down can go on
             }
         })
     });
@@ -139,7 +139,7 @@ fn push<T: Transactions>(
     Ok(report)
 }
 
-/// Whose session waits here, and for what.
+/// A session that is run to its end, waiting where it has to.
 struct ManualPush<'a, T> {
     transactions: &'a mut T,
     schema: &'a Schema,
@@ -194,7 +194,7 @@ impl<T: Transactions> ManualPush<'_, T> {
     }
 
     /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn
-    /// comes again behind all who wait.
+    /// queues again behind all that wait.
     fn take_the_turn(&mut self, session: &mut Session) -> bool {
         if T::LOCK == LockScope::Transaction {
             xact::forbid_prepare();
@@ -221,7 +221,7 @@ impl Announcements for NoAnnouncements {
     }
 }
 
-/// Has a step done, however long somebody's lock is in its way.
+/// Repeats a step until it succeeds, however long somebody's lock blocks it.
 fn now<T: Transactions, R>(
     transactions: &mut T,
     mut step: impl FnMut(&mut T) -> std::result::Result<R, StepError>,
@@ -278,7 +278,7 @@ thread_local! {
     static SENDING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Refuses a push inside a push of the same session, which the lock would let pass.
+/// Refuses a push inside a push of the same session, which the sender's lock would allow.
 struct Once;
 
 impl Once {

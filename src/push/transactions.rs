@@ -6,10 +6,10 @@ use crate::pg::role::ActAs;
 use crate::pg::xact;
 use crate::store;
 
-/// How long a step waits for somebody's lock before it lets go of its own locks and its snapshot, to be tried again.
+/// How long a step waits for somebody's lock before it releases its own locks and its snapshot, to be tried again.
 const LOCK_WAIT_MS: i32 = 50;
 
-/// Why a step has not happened. Nothing of it did.
+/// Why a step was rolled back. None of it has happened.
 #[derive(Debug)]
 pub enum StepError {
     /// Somebody's lock was in its way for too long.
@@ -19,14 +19,14 @@ pub enum StepError {
 
 /// Runs a step of a session as the extension's owner.
 pub trait Transactions {
-    /// How long the sender's lock has to live.
+    /// How long the sender's lock is held at most.
     const LOCK: Scope;
-    /// The session ends when what was committed at its beginning is through.
+    /// The session ends when everything that was committed at its beginning has been dealt with.
     const BOUNDED: bool;
 
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError>;
 
-    /// Runs `f`, which may wait for a lock for as long as it likes. An `ERROR` goes on to the caller.
+    /// Runs `f`, which may wait for a lock without a limit. An `ERROR` is passed on to the caller.
     fn patiently<R>(&mut self, f: impl FnOnce() -> R) -> R;
 }
 
@@ -37,14 +37,14 @@ pub struct Callers;
 /// A transaction per step, committed by the procedure: `sync_outbox_drain()`. Between steps there is no snapshot.
 pub struct Procedures;
 
-/// A transaction per step: the background worker. An `ERROR` undoes the step alone.
+/// A transaction per step: the background worker. An `ERROR` rolls back the step alone.
 pub struct Own;
 
 impl Transactions for Callers {
     const LOCK: Scope = Scope::Transaction;
     const BOUNDED: bool = true;
 
-    /// No lock is let go before the caller's transaction ends: beginning anew would change nothing.
+    /// No lock is released before the caller's transaction ends, so trying again would change nothing.
     fn step<R>(&mut self, f: impl FnOnce() -> R) -> Result<R, StepError> {
         as_owner(|| xact::subtransaction(f)).map_err(|caught| StepError::Failed(caught.into()))
     }

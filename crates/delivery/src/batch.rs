@@ -11,14 +11,14 @@ use wire::Priority;
 use wire::body::{self, Outgoing};
 
 /// Where a row is in the heap: block and offset.
-pub type Place = (u32, u16);
+pub type TupleId = (u32, u16);
 
 /// One change of a batch.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub id: i64,
     pub priority: Priority,
-    pub place: Place,
+    pub place: TupleId,
     pub dedup_key: Uuid,
     pub branch: Option<Rc<str>>,
     pub reason: Option<Rc<str>>,
@@ -30,7 +30,7 @@ pub struct Change {
     pub unsendable: Option<String>,
     /// Its JSON in the batch's buffer, and inside that what says which keys it touches, should anybody ask.
     json: Range<usize>,
-    table: Rc<Table>,
+    table: Rc<TableName>,
     pk: Option<Range<usize>>,
     data: Option<Range<usize>>,
     /// Of a change whose JSON is not here.
@@ -39,10 +39,10 @@ pub struct Change {
 
 /// A change as it is read from the outbox: what is sent of it, and what is known of it beside.
 #[derive(Clone, Default)]
-pub struct Stored<'a> {
+pub struct StoredChange<'a> {
     pub outgoing: Outgoing<'a>,
     pub priority: Priority,
-    pub place: Place,
+    pub place: TupleId,
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
@@ -50,7 +50,7 @@ pub struct Stored<'a> {
 }
 
 #[derive(Debug)]
-struct Table {
+struct TableName {
     schema: String,
     name: String,
 }
@@ -77,7 +77,7 @@ impl Batch {
     }
 
     /// Adds a change; one that cannot be sent is added without its JSON.
-    pub fn push(&mut self, stored: &Stored<'_>) {
+    pub fn push(&mut self, stored: &StoredChange<'_>) {
         let outgoing = &stored.outgoing;
         let bytes = outgoing.most_bytes();
         if stored.unsendable.is_none() && self.buffer.try_reserve(bytes).is_ok() && leaves_headroom(bytes) {
@@ -105,7 +105,7 @@ impl Batch {
 
     fn change(
         &self,
-        stored: &Stored<'_>,
+        stored: &StoredChange<'_>,
         json: Range<usize>,
         pk: Option<Range<usize>>,
         data: Option<Range<usize>>,
@@ -126,7 +126,7 @@ impl Batch {
             json,
             table: match before {
                 Some(before) if before.table.name == *table && before.table.schema == *schema => before.table.clone(),
-                _ => Rc::new(Table { schema: schema.to_string(), name: table.to_string() }),
+                _ => Rc::new(TableName { schema: schema.to_string(), name: table.to_string() }),
             },
             pk,
             data,
@@ -208,7 +208,7 @@ mod tests {
                 created_at: "2026-01-01T00:00:00+00:00".into(),
                 ..Outgoing::default()
             };
-            batch.push(&Stored { outgoing, place: (0, id as u16), ..Stored::default() });
+            batch.push(&StoredChange { outgoing, place: (0, id as u16), ..StoredChange::default() });
         }
         batch
     }

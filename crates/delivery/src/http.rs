@@ -160,7 +160,7 @@ struct Client {
 
 /// Which connection a request goes over.
 #[derive(Clone, Copy, PartialEq)]
-enum Connection {
+enum ConnectionChoice {
     Any,
     New,
 }
@@ -178,7 +178,7 @@ impl Client {
         if !kept {
             self.connected = Some(started);
         }
-        let mut result = self.attempt(request, if kept { Connection::Any } else { Connection::New });
+        let mut result = self.attempt(request, if kept { ConnectionChoice::Any } else { ConnectionChoice::New });
         let again = match &result {
             // A kept connection that the server has closed meanwhile says nothing about the server.
             Err(failure) => kept && failure.stale && started.elapsed() < Duration::from_secs(1),
@@ -186,11 +186,11 @@ impl Client {
             Ok(response) => kept && response.status == StatusCode::MISDIRECTED_REQUEST.as_u16(),
         };
         if again {
-            result = self.attempt(request, Connection::New);
+            result = self.attempt(request, ConnectionChoice::New);
         }
         if self.expect && result.as_ref().is_ok_and(|r| r.status == StatusCode::EXPECTATION_FAILED.as_u16()) {
             self.expect = false;
-            result = self.attempt(request, Connection::New);
+            result = self.attempt(request, ConnectionChoice::New);
         }
         result.map_err(|failure| {
             let text = wire::text::sanitise(&failure.text, 300);
@@ -198,14 +198,14 @@ impl Client {
         })
     }
 
-    fn attempt(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+    fn attempt(&self, request: &Request, connection: ConnectionChoice) -> Result<Response, AttemptError> {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.exchange(request, connection)))
-            .unwrap_or_else(|_| Err(Failure::new("the HTTP client failed".into())))
+            .unwrap_or_else(|_| Err(AttemptError::new("the HTTP client failed".into())))
     }
 
-    fn exchange(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+    fn exchange(&self, request: &Request, connection: ConnectionChoice) -> Result<Response, AttemptError> {
         let mut call = self.agent.post(&request.url).header("Content-Type", "application/json");
-        if connection == Connection::New {
+        if connection == ConnectionChoice::New {
             call = call.config().max_idle_age(Duration::ZERO).build();
         }
         for (name, value) in &request.headers {
@@ -232,7 +232,7 @@ impl Client {
         std::io::copy(&mut response.into_body().into_reader().take(most + 1), &mut answer)?;
         let Bounded(answer) = answer;
         if answer.len() as u64 > most && status.is_success() {
-            return Err(Failure::new(format!("the answer is longer than {most} bytes")));
+            return Err(AttemptError::new(format!("the answer is longer than {most} bytes")));
         }
         Ok(Response {
             status: status.as_u16(),
@@ -246,7 +246,7 @@ impl Client {
 }
 
 /// Why there is no response.
-struct Failure {
+struct AttemptError {
     text: String,
     /// The connection broke in a way that a closed kept connection does.
     stale: bool,
@@ -254,13 +254,13 @@ struct Failure {
     not_allowed: bool,
 }
 
-impl Failure {
+impl AttemptError {
     fn new(text: String) -> Self {
-        Failure { text, stale: false, not_allowed: false }
+        AttemptError { text, stale: false, not_allowed: false }
     }
 }
 
-impl From<ureq::Error> for Failure {
+impl From<ureq::Error> for AttemptError {
     fn from(error: ureq::Error) -> Self {
         let stale = matches!(&error, ureq::Error::Io(e) if matches!(
             e.kind(),
@@ -274,13 +274,13 @@ impl From<ureq::Error> for Failure {
             ureq::Error::ConnectionFailed => "connection failed".into(),
             other => other.to_string(),
         };
-        Failure { text, stale, not_allowed }
+        AttemptError { text, stale, not_allowed }
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for AttemptError {
     fn from(error: std::io::Error) -> Self {
-        Failure::from(ureq::Error::from(error))
+        AttemptError::from(ureq::Error::from(error))
     }
 }
 

@@ -171,11 +171,11 @@ fn canonical_text(text: &str) -> Cow<'_, str> {
 /// that does not wait (it may have been requeued, or become due, while a later one of its key is in conflict).
 #[derive(Debug, Default)]
 pub struct Parked {
-    tables: HashMap<u64, Table>,
+    tables: HashMap<u64, ParkedTable>,
 }
 
 #[derive(Debug)]
-struct Table {
+struct ParkedTable {
     /// The first parked change of any key.
     first: i64,
     /// The first that parks every key.
@@ -209,7 +209,7 @@ impl Parked {
     /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the
     /// table has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
-        let table = self.tables.entry(touched.table).or_insert_with(|| Table {
+        let table = self.tables.entry(touched.table).or_insert_with(|| ParkedTable {
             first: id,
             whole: None,
             keys: HashMap::new(),

@@ -1,5 +1,5 @@
-//! What a session does when nothing deliverable is left: it says whether anything of what it was about is left, ends
-//! the drain, and gives disk space back.
+//! What a session does when nothing deliverable is left: it finds out whether anything of what it was about is left,
+//! ends the drain, and gives disk space back.
 
 use crate::pg::lock::Scope;
 use crate::push::bounds::Selection;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How long nothing must have come before the worker looks whether disk space can be given back.
 const QUIET: Duration = Duration::from_secs(1);
-/// A bounded session counts so many changes exactly at its beginning.
+/// A bounded session counts up to so many changes exactly when it begins.
 const COUNTED: i64 = 1_000_000;
 
 #[derive(Default)]

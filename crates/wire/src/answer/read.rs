@@ -24,11 +24,11 @@ impl Answer {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return None; // serde would take a list for an object's members in order
         }
-        let body: Body = serde_json::from_slice(body).ok()?;
+        let body: RawAnswer = serde_json::from_slice(body).ok()?;
         let mut acked = body.acked.unwrap_or_default().0;
         acked.sort_unstable();
-        let Said(errors) = body.errors.unwrap_or_default();
-        let Said(conflicts) = body.conflicts.unwrap_or_default();
+        let ErrorList(errors) = body.errors.unwrap_or_default();
+        let ErrorList(conflicts) = body.conflicts.unwrap_or_default();
         Some(Answer { acked, errors, conflicts })
     }
 
@@ -47,42 +47,42 @@ impl Answer {
 }
 
 #[derive(serde::Deserialize)]
-struct Body {
+struct RawAnswer {
     #[serde(default)]
-    acked: Option<Keys>,
+    acked: Option<KeyList>,
     #[serde(default)]
-    errors: Option<Said>,
+    errors: Option<ErrorList>,
     #[serde(default)]
-    conflicts: Option<Said>,
+    conflicts: Option<ErrorList>,
 }
 
 /// The keys of a list. Entries without one are not kept: there can be many in few bytes.
 #[derive(Default)]
-struct Keys(Vec<Uuid>);
+struct KeyList(Vec<Uuid>);
 
 /// The keys of a list, each with the target's words.
 #[derive(Default)]
-struct Said(HashMap<Uuid, String>);
+struct ErrorList(HashMap<Uuid, String>);
 
-impl Extend<(Uuid, String)> for Keys {
+impl Extend<(Uuid, String)> for KeyList {
     fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
         self.0.extend(items.into_iter().map(|(key, _)| key));
     }
 }
 
-impl Extend<(Uuid, String)> for Said {
+impl Extend<(Uuid, String)> for ErrorList {
     fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
         self.0.extend(items);
     }
 }
 
-impl<'de> Deserialize<'de> for Keys {
+impl<'de> Deserialize<'de> for KeyList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(List(PhantomData))
     }
 }
 
-impl<'de> Deserialize<'de> for Said {
+impl<'de> Deserialize<'de> for ErrorList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(List(PhantomData))
     }
@@ -137,7 +137,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             match &*name {
                 "dedup_key" => item.key = map.next_value::<Item>()?.key,
-                "error" => item.error = map.next_value::<Words>()?.0,
+                "error" => item.error = map.next_value::<ErrorText>()?.0,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -171,12 +171,12 @@ const MOST_CHARS_OF_JSON: usize = 2_000;
 
 /// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in
 /// memory, where few bytes can mean many levels.
-struct Words(String);
+struct ErrorText(String);
 
-impl<'de> Deserialize<'de> for Words {
+impl<'de> Deserialize<'de> for ErrorText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();
-        Ok(Words(match json {
+        Ok(ErrorText(match json {
             "null" => String::new(),
             json if json.starts_with('"') => serde_json::from_str(json).map_err(D::Error::custom)?,
             json => json.chars().take(MOST_CHARS_OF_JSON).collect(),

@@ -66,8 +66,8 @@ struct Body<'a> {
 
 /// An array of not too many changes, as their text.
 fn few_changes<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a RawValue>, D::Error> {
-    struct Few<'a>(PhantomData<&'a ()>);
-    impl<'de: 'a, 'a> Visitor<'de> for Few<'a> {
+    struct ChangesVisitor<'a>(PhantomData<&'a ()>);
+    impl<'de: 'a, 'a> Visitor<'de> for ChangesVisitor<'a> {
         type Value = Vec<&'a RawValue>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,17 +85,17 @@ fn few_changes<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
             Ok(changes)
         }
     }
-    deserializer.deserialize_seq(Few(PhantomData))
+    deserializer.deserialize_seq(ChangesVisitor(PhantomData))
 }
 
 /// An object of not too many members.
-struct Few<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
+struct FewMembers<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Few<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for FewMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members<'a>(PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
-            type Value = Few<'a>;
+        struct MembersVisitor<'a>(PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for MembersVisitor<'a> {
+            type Value = FewMembers<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -103,22 +103,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Few<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
                 let mut members = BTreeMap::new();
-                while let Some((name, value)) = object.next_entry::<Name<'a>, &'a RawValue>()? {
+                while let Some((name, value)) = object.next_entry::<MemberName<'a>, &'a RawValue>()? {
                     members.insert(name.0, value);
                     if members.len() > MOST_MEMBERS {
                         return Err(A::Error::custom(format_args!("more than {MOST_MEMBERS} members")));
                     }
                 }
-                Ok(Few(members))
+                Ok(FewMembers(members))
             }
         }
-        deserializer.deserialize_map(Members(PhantomData))
+        deserializer.deserialize_map(MembersVisitor(PhantomData))
     }
 }
 
 /// A member's name, borrowed where nothing is escaped in it.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+struct MemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
 struct Members<'a> {
@@ -175,7 +175,7 @@ fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
     let text = value.map(RawValue::get).unwrap_or("null");
     must_be_object(text, member)?;
-    let Few(members) = serde_json::from_str(text).map_err(|error| format!("{member}: {error}"))?;
+    let FewMembers(members) = serde_json::from_str(text).map_err(|error| format!("{member}: {error}"))?;
     Ok(Object { text, members })
 }
 
