@@ -1,9 +1,9 @@
 //! The receiver of the benchmarks: fast enough that it is never what is measured, and yet an honest one. Every body is
 //! parsed to its end, every `dedup_key` is taken out of it and acknowledged by name.
 //!
-//! It writes its port to standard output, and is asked and told things over the same port: `GET /stats` counts what
-//! came since `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when the key of each
-//! recorded change arrived (microseconds since 1970). Everything else is an upload.
+//! It writes its port to standard output, and is controlled over the same port: `GET /stats` counts what came since
+//! `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when the key of each recorded change
+//! arrived (microseconds since 1970). Everything else is an upload.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -39,7 +39,7 @@ struct ReceiverState {
 
 type Shared = Arc<Mutex<ReceiverState>>;
 
-/// Runs something on the state; a connection that died in it leaves numbers that are still numbers.
+/// Runs something on the state. A thread that has panicked with the lock held leaves counts that can still be used.
 fn locked<T>(shared: &Shared, work: impl FnOnce(&mut ReceiverState) -> T) -> T {
     work(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         let (stream, shared) = (stream?, shared.clone());
         thread::spawn(move || match serve(stream, &shared) {
             Err(error) if error.kind() == ErrorKind::InvalidData => eprintln!("bench receiver: {error}"),
-            _ => {} // the sender closed the connection, or broke it: its own affair
+            _ => {} // the sender has closed the connection, or broken it off
         });
     }
     Ok(())
@@ -123,7 +123,7 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
     Ok(answer.json().into_bytes())
 }
 
-/// What matters of a request's head.
+/// The parts of a request's head that matter here.
 #[derive(Default)]
 struct Head {
     method: String,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use uuid::Uuid;
 
-/// What an answer says. Keys nobody asked about do no harm: only the keys of the request are ever looked up.
+/// The verdicts of an answer. Keys that were not in the request do no harm, because they are never looked up.
 #[derive(Debug, Default, PartialEq)]
 pub struct Answer {
     /// Sorted.
@@ -32,7 +32,8 @@ impl Answer {
         Some(Answer { acked, errors, conflicts })
     }
 
-    /// The verdict on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
+    /// The verdict on `key`. If an answer contradicts itself, the acknowledgement does not count: a change is resent
+    /// rather than lost.
     pub fn verdict(&self, key: &Uuid) -> Verdict {
         if let Some(error) = self.errors.get(key) {
             Verdict::Refused(error.clone())
@@ -60,7 +61,7 @@ struct RawAnswer {
 #[derive(Default)]
 struct KeyList(Vec<Uuid>);
 
-/// The keys of a list, each with the target's words.
+/// The keys of a list, each with the target's error text.
 #[derive(Default)]
 struct ErrorList(HashMap<Uuid, String>);
 
@@ -106,7 +107,7 @@ impl<'de, T: Default + Extend<(Uuid, String)>> Visitor<'de> for List<T> {
     }
 }
 
-/// A key, alone or in an object with the target's words; anything else has no key.
+/// A key, alone or in an object with the target's error text. Any other item has no key.
 #[derive(Default)]
 struct Item {
     key: Option<Uuid>,
@@ -166,11 +167,11 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 }
 
-/// What is kept of an error that is no string: more than is shown of it.
+/// How many characters are kept of an error that is not a string: more than are shown of it.
 const MOST_CHARS_OF_JSON: usize = 2_000;
 
-/// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in
-/// memory, where few bytes can mean many levels.
+/// The target's error text: a string, or the text of whatever JSON it has sent instead. Foreign JSON is not parsed into
+/// values, because a few bytes of it can mean many levels.
 struct ErrorText(String);
 
 impl<'de> Deserialize<'de> for ErrorText {

@@ -3,8 +3,9 @@
 //! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads
 //! them with the types of the hub's own columns.
 //!
-//! A body of many tiny parts would take many times its size in memory, and where there is too little of that the whole
-//! server ends: so parts are counted, and of one change at a time more is kept than where its text is.
+//! A body of many tiny parts would take many times its size in memory, and running out of it would end the whole
+//! server. So the number of parts is limited, and more than the position of its text is kept of one change at a time
+//! only.
 
 use crate::Operation;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -30,9 +31,9 @@ pub struct Incoming<'a> {
     pub pk: Object<'a>,
     /// Empty for DELETE and TRUNCATE.
     pub data: Object<'a>,
-    /// The values that an UPDATE or DELETE found, where the sender tells them.
+    /// The values before an UPDATE or DELETE, if the sender includes them.
     pub old: Option<Object<'a>>,
-    /// As the sender wrote it, so that the answer says the same.
+    /// As the sender wrote it, so that the answer repeats it exactly.
     pub dedup_key: Cow<'a, str>,
     pub id: uuid::Uuid,
 }
