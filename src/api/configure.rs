@@ -6,7 +6,7 @@
 use super::argument::{self, Text};
 use super::config::{Config, Given, TABLES, TableEntry};
 use super::token;
-use crate::capture::install::{self, Outcome};
+use crate::capture::install::{self, AttachOutcome};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
@@ -122,9 +122,9 @@ fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Summary) ->
     let options = table.given.over(attached::options(schema.capture(), table.oid));
     let outcome = install::install(schema, caller, table.oid, &options)?;
     let list = match outcome {
-        Outcome::Attached => &mut answer.attached,
-        Outcome::Changed => &mut answer.changed,
-        Outcome::Unchanged => &mut answer.unchanged,
+        AttachOutcome::Attached => &mut answer.attached,
+        AttachOutcome::Changed => &mut answer.changed,
+        AttachOutcome::Unchanged => &mut answer.unchanged,
     };
     list.push(relation::find(schema, table.oid)?.name);
     Ok(())

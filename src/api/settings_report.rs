@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::pg::Oid;
-use crate::push::credentials::{self, Source, Token};
+use crate::push::credentials::{self, Token, UrlSource};
 use crate::settings;
 use crate::store::overview::{self, Setting};
 use crate::store::target::Target;
@@ -88,8 +88,8 @@ impl SettingsReport {
     }
 }
 
-/// The URL as it was given. One that cannot be used is not shown, because it may contain a password.
-fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> Value {
+/// The URL as it was given. One that cannot be used is not shown: it may hold a password.
+fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, UrlSource)>>) -> Value {
     let Some((url, source)) = credentials::base_url(target) else { return json!({ "source": "missing" }) };
     match endpoint {
         Ok(_) => json!({ "value": url, "source": source.name() }),
@@ -98,7 +98,7 @@ fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> V
 }
 
 /// Where the token comes from.
-fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
+fn token(target: &Target, endpoint: Option<(Endpoint, UrlSource)>) -> Value {
     let Some((endpoint, source)) = endpoint else {
         return json!({ "source": "missing", "error": "without a usable URL no token is looked for" });
     };

@@ -5,7 +5,7 @@ use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
 use crate::pg::{Oid, xact};
-use crate::push::credentials::{self, Source};
+use crate::push::credentials::{self, UrlSource};
 use crate::store::Schema;
 use crate::store::target::{self, Target};
 use crate::{settings, wake};
@@ -59,8 +59,8 @@ pub(super) fn keep(schema: &Schema, caller: Oid, target: &Target, token: Option<
     credentials::keep(target, &endpoint, token)
 }
 
-fn from_environment(caller: Oid, source: Source) -> Result<String> {
-    if source == Source::Target && !role::is_superuser(caller) {
+fn from_environment(caller: Oid, source: UrlSource) -> Result<String> {
+    if source == UrlSource::Target && !role::is_superuser(caller) {
         return Err(Error::new(
             SqlState::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("the environment's token is not given to a URL of {}", source.name()),

@@ -1,5 +1,5 @@
-//! Appending to the outbox: straight into the heap while the table is exactly as we made it, by SQL if somebody altered
-//! it.
+//! Appending to the outbox: directly to the heap while the table is exactly as the install script made it, by SQL if
+//! somebody has altered it.
 
 use super::plan::Plan;
 use crate::pg::buffer;
@@ -20,7 +20,7 @@ use std::rc::Rc;
 use wire::{Operation, Priority, Status};
 
 /// A change about to be written. `pk`, `data` and `old` are json, the others text.
-pub struct Change<'a> {
+pub struct CapturedChange<'a> {
     pub event: Operation,
     pub pk: Option<Varlena<'a>>,
     pub data: Option<Varlena<'a>>,
@@ -36,7 +36,7 @@ pub struct Outbox {
     shape: Shape,
     /// The names of operations, by [`Operation`].
     operations: [KeptText; 4],
-    /// Those of the transaction that has locked it last.
+    /// The locks of the last transaction that has locked it.
     locks: RefCell<WriteLocks>,
 }
 
@@ -45,8 +45,8 @@ thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback. While there is none, one may be looked
-/// up right now: then anything can be what it is made from.
+/// Takes note that a relation has changed; called from an invalidation callback. While no outbox is known, one may just
+/// be being looked up, and any relation can be one that it is made from.
 pub fn forget(oid: Oid) {
     OUTBOX.with(|outbox| match outbox.try_borrow().as_deref() {
         Ok(Some(outbox)) if !outbox.shape.is_made_from(oid) => {}
@@ -54,8 +54,8 @@ pub fn forget(oid: Oid) {
     });
 }
 
-/// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
-/// truncates it when it is empty knows that nobody is about to commit a change (`invariants` 25).
+/// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and a process
+/// that truncates it when it is empty knows that nobody is about to commit a change (`invariants` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
     let txid = transaction_id::top();
     let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);
@@ -75,7 +75,7 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
     outbox
 }
 
-/// The same, to write to, as it is after a row has been encoded: code of users that ran may have altered it.
+/// The outbox to write to after a row has been encoded: users' code that ran may have altered the table.
 pub fn after_encoding(outbox: &Rc<Outbox>, plan: &Plan) -> Rc<Outbox> {
     if plan.runs_users_code { self::outbox(outbox.function) } else { outbox.clone() }
 }
@@ -97,15 +97,15 @@ impl Outbox {
         self.locks.replace(locks);
     }
 
-    /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the
-    /// changes of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it
-    /// does comes later.
+    /// Draws the id of one change. The source row is locked, and so the order of ids is the order of the changes of a
+    /// key. This comes before the values are written as JSON: a user's cast may write to this very row, which is a
+    /// later change.
     pub fn draw_id(&self) -> i64 {
         sequence::draw(&self.locks.borrow(), self.shape.sequence, 1)
     }
 
     /// Writes one change.
-    pub fn append(&self, plan: &Plan, id: i64, change: &Change<'_>) {
+    pub fn append(&self, plan: &Plan, id: i64, change: &CapturedChange<'_>) {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
         let key = uuid::Uuid::now_v7();
         let fields = NewChange {
@@ -137,18 +137,18 @@ impl Outbox {
         }
         crate::wake::at_commit(id);
         if plan.is_renamed {
-            let (when, from) = plan.renaming_told.get();
-            // What a cast has written meanwhile has a greater id, and is appended first.
+            let (when, from) = plan.renaming_recorded.get();
+            // A change that a cast has made meanwhile has a greater id, and was appended first.
             if when != executor::undone() || id < from {
-                plan.renaming_told.set((executor::undone(), id));
-                self.tell_renaming(plan, id);
+                plan.renaming_recorded.set((executor::undone(), id));
+                self.record_renaming(plan, id);
             }
         }
     }
 
-    /// Changes of another table may wait under the same name in another lane.
+    /// Changes of another table may wait under the same name with another priority.
     #[cold]
-    fn tell_renaming(&self, plan: &Plan, id: i64) {
+    fn record_renaming(&self, plan: &Plan, id: i64) {
         let _owner = ActAs::owner();
         let name = (plan.schema_name.bytes().to_vec(), plan.table_name.bytes().to_vec());
         lane::record_from(&Schema::new(self.schema), &name, plan.target_id, plan.priority, id);

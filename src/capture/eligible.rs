@@ -1,4 +1,5 @@
-//! Which tables can be attached, and with what: refuses what could not work, with what to do instead.
+//! Which tables can be attached, and with which options. What could not work is refused, with a hint what to do
+//! instead.
 
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{Oid, text};

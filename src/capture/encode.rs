@@ -1,5 +1,5 @@
-//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a
-//! `search_path` of nothing but `pg_catalog`.
+//! Writing a datum as JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a
+//! `search_path` of `pg_catalog` alone.
 //!
 //! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
@@ -27,43 +27,45 @@ pub enum Encoder {
     Uuid,
     /// Date, timestamp or timestamptz.
     DateTime(pg_sys::Oid),
-    /// json: valid already.
+    /// json, which is valid already.
     Json,
     /// A function of PostgreSQL that gives json: arrays of its own types.
-    ToJson(Function, Names),
+    ToJson(Function, ObjectNames),
     /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
-    UsersJson(UsersFunction, Names),
+    UsersJson(UsersFunction, ObjectNames),
     /// An output function that gives json as it is.
     RawOutput(Output),
     /// Anything else: its text, quoted.
-    Output(Output, Names),
+    Output(Output, ObjectNames),
 }
 
-/// How names of tables, functions, types and so on are written that are part of a value (`regclass` and its kin).
-pub enum Names {
+/// How names of tables, functions, types and so on are written where they are part of a value (`regclass` and similar
+/// types).
+pub enum ObjectNames {
     /// There are none.
     None,
     /// With their schema, unless that is `pg_catalog`, whatever the writer's `search_path` says.
     InFull,
-    /// As [`Names::InFull`], if the composite type has such a name in it by now.
+    /// As [`ObjectNames::InFull`], if this composite type contains such a name by now.
     InFullOf(pg_sys::Oid),
 }
 
-impl Names {
+impl ObjectNames {
     fn of(type_oid: pg_sys::Oid) -> Self {
         match types::contents(type_oid) {
-            contents if contents.composites => Names::InFullOf(type_oid),
-            contents if contents.names => Names::InFull,
-            _ => Names::None,
+            contents if contents.composites => ObjectNames::InFullOf(type_oid),
+            contents if contents.names => ObjectNames::InFull,
+            _ => ObjectNames::None,
         }
     }
 
-    /// For as long as the result lives. Not where a user's cast runs as well, which finds what it names by that path.
+    /// Has names written in full for as long as the result lives. Not where a user's cast runs as well, which may rely
+    /// on the `search_path`.
     fn in_full(&self) -> Option<Nest> {
         let wanted = match self {
-            Names::None => false,
-            Names::InFull => true,
-            Names::InFullOf(type_oid) => {
+            ObjectNames::None => false,
+            ObjectNames::InFull => true,
+            ObjectNames::InFullOf(type_oid) => {
                 let contents = types::contents(*type_oid);
                 contents.names && !contents.casts
             }
@@ -92,8 +94,8 @@ impl Encoder {
             pg_sys::JSONBOID => Encoder::RawOutput(Function::output(type_oid)),
             _ => {
                 let names = match types::json_kind(base) {
-                    JsonKind::Cast(_) => Names::None,
-                    _ => Names::of(base),
+                    JsonKind::Cast(_) => ObjectNames::None,
+                    _ => ObjectNames::of(base),
                 };
                 if types::is_users_type(base) {
                     if let Some(function) = UsersFunction::to_json(type_oid) {
@@ -117,7 +119,7 @@ impl Encoder {
         matches!(self, Encoder::UsersJson(..))
     }
 
-    /// Writes the value as plain text: what JSON has between the quotes, and what is no string as JSON has it.
+    /// Writes the value as plain text: a JSON string without its quotes and escapes, anything else as in JSON.
     pub fn write_text(&self, value: Value, out: &mut Buffer) {
         match self {
             Encoder::Text => out.extend_from_slice(value.varlena()),
@@ -174,7 +176,7 @@ impl Encoder {
                 function.write_varlena(value, out);
             }
             Encoder::UsersJson(function, names) => {
-                // What the cast sets is neither left to the session nor to the next value.
+                // Settings that the cast makes must affect neither the session nor the next value.
                 let _guard = ActAs::confined();
                 let _in_full = names.in_full();
                 function.write_varlena(value, out);

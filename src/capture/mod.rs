@@ -37,9 +37,9 @@ pub fn init() {
     });
 }
 
-/// What one capture works with; kept from row to row so that nothing is allocated in the steady state.
+/// Buffers for one row, which are kept from row to row so that nothing is allocated in the steady state.
 #[derive(Default)]
-struct Scratch {
+struct RowBuffers {
     new: Columns,
     old: Columns,
     present: Columns,
@@ -50,15 +50,15 @@ struct Scratch {
     changed: Vec<bool>,
 }
 
-impl Scratch {
-    /// Gives back what a large row needed.
+impl RowBuffers {
+    /// Gives back the memory that a large row needed.
     fn shrink(&mut self) {
         [&mut self.pk, &mut self.data, &mut self.before, &mut self.branch].into_iter().for_each(VarlenaBuffer::shrink);
     }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
+    static BUFFERS: RefCell<Option<Box<RowBuffers>>> = const { RefCell::new(None) };
 }
 
 /// The trigger function's work.
@@ -68,19 +68,18 @@ pub fn capture(fired: &Fired<'_>) {
     }
     let plan = plan::of(fired);
     let reason = reason::of_session(&plan);
-    // Taken, not borrowed: a user's cast may write to an attached table and bring us here again.
-    let mut scratch = SCRATCH.take().unwrap_or_default();
-    capture_change(fired, &plan, reason, &mut scratch);
-    scratch.shrink();
-    SCRATCH.set(Some(scratch));
+    // Taken, not borrowed: a user's cast may write to an attached table, and so call this function again.
+    let mut buffers = BUFFERS.take().unwrap_or_default();
+    capture_change(fired, &plan, reason, &mut buffers);
+    buffers.shrink();
+    BUFFERS.set(Some(buffers));
 }
 
-fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
-    let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
+fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, buffers: &mut RowBuffers) {
+    let RowBuffers { new, old, pk, data, before, branch, changed, .. } = buffers;
     let event = fired.event();
-    let relation = fired.relation();
     if event == Operation::Truncate {
-        return capture_truncate(fired, plan, reason, scratch);
+        return capture_truncate(fired, plan, reason, buffers);
     }
     let _settings = plan.neutral_settings();
 
@@ -94,17 +93,13 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, s
         return;
     }
     let key_changes = || event == Operation::Update && plan.changes_key(changed);
-    if plan.captures_truncate && plan.captures_insert && truncation::any() {
-        match truncation::telling(plan.root(), &relation) {
-            Telling::AsUsual => {}
-            Telling::BehindTruncate => append_truncate(fired, plan, reason),
-            Telling::NotNow => return,
-        }
+    if !is_its_turn(fired, plan, reason) {
+        return;
     }
     if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
-        return state::tell_state(fired, plan, reason, key_changes(), scratch);
+        return state::capture_state(fired, plan, reason, key_changes(), buffers);
     }
-    let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
+    let mut change = append::CapturedChange { event, pk: None, data: None, old: None, branch: None, reason };
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
     match event {
@@ -138,22 +133,39 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, s
     append::after_encoding(&outbox, plan).append(plan, id, &change);
 }
 
-/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it:
-/// either the first of that has told the TRUNCATE, or all of it is told now.
-fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, scratch: &mut Scratch) {
+/// Captures a TRUNCATE that is still open before the first change of a row after it. Returns whether the change itself
+/// is captured now: otherwise the trigger of the TRUNCATE captures the rows that stand.
+fn is_its_turn(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) -> bool {
+    if !(plan.captures_truncate && plan.captures_insert && truncation::any()) {
+        return true;
+    }
+    match truncation::telling(plan.root(), &fired.relation()) {
+        Telling::AsUsual => true,
+        Telling::BehindTruncate => {
+            append_truncate(fired, plan, reason);
+            true
+        }
+        Telling::NotNow => false,
+    }
+}
+
+/// What other triggers, which were fired before ours, have written to the table since it was emptied must come after
+/// the TRUNCATE: either the first of these changes has captured the TRUNCATE, or all the rows are captured now.
+fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, buffers: &mut RowBuffers) {
     let settled = truncation::settle(plan.root());
     if !settled.told {
         append_truncate(fired, plan, reason);
     }
     if !settled.told || settled.kept_back {
         let _settings = plan.neutral_settings();
-        state::tell_rows(fired, plan, reason, scratch);
+        state::capture_rows(fired, plan, reason, buffers);
     }
 }
 
 fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) {
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
-    let change = append::Change { event: Operation::Truncate, pk: None, data: None, old: None, branch: None, reason };
+    let change =
+        append::CapturedChange { event: Operation::Truncate, pk: None, data: None, old: None, branch: None, reason };
     outbox.append(plan, id, &change);
 }

@@ -1,6 +1,6 @@
-//! What writers tell the worker, handed on to the session of each target; and when the worker has to look again.
+//! What writers announce to the worker of a database, passed on to the session of each target; and when the worker has
+//! to look again.
 
-use super::reader::News;
 use crate::store::identity::Copied;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// No id.
-const NOTHING: i64 = i64::MAX;
+pub const NOTHING: i64 = i64::MAX;
 
 /// When to look again.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub struct Next {
     pub idle: bool,
     /// A request is out, or something is to be settled.
     pub busy: bool,
-    /// Nothing is due then, but a look at what waits.
+    /// Nothing is due then, but the backlog is to be looked at.
     pub look_in: Option<Duration>,
     /// The database is a copy, so that nothing is sent until somebody adopts it.
     pub cloned: Option<Copied>,
@@ -31,61 +31,69 @@ impl Next {
     }
 }
 
-/// What writers tell the worker of a database.
+/// What writers announce to the worker of a database.
 pub trait Signals {
     /// The first id of what has been committed since the last call, or may have been.
     fn take_first_id(&self) -> i64;
-    /// Takes the announcement of work down; whether it was up.
+    /// Clears the flag that writers raise. Returns whether it was raised.
     fn take_wanted(&self) -> bool;
 }
 
-/// The announcements, handed on to the session of each target.
-pub struct Announcements {
-    signals: Rc<dyn Signals>,
-    /// By target: whether there is news that its session has not asked for, and the first id of what it has not been
-    /// told.
-    untold: RefCell<BTreeMap<i16, (bool, i64)>>,
+/// Tells a session what was announced.
+pub trait Announcements {
+    /// From which id on something may have been committed since the last call, or [`NOTHING`]. To be called after a
+    /// snapshot was taken.
+    fn first_id(&self) -> i64;
+    /// Whether there may be any.
+    fn are_there(&self) -> bool;
 }
 
-impl Announcements {
+/// Passes the announcements on to the session of each target.
+pub struct Announcer {
+    signals: Rc<dyn Signals>,
+    /// By target, what its session has not asked for: whether there may be announcements, and their first id.
+    pending: RefCell<BTreeMap<i16, (bool, i64)>>,
+}
+
+impl Announcer {
     pub fn new(signals: Rc<dyn Signals>) -> Self {
-        Announcements { signals, untold: RefCell::default() }
+        Announcer { signals, pending: RefCell::default() }
     }
 
-    /// There is a session for this target from now on: there may be news for it.
+    /// There is a session for this target from now on: there may be announcements for it.
     pub fn begin(&self, target_id: i16) {
-        self.untold.borrow_mut().insert(target_id, (true, NOTHING));
+        self.pending.borrow_mut().insert(target_id, (true, NOTHING));
     }
 
-    /// Those for one target.
-    pub fn of(&self, target_id: i16) -> impl News {
-        TargetNews { all: self, target_id }
+    /// The announcements for one target.
+    pub fn for_target(&self, target_id: i16) -> impl Announcements {
+        ForTarget { announcer: self, target_id }
     }
 
-    /// Takes the flag down that writers raise: the next one who commits wakes us.
+    /// Clears the flag that writers raise: the next one that commits wakes the worker.
     pub fn look(&self) {
         if self.signals.take_wanted() {
-            self.untold.borrow_mut().values_mut().for_each(|(is_there, _)| *is_there = true);
+            self.pending.borrow_mut().values_mut().for_each(|(are_there, _)| *are_there = true);
         }
     }
 }
 
-struct TargetNews<'a> {
-    all: &'a Announcements,
+struct ForTarget<'a> {
+    announcer: &'a Announcer,
     target_id: i16,
 }
 
-impl News for TargetNews<'_> {
+impl Announcements for ForTarget<'_> {
     fn first_id(&self) -> i64 {
-        let first_id = self.all.signals.take_first_id();
-        let mut untold = self.all.untold.borrow_mut();
-        untold.values_mut().for_each(|(_, first)| *first = first_id.min(*first));
-        let told = untold.insert(self.target_id, (false, NOTHING));
-        told.map_or(first_id, |(_, first)| first)
+        let first_id = self.announcer.signals.take_first_id();
+        let mut pending = self.announcer.pending.borrow_mut();
+        pending.values_mut().for_each(|(_, first)| *first = first_id.min(*first));
+        let before = pending.insert(self.target_id, (false, NOTHING));
+        before.map_or(first_id, |(_, first)| first)
     }
 
-    fn is_there(&self) -> bool {
-        self.all.look();
-        self.all.untold.borrow().get(&self.target_id).is_none_or(|(is_there, _)| *is_there)
+    fn are_there(&self) -> bool {
+        self.announcer.look();
+        self.announcer.pending.borrow().get(&self.target_id).is_none_or(|(are_there, _)| *are_there)
     }
 }

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What is not written down yet, and when something last was.
+/// What has not been written yet, and when something last was.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     sent: i64,
     acked: i64,
-    /// Of the acked, those of a drain that has not come to its end.
+    /// Acknowledged changes of a drain that has not come to its end.
     drained: i64,
     answered: bool,
     written: Option<Instant>,
 }
 
 impl Counters {
-    /// Takes note of a batch; `answered` is whether the target had a word on any change of it.
+    /// Takes note of a batch; `answered` is whether the target gave a verdict on any change of it.
     pub fn add(&mut self, sent: usize, acked: usize, answered: bool) {
         self.sent += sent as i64;
         self.acked += acked as i64;
@@ -32,19 +32,19 @@ impl Counters {
         target::end_drain(schema, target_id);
     }
 
-    /// How long what is not written down may wait; `None` if there is nothing.
+    /// How long what has not been written may wait; `None` if there is nothing.
     pub fn due_in(&self) -> Option<Duration> {
         (self.sent > 0).then(|| self.written.map_or(Duration::ZERO, |at| EVERY.saturating_sub(at.elapsed())))
     }
 
-    /// Writes down what is due, inside a transaction.
+    /// Writes what is due, inside a transaction.
     pub fn write_if_due(&mut self, schema: &Schema, target_id: i16) {
         if self.due_in() == Some(Duration::ZERO) {
             self.write(schema, target_id);
         }
     }
 
-    /// Writes everything down, inside a transaction.
+    /// Writes everything, inside a transaction.
     pub fn write(&mut self, schema: &Schema, target_id: i16) {
         if self.sent == 0 {
             return;

@@ -1,5 +1,5 @@
 //! Having one batch answered: requests, halving and bisecting, until every change has a verdict or the target is found
-//! unreachable. Nothing here waits: a request is made, sent by the session, and its reply is handed back.
+//! unreachable. Nothing here waits: it makes a request, the session sends it and hands back the reply.
 
 use super::destination::Destination;
 use delivery::batch::Batch;
@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use wire::answer::{Answer, Verdict};
 use wire::reason;
 
-/// So many changes refused one by one by the status of the response, and nothing answered, are enough to suspect the
-/// target.
+/// The target is suspected to be at fault after so many changes that were refused one by one by the status of the
+/// response, while none was answered.
 const SUSPECT_AFTER: usize = 10;
 
 /// The verdict on a change of the batch, by its position.
@@ -35,12 +35,12 @@ pub struct Answered {
     /// Changes whose turn did not come because an earlier one of their key was refused in this very batch.
     pub blocked: Vec<usize>,
     pub trouble: Option<Trouble>,
-    /// The server said 413: read less at a time from now on.
+    /// The server has answered 413: less is to be read at a time from now on.
     pub too_large: bool,
 }
 
-/// The end of an exchange.
-pub struct Ended {
+/// What came of an exchange.
+pub struct ExchangeResult {
     pub batch: Rc<Batch>,
     pub answered: Answered,
     /// Refusals by the status of a response, where the target gave no verdict on any change: then it may be the
@@ -148,7 +148,7 @@ impl Exchange {
         }
     }
 
-    /// Sends what a trouble has stopped after all: the credentials are others now.
+    /// Sends after all what the failure has stopped: the credentials have changed.
     pub fn resume(&mut self) {
         self.answered.trouble = None;
     }
@@ -163,11 +163,11 @@ impl Exchange {
     }
 
     /// What came of it.
-    pub fn end(mut self) -> Ended {
+    pub fn end(mut self) -> ExchangeResult {
         if self.got_verdicts {
             self.answered.judged.append(&mut self.refused_by_status);
         }
-        Ended {
+        ExchangeResult {
             batch: self.batch,
             answered: self.answered,
             refused_by_status: self.refused_by_status,
@@ -240,7 +240,7 @@ fn request(batch: &Batch, part: &[usize], body: Vec<u8>, destination: &Destinati
     let id = batch.idempotency_key(part);
     let mut headers = vec![("Authorization", format!("Bearer {token}")), ("X-Upload-Token", token.to_owned())];
     if let Some(secrets) = signing {
-        // A clock before 1970 is as wrong as one that is a day late: the receiver says so.
+        // A clock before 1970 is as wrong as one that is a day late: the receiver refuses both.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         headers.push(("webhook-id", id.clone()));
         headers.push(("webhook-timestamp", now.to_string()));

@@ -1,10 +1,10 @@
-//! Settling: what was said about each change is written down, in one short transaction. What was acknowledged stays in
-//! memory until that has happened, whoever is in its way.
+//! Settling: the verdict on each change is written down, in one short transaction. What was acknowledged stays in
+//! memory until that has succeeded, whoever's lock is in its way.
 
 use super::counters::Counters;
 use super::exchange::{Answered, Judged, Trouble};
 use super::report::{Report, Stop};
-use super::transactions::{Transactions, Undone};
+use super::transactions::{StepError, Transactions};
 use crate::error::{Error, SqlState};
 use crate::store::queue::{self, Mark};
 use crate::store::{Schema, queue_scan, target};
@@ -20,19 +20,19 @@ use wire::answer::Verdict;
 use wire::text::sanitise;
 use wire::{Priority, Status};
 
-/// How often a target that turns the token away, or is not what it should be, is tried by the worker.
+/// How often the worker tries a target that does not accept the token, or is not what it should be.
 pub const SLOW_PROBE: Duration = Duration::from_secs(300);
-/// A target that refuses everything is tried at least so often, in intervals of `retry_interval`: the next change may
-/// be one that it takes.
+/// A target that refuses everything is tried again after at most so many times `retry_interval`: the next change may be
+/// one that it accepts.
 const MOST_REJECTED: u32 = 10;
-/// The least wait after a timeout or a 429 is the backoff's; this bounds it for changes that are not mentioned.
+/// Bounds the backoff of a single change.
 const MOST_DOUBLINGS: u32 = 30;
 
 /// A batch whose answers are in, ready to be written down.
 pub struct Settlement {
     batch: Rc<Batch>,
     answered: Answered,
-    /// What is written down of each change that was judged, by its position; `None`: it is deleted.
+    /// What is written to the row of each change that has a verdict, by its position; `None`: the row is deleted.
     marks: Vec<(usize, Option<Mark>)>,
     /// The target gave a verdict on a change.
     heard: bool,
@@ -78,13 +78,13 @@ impl Settlement {
     }
 
     /// The changes that were tried and stay in the outbox.
-    pub fn left(&self) -> impl Iterator<Item = Left> {
+    pub fn remaining(&self) -> impl Iterator<Item = Remaining> {
         let stays = self.marks.iter().filter_map(|(change, mark)| {
             let mark = mark.as_ref()?;
             Some((&self.batch.changes[*change], mark.status.waits_for_a_person(), mark.wait))
         });
         stays.chain(self.not_through().into_iter().map(|change| (change, false, None))).map(
-            |(change, waits_for_a_person, due_in)| Left {
+            |(change, waits_for_a_person, due_in)| Remaining {
                 id: change.id,
                 priority: change.priority,
                 touched: self.batch.touched(change),
@@ -109,7 +109,7 @@ impl Settlement {
         acked.map(|(change, _)| &self.batch.changes[*change]).collect()
     }
 
-    /// Counts it.
+    /// Adds it to the counts of a report.
     pub fn add_to(&self, report: &mut Report) {
         let not_through = self.not_through().len() as i64;
         report.sent += self.sent() as i64;
@@ -133,13 +133,13 @@ impl Settlement {
 }
 
 /// A change that was tried and is still there.
-pub struct Left {
+pub struct Remaining {
     pub id: i64,
     pub priority: Priority,
     pub touched: Touched,
     /// In conflict or dead.
     pub waits_for_a_person: bool,
-    /// When it may be tried again; `None` with the target, or when a person says so.
+    /// When it may be tried again; `None` where that depends on the target or on a person.
     pub due_in: Option<Duration>,
 }
 
@@ -149,13 +149,13 @@ pub fn unusable(why: String) -> Error {
         .hint("Correct the setting and reload: SELECT pg_reload_conf();")
 }
 
-/// What is written down of a change; `None` if it was acknowledged.
+/// What is written to the row of a change; `None` if it was acknowledged, and the row is deleted.
 fn mark(change: &Change, verdict: &Verdict, settings: &Settings) -> Option<Mark> {
     let wait = || {
         let tries = u32::try_from(change.attempts).unwrap_or_default().saturating_add(1).min(MOST_DOUBLINGS);
         Some(backoff::wait(tries, settings.retry_interval, settings.retry_max_interval, fastrand::f64()))
     };
-    let words = |text: &str, otherwise: &str| {
+    let text_or = |text: &str, otherwise: &str| {
         let clean = sanitise(text, ERROR_CHARS);
         if clean.is_empty() { otherwise.to_owned() } else { clean }
     };
@@ -163,28 +163,28 @@ fn mark(change: &Change, verdict: &Verdict, settings: &Settings) -> Option<Mark>
     match verdict {
         Verdict::Acked => None,
         Verdict::Unmentioned => mark(Status::Failed, "not acknowledged".into(), false, wait()),
-        Verdict::Conflict(error) => mark(Status::Conflict, words(error, "conflict"), false, None),
+        Verdict::Conflict(error) => mark(Status::Conflict, text_or(error, "conflict"), false, None),
         Verdict::Refused(error) if change.refusals + 1 >= settings.max_attempts => {
-            mark(Status::Dead, words(error, "refused"), true, None)
+            mark(Status::Dead, text_or(error, "refused"), true, None)
         }
-        Verdict::Refused(error) => mark(Status::Failed, words(error, "refused"), true, wait()),
-        Verdict::Unsendable(why) => mark(Status::Dead, words(&format!("cannot be sent: {why}"), ""), false, None),
+        Verdict::Refused(error) => mark(Status::Failed, text_or(error, "refused"), true, wait()),
+        Verdict::Unsendable(why) => mark(Status::Dead, text_or(&format!("cannot be sent: {why}"), ""), false, None),
     }
 }
 
-/// Writes a settlement down. Where that cannot be done now it is tried again later: it must happen. What never succeeds
-/// loses nothing: it is sent again with the same keys.
+/// Writes a settlement. If that fails, the caller tries it again later. If it never succeeds, nothing is lost: the
+/// changes are sent again with the same keys.
 pub fn settle(
     transactions: &mut impl Transactions,
     schema: &Schema,
     target_id: i16,
     settlement: &Settlement,
     counters: &mut Counters,
-) -> Result<(), Undone> {
+) -> Result<(), StepError> {
     let before = counters.clone();
     let settled = transactions.step(|| write(schema, target_id, settlement, counters));
     if settled.is_err() {
-        *counters = before; // of an attempt that was undone nothing is counted
+        *counters = before; // an attempt that was rolled back does not count
     }
     settled
 }
@@ -205,7 +205,7 @@ fn write(schema: &Schema, target_id: i16, settlement: &Settlement, counters: &mu
     counters.write_if_due(schema, target_id);
 }
 
-/// What the target's breaker learns from it.
+/// Updates the target's circuit breaker.
 fn note_outcome(
     schema: &Schema,
     target_id: i16,

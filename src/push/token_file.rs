@@ -15,7 +15,7 @@ use wire::token::{self, TokenError};
 
 /// What is wrong with a file that holds a secret.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum CredentialFileError {
     #[error(transparent)]
     File(secret_file::FileError),
     #[error(transparent)]
@@ -26,22 +26,22 @@ pub enum FileError {
     Format,
 }
 
-impl From<secret_file::FileError> for FileError {
+impl From<secret_file::FileError> for CredentialFileError {
     fn from(error: secret_file::FileError) -> Self {
         match error {
             secret_file::FileError::TooLong(_) => TokenError::TooLong.into(),
-            error => FileError::File(error),
+            error => CredentialFileError::File(error),
         }
     }
 }
 
 /// The token in a file of the administrator's. It may be reached through a symbolic link, as Kubernetes mounts secrets.
-pub fn read(path: &Path) -> Result<String, FileError> {
+pub fn read(path: &Path) -> Result<String, CredentialFileError> {
     Ok(token::from_file(&content(path, 0)?)?)
 }
 
 /// The signing secrets in a file of the administrator's.
-pub fn read_secrets(path: &Path) -> Result<Secrets, FileError> {
+pub fn read_secrets(path: &Path) -> Result<Secrets, CredentialFileError> {
     Ok(Secrets::from_file(&content(path, 0)?)?)
 }
 
@@ -52,15 +52,15 @@ fn content(path: &Path, flags: i32) -> Result<Vec<u8>, secret_file::FileError> {
 
 /// A token and the origin it was set for: it is sent nowhere else.
 #[derive(Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredToken {
     pub origin: String,
     pub token: String,
 }
 
-impl Kept {
+impl StoredToken {
     /// Reads the content of our own file.
-    pub fn parse(content: &[u8]) -> Result<Self, FileError> {
-        let kept: Kept = serde_json::from_slice(content).map_err(|_| FileError::Format)?;
+    pub fn parse(content: &[u8]) -> Result<Self, CredentialFileError> {
+        let kept: StoredToken = serde_json::from_slice(content).map_err(|_| CredentialFileError::Format)?;
         token::check(&kept.token)?;
         Ok(kept)
     }
@@ -84,12 +84,12 @@ impl TokenFile {
         }
     }
 
-    pub fn read(&self) -> Result<Option<Kept>, FileError> {
+    pub fn read(&self) -> Result<Option<StoredToken>, CredentialFileError> {
         let content = match content(&self.directory.join(&self.name), libc::O_NOFOLLOW) {
             Err(secret_file::FileError::Missing) => return Ok(None),
             content => content?,
         };
-        Kept::parse(&content).map(Some)
+        StoredToken::parse(&content).map(Some)
     }
 
     /// Removes the file, if it is there and can be removed.
@@ -98,26 +98,26 @@ impl TokenFile {
     }
 
     /// Replaces the file in one step that survives a crash.
-    pub fn write(&self, kept: &Kept) -> io::Result<()> {
+    pub fn write(&self, token: &StoredToken) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(&self.directory).or_else(|error| match error.kind() {
             ErrorKind::AlreadyExists => Ok(()),
             _ => Err(error),
         })?;
         let temporary = self.directory.join(format!("{}.{}", self.name, std::process::id()));
-        let written = self.write_new(&temporary, kept);
+        let written = self.write_new(&temporary, token);
         if written.is_err() {
             let _ = fs::remove_file(&temporary); // the first error is the one to report
         }
         written
     }
 
-    fn write_new(&self, temporary: &Path, kept: &Kept) -> io::Result<()> {
+    fn write_new(&self, temporary: &Path, token: &StoredToken) -> io::Result<()> {
         match fs::remove_file(temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {} // what a crashed process of the same pid left behind is gone
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-        file.write_all(&serde_json::to_vec(kept)?)?;
+        file.write_all(&serde_json::to_vec(token)?)?;
         file.sync_all()?;
         fs::rename(temporary, self.directory.join(&self.name))?;
         File::open(&self.directory)?.sync_all()

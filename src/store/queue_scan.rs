@@ -13,7 +13,7 @@ use crate::pg::spi::{self, Arg, Row};
 use crate::pg::text;
 use crate::pg::transaction_id;
 use crate::pg::xact;
-use delivery::batch::{Batch, Change, Stored};
+use delivery::batch::{Batch, Change, StoredChange};
 use delivery::keys::Touched;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -151,7 +151,7 @@ fn stored<'a>(
     json: [Option<&'a [u8]>; 3],
     created_at: &'a [u8],
     shape: &Shape,
-) -> Stored<'a> {
+) -> StoredChange<'a> {
     let mut unsendable = None;
     let mut text = |n| row.bytes(n).map(|bytes| utf8(bytes, &mut unsendable));
     let (schema, table) = (text(column::SCHEMA_NAME), text(column::TABLE_NAME));
@@ -171,7 +171,7 @@ fn stored<'a>(
         reason,
         created_at: String::from_utf8_lossy(created_at),
     };
-    Stored {
+    StoredChange {
         outgoing,
         priority,
         place: row.place(shape::COLUMN_COUNT + 1),

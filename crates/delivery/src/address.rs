@@ -1,8 +1,9 @@
 //! Which addresses may be connected to: never a cloud's metadata service or a link-local neighbour, and nothing outside
-//! the list of whoever runs the server, if there is one.
+//! the operator's list, if there is one.
 //!
 //! An admin of one database chooses the URL, and the server posts from its own place in the network: what only machines
-//! of that place can reach must not be within his. Private ranges are allowed, because that is where hubs are.
+//! there can reach must not become reachable for that admin. Private ranges are allowed, because that is where hubs
+//! are.
 
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -45,7 +46,7 @@ impl Allowed {
             .map(Allowed)
     }
 
-    /// As [`parse`](Self::parse), with a message for whoever set it.
+    /// As [`parse`](Self::parse), with a message that names the setting.
     pub fn from_setting(list: &str) -> Result<Self, String> {
         Self::parse(list).map_err(|part| {
             let part = wire::text::sanitise(&part, 60);
@@ -64,8 +65,8 @@ impl Allowed {
     }
 }
 
-/// An IPv4 network written as IPv6, as `::ffff:10.0.0.0/104`, is that IPv4 network: so is every address that is
-/// checked.
+/// An IPv4 network that is written as IPv6, as `::ffff:10.0.0.0/104`, becomes that IPv4 network, as every address that
+/// is checked does.
 fn canonical(network: IpNet) -> IpNet {
     match (network, network.addr().to_canonical(), network.prefix_len().checked_sub(96)) {
         (IpNet::V6(_), IpAddr::V4(address), Some(prefix)) => Ipv4Net::new(address, prefix).map_or(network, IpNet::V4),
@@ -78,7 +79,7 @@ fn refused(address: IpAddr) -> Option<Refused> {
         IpAddr::V4(address) => refused_v4(address),
         IpAddr::V6(address) => refused_v6(address).or_else(|| {
             let mut within = embedded(address).into_iter().filter_map(refused_v4);
-            // Zeros where another form would have its address say nothing.
+            // Zeros, where another form would have its address, mean nothing.
             within.find(|why| *why != Refused::NotOneMachine)
         }),
     }
@@ -126,7 +127,7 @@ fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
         [0x64, 0xff9b, 1, ..] => vec![at([6, 7, 9, 10]), at([7, 9, 10, 11]), at([9, 10, 11, 12]), last],
         // 6to4 (RFC 3056).
         [0x2002, ..] => vec![at([2, 3, 4, 5])],
-        // Teredo: server, and client with its bits turned around (RFC 4380).
+        // Teredo: server, and client with its bits inverted (RFC 4380).
         [0x2001, 0, ..] => vec![at([4, 5, 6, 7]), Ipv4Addr::from(!u32::from(last))],
         // ISATAP (RFC 5214).
         [_, _, _, _, 0 | 0x200, 0x5efe, ..] => vec![last],

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Bounds that a server's Retry-After is held to.
+/// Bounds that a server's Retry-After is clamped to.
 const RETRY_AFTER_LEAST: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MOST: Duration = Duration::from_secs(3600);
 
@@ -14,7 +14,7 @@ pub fn wait(failures: u32, base: Duration, cap: Duration, random: f64) -> Durati
 }
 
 /// What a Retry-After header asks for (RFC 9110, 10.2.3): seconds, or a date that counts from the response's own `Date`
-/// and not from our clock. Held to between a second and an hour; `None` if it cannot be read.
+/// and not from the local clock. Clamped to between a second and an hour; `None` if it cannot be read.
 pub fn retry_after(header: &str, date: Option<&str>) -> Option<Duration> {
     let header = header.trim();
     let asked = match header.parse::<u64>() {

@@ -1,7 +1,7 @@
 //! A batch: changes read from the outbox, and the request bodies made of them.
 //!
-//! The JSON of every change is written once, into one buffer; a body is a run of it between a prefix and a suffix, so
-//! that halving and bisecting cost no work. Stored JSON is joined, never parsed.
+//! The JSON of every change is written once, into one buffer. A body is joined from parts of that buffer, so that
+//! halving and bisecting write nothing anew. Stored JSON is joined, never parsed.
 
 use super::keys::Touched;
 use std::ops::Range;
@@ -11,14 +11,14 @@ use wire::Priority;
 use wire::body::{self, Outgoing};
 
 /// Where a row is in the heap: block and offset.
-pub type Place = (u32, u16);
+pub type TupleId = (u32, u16);
 
 /// One change of a batch.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub id: i64,
     pub priority: Priority,
-    pub place: Place,
+    pub place: TupleId,
     pub dedup_key: Uuid,
     pub branch: Option<Rc<str>>,
     pub reason: Option<Rc<str>>,
@@ -28,21 +28,21 @@ pub struct Change {
     pub was_offline: bool,
     /// Why it can never be sent as it is.
     pub unsendable: Option<String>,
-    /// Its JSON in the batch's buffer, and inside that what says which keys it touches, should anybody ask.
+    /// Its JSON in the batch's buffer. `pk` and `data` lie inside it, and show which keys the change touches.
     json: Range<usize>,
-    table: Rc<Table>,
+    table: Rc<TableName>,
     pk: Option<Range<usize>>,
     data: Option<Range<usize>>,
-    /// Of a change whose JSON is not here.
+    /// The keys of a change whose JSON is not in the buffer.
     touched: Option<Touched>,
 }
 
-/// A change as it is read from the outbox: what is sent of it, and what is known of it beside.
+/// A change as it is read from the outbox: what is sent of it, and what else is known of it.
 #[derive(Clone, Default)]
-pub struct Stored<'a> {
+pub struct StoredChange<'a> {
     pub outgoing: Outgoing<'a>,
     pub priority: Priority,
-    pub place: Place,
+    pub place: TupleId,
     pub attempts: i32,
     pub refusals: i32,
     pub was_offline: bool,
@@ -50,7 +50,7 @@ pub struct Stored<'a> {
 }
 
 #[derive(Debug)]
-struct Table {
+struct TableName {
     schema: String,
     name: String,
 }
@@ -77,7 +77,7 @@ impl Batch {
     }
 
     /// Adds a change; one that cannot be sent is added without its JSON.
-    pub fn push(&mut self, stored: &Stored<'_>) {
+    pub fn push(&mut self, stored: &StoredChange<'_>) {
         let outgoing = &stored.outgoing;
         let bytes = outgoing.most_bytes();
         if stored.unsendable.is_none() && self.buffer.try_reserve(bytes).is_ok() && leaves_headroom(bytes) {
@@ -105,7 +105,7 @@ impl Batch {
 
     fn change(
         &self,
-        stored: &Stored<'_>,
+        stored: &StoredChange<'_>,
         json: Range<usize>,
         pk: Option<Range<usize>>,
         data: Option<Range<usize>>,
@@ -126,7 +126,7 @@ impl Batch {
             json,
             table: match before {
                 Some(before) if before.table.name == *table && before.table.schema == *schema => before.table.clone(),
-                _ => Rc::new(Table { schema: schema.to_string(), name: table.to_string() }),
+                _ => Rc::new(TableName { schema: schema.to_string(), name: table.to_string() }),
             },
             pk,
             data,
@@ -161,8 +161,8 @@ impl Batch {
         picked.iter().all(|i| self.changes[*i].reason.as_deref() == Some(first)).then_some(first)
     }
 
-    /// `Idempotency-Key`: the same for the same changes, another for any other batch. A change never changes, so that
-    /// its key stands for it.
+    /// `Idempotency-Key`: the same for the same changes, and different for any other batch. A change is never altered,
+    /// so its key stands for it.
     pub fn idempotency_key(&self, picked: &[usize]) -> String {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
@@ -173,9 +173,9 @@ impl Batch {
     }
 }
 
-/// From so many bytes on it matters what is left for others.
+/// Above this size, an allocation succeeds only if enough memory is left for others.
 const LARGE: usize = 4 * 1024 * 1024;
-/// So many have to be left: for the small allocations of this process that cannot fail without ending it.
+/// The bytes that have to be left for the small allocations of this process, which end it if they fail.
 const HEADROOM: usize = 64 * 1024 * 1024;
 
 /// Whether there is memory left after so many bytes were reserved.
@@ -183,7 +183,7 @@ fn leaves_headroom(bytes: usize) -> bool {
     bytes <= LARGE || Vec::<u8>::new().try_reserve_exact(HEADROOM).is_ok()
 }
 
-/// A text that is usually that of the change before.
+/// The text, shared with the previous change where it is the same.
 fn shared(text: Option<&str>, before: Option<&Rc<str>>) -> Option<Rc<str>> {
     text.map(|text| before.filter(|before| ***before == *text).cloned().unwrap_or_else(|| text.into()))
 }
@@ -208,7 +208,7 @@ mod tests {
                 created_at: "2026-01-01T00:00:00+00:00".into(),
                 ..Outgoing::default()
             };
-            batch.push(&Stored { outgoing, place: (0, id as u16), ..Stored::default() });
+            batch.push(&StoredChange { outgoing, place: (0, id as u16), ..StoredChange::default() });
         }
         batch
     }

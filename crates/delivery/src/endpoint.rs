@@ -1,7 +1,7 @@
 //! Where changes are posted to: a base URL and a path, checked and joined.
 //!
 //! The origin decides where a token may go, so it has one spelling only. What is posted to is the parsed URL, never the
-//! text it was parsed from: a parser that forgives must not see another host than the one that was checked.
+//! text it was parsed from: a lenient parser must not see another host than the one that was checked.
 
 use std::net::IpAddr;
 use url::{Host, Url};
@@ -14,12 +14,12 @@ pub struct Endpoint {
     /// `scheme://host:port` in lower case, the port always there.
     pub origin: String,
     pub host: String,
-    /// Where the host is an address and no name, in whatever spelling it was given.
+    /// The address, if the host is an address and not a name, however it is spelled.
     pub address: Option<IpAddr>,
     pub loopback: bool,
 }
 
-/// Why a URL is not taken. The URL itself is in no message: what makes it bad may be a password.
+/// Why a URL is not accepted. No message contains the URL itself, because it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     #[error("the URL has neither the scheme https nor http")]
@@ -105,7 +105,7 @@ pub fn parse(base_url: &str, upload_path: &str, allow_http: bool) -> Result<Endp
     Ok(Endpoint { origin: format!("{}://{host}:{port}", url.scheme()), url: url.into(), host, address, loopback })
 }
 
-/// A URL parser drops some of these and turns others into slashes; here they are errors.
+/// A URL parser drops some of these characters and turns others into slashes. Here they are errors.
 fn forbidden(c: char) -> bool {
     c.is_control() || c.is_whitespace() || c == '\\'
 }

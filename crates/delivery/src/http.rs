@@ -1,8 +1,8 @@
 //! The HTTP thread: owns plain data only, so that the thread of PostgreSQL never waits for a network.
 //!
-//! One request is out at a time. The thread tells that a reply is there by calling `notify`; giving up is dropping the
-//! [`Http`], which shuts the connection and does not wait for the thread. Certificates and keys are read by the thread
-//! too: their files may lie where reading takes long.
+//! One request is out at a time. The thread calls `notify` when a reply is there. To give up, the caller drops the
+//! [`Http`], which shuts the connection down and does not wait for the thread. The thread also reads certificates and
+//! keys, because their files may be on a slow file system.
 
 use super::address::Allowed;
 use super::resolve::{Filtered, NotAllowed};
@@ -17,14 +17,14 @@ use ureq::http::StatusCode;
 use ureq::unversioned::transport::DefaultConnector;
 
 /// Bytes of an answer that are read for each change sent, beside [`ANSWER_BYTES`]: an answer names every key, perhaps
-/// with words.
+/// with an error text.
 const ANSWER_BYTES_PER_CHANGE: u64 = 4096;
 const ANSWER_BYTES: u64 = 64 * 1024;
-/// Above this size a request asks first whether it is welcome, so that an early 413 or 401 is not lost to a reset.
+/// Above this size a request is sent with `Expect: 100-continue`, so that an early 413 or 401 is not lost to a reset.
 const EXPECT_ABOVE: usize = 1024 * 1024;
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection is kept, however busy it is: a name that has moved is followed then, also while the old server
-/// still answers.
+/// How long a connection is kept, however busy it is. After that the name is looked up again, so that a name that has
+/// moved is followed even while the old server still answers.
 const CONNECTION_AGE: Duration = Duration::from_secs(10);
 
 /// What a request is made of.
@@ -44,7 +44,7 @@ pub struct Response {
     pub retry_after: Option<String>,
     pub date: Option<String>,
     pub location_host: Option<String>,
-    /// It says that it is a page for people.
+    /// Its content type is `text/html`.
     pub html: bool,
     pub body: Vec<u8>,
 }
@@ -62,8 +62,8 @@ pub enum NoResponse {
 
 pub type Reply = Result<Response, NoResponse>;
 
-/// Threads that were given up, as long as they run: nobody can have one leave a connection that is just being made, or
-/// a name that is being looked up.
+/// Threads that were given up, as long as they run: a thread cannot be interrupted while it connects or looks a name
+/// up.
 static GIVEN_UP: Mutex<Vec<Weak<AtomicBool>>> = Mutex::new(Vec::new());
 
 /// How many threads of this process run although they were given up; each ends within `connect_timeout`.
@@ -84,7 +84,7 @@ pub struct Http {
     replies: Receiver<Reply>,
     /// Made by the thread.
     agent: Arc<OnceLock<ureq::Agent>>,
-    /// Nobody waits any more: what has not begun must not begin.
+    /// Nobody waits for a reply any more: no further request may begin.
     given_up: Arc<AtomicBool>,
 }
 
@@ -152,7 +152,7 @@ impl Drop for Http {
 struct Client {
     agent: ureq::Agent,
     compress: bool,
-    /// Large requests ask first; off once the server has said 417.
+    /// Large requests use `Expect: 100-continue`, until the server answers 417.
     expect: bool,
     /// Since when there may be a kept connection.
     connected: Option<Instant>,
@@ -160,7 +160,7 @@ struct Client {
 
 /// Which connection a request goes over.
 #[derive(Clone, Copy, PartialEq)]
-enum Connection {
+enum ConnectionChoice {
     Any,
     New,
 }
@@ -178,19 +178,19 @@ impl Client {
         if !kept {
             self.connected = Some(started);
         }
-        let mut result = self.attempt(request, if kept { Connection::Any } else { Connection::New });
+        let mut result = self.attempt(request, if kept { ConnectionChoice::Any } else { ConnectionChoice::New });
         let again = match &result {
-            // A kept connection that the server has closed meanwhile says nothing about the server.
+            // That the server has closed a kept connection meanwhile does not mean that it is down.
             Err(failure) => kept && failure.stale && started.elapsed() < Duration::from_secs(1),
             // The kept connection led to the wrong server (RFC 9110, 15.5.20).
             Ok(response) => kept && response.status == StatusCode::MISDIRECTED_REQUEST.as_u16(),
         };
         if again {
-            result = self.attempt(request, Connection::New);
+            result = self.attempt(request, ConnectionChoice::New);
         }
         if self.expect && result.as_ref().is_ok_and(|r| r.status == StatusCode::EXPECTATION_FAILED.as_u16()) {
             self.expect = false;
-            result = self.attempt(request, Connection::New);
+            result = self.attempt(request, ConnectionChoice::New);
         }
         result.map_err(|failure| {
             let text = wire::text::sanitise(&failure.text, 300);
@@ -198,14 +198,14 @@ impl Client {
         })
     }
 
-    fn attempt(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+    fn attempt(&self, request: &Request, connection: ConnectionChoice) -> Result<Response, AttemptError> {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.exchange(request, connection)))
-            .unwrap_or_else(|_| Err(Failure::new("the HTTP client failed".into())))
+            .unwrap_or_else(|_| Err(AttemptError::new("the HTTP client failed".into())))
     }
 
-    fn exchange(&self, request: &Request, connection: Connection) -> Result<Response, Failure> {
+    fn exchange(&self, request: &Request, connection: ConnectionChoice) -> Result<Response, AttemptError> {
         let mut call = self.agent.post(&request.url).header("Content-Type", "application/json");
-        if connection == Connection::New {
+        if connection == ConnectionChoice::New {
             call = call.config().max_idle_age(Duration::ZERO).build();
         }
         for (name, value) in &request.headers {
@@ -232,7 +232,7 @@ impl Client {
         std::io::copy(&mut response.into_body().into_reader().take(most + 1), &mut answer)?;
         let Bounded(answer) = answer;
         if answer.len() as u64 > most && status.is_success() {
-            return Err(Failure::new(format!("the answer is longer than {most} bytes")));
+            return Err(AttemptError::new(format!("the answer is longer than {most} bytes")));
         }
         Ok(Response {
             status: status.as_u16(),
@@ -246,7 +246,7 @@ impl Client {
 }
 
 /// Why there is no response.
-struct Failure {
+struct AttemptError {
     text: String,
     /// The connection broke in a way that a closed kept connection does.
     stale: bool,
@@ -254,13 +254,13 @@ struct Failure {
     not_allowed: bool,
 }
 
-impl Failure {
+impl AttemptError {
     fn new(text: String) -> Self {
-        Failure { text, stale: false, not_allowed: false }
+        AttemptError { text, stale: false, not_allowed: false }
     }
 }
 
-impl From<ureq::Error> for Failure {
+impl From<ureq::Error> for AttemptError {
     fn from(error: ureq::Error) -> Self {
         let stale = matches!(&error, ureq::Error::Io(e) if matches!(
             e.kind(),
@@ -274,13 +274,13 @@ impl From<ureq::Error> for Failure {
             ureq::Error::ConnectionFailed => "connection failed".into(),
             other => other.to_string(),
         };
-        Failure { text, stale, not_allowed }
+        AttemptError { text, stale, not_allowed }
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for AttemptError {
     fn from(error: std::io::Error) -> Self {
-        Failure::from(ureq::Error::from(error))
+        AttemptError::from(ureq::Error::from(error))
     }
 }
 
@@ -321,7 +321,7 @@ fn agent(settings: &Settings) -> Result<ureq::Agent, String> {
         .timeout_global(Some(settings.request_timeout))
         .tls_config(tls::config(settings)?)
         .build();
-    // A proxy was chosen by whoever runs the server, and is who looks names up.
+    // A proxy was chosen by the server's operator, and looks the names up itself.
     let allowed = match settings.proxy {
         None => Allowed::from_setting(&settings.allowed_addresses)?,
         Some(_) => Allowed::default(),

@@ -54,14 +54,14 @@ impl Touched {
     }
 }
 
-/// The members of a JSON object, each as its text: columns that are no part of the key are passed over however deep
-/// they are nested, which a parser that builds values refuses to follow.
+/// The members of a JSON object, each as its text. Columns that are not part of the key are skipped however deep they
+/// are nested; a parser that builds values would refuse deep ones.
 fn object(json: &str) -> Option<BTreeMap<String, &RawValue>> {
     serde_json::from_str(json).ok()
 }
 
 /// Whether a JSON text can have one of the key's columns as a member. Most updates change no key, and need not be
-/// parsed to see that; only where something is escaped a name can hide.
+/// parsed to see that. Only where something is escaped can a name be present without being found.
 fn may_name_a_column(json: &str, key: &BTreeMap<String, &RawValue>) -> bool {
     json.contains('\\') || key.keys().any(|column| json.contains(column.as_str()))
 }
@@ -78,8 +78,8 @@ fn hash_columns(key: &BTreeMap<String, &RawValue>) -> u64 {
     hasher.finish()
 }
 
-/// Longest value of a key that is compared, in bytes of JSON: read, it takes many times its size. What a unique index
-/// holds is shorter, unless it can be compressed very much.
+/// Longest value of a key that is compared, in bytes of JSON: parsed, it takes many times its size. A value in a unique
+/// index is shorter, unless it compresses very well.
 const MOST_VALUE_BYTES: usize = 64 * 1024;
 
 /// `None` where a value is nested too deep to be compared, or too long: such a change waits for every key of its table,
@@ -96,9 +96,9 @@ fn hash_key(key: &BTreeMap<String, &RawValue>) -> Option<u64> {
     Some(hasher.finish())
 }
 
-/// The same for values that are equal to PostgreSQL: 1 and 1.0 are one key, also inside of a document. And the same for
-/// a value before and after its column got another type: 1 and "1" are one key. Two that look alike so are two, one of
-/// which waits for the other now and then.
+/// Values that are equal to PostgreSQL have the same hash: 1 and 1.0 are one key, also inside a document. So has a
+/// value before and after its column gets another type: 1 and "1" are one key. If two different keys are taken for one,
+/// the only effect is that one of them waits for the other now and then.
 fn hash_value(value: &Value, hasher: &mut DefaultHasher) {
     match value {
         Value::Null => 0u8.hash(hasher),
@@ -137,9 +137,9 @@ fn canonical_number(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A text as another type would have it: a number as a number, without the blanks that fill up a `character(n)`, a
-/// `uuid` in small letters, and of a date and time only what the types that have one share. Which zone a time is in
-/// nobody can tell.
+/// A text in the form that other types give the same value: a number as a number, without the blanks that pad a
+/// `character(n)`, a `uuid` in lower case, and of a date and time only the parts that the types with one share. The
+/// time zone is ignored, because it cannot be known.
 fn canonical_text(text: &str) -> Cow<'_, str> {
     let text = text.trim_end_matches(' ');
     let unsigned = text.strip_prefix('-').unwrap_or(text);
@@ -167,18 +167,18 @@ fn canonical_text(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-/// The keys behind which later changes have to wait, with the first change that they wait for: what is earlier than
-/// that does not wait (it may have been requeued, or become due, while a later one of its key is in conflict).
+/// The keys behind which later changes have to wait, with the first change that they wait for. Changes before that one
+/// are not blocked (they may have been requeued, or become due, while a later one of their key is in conflict).
 #[derive(Debug, Default)]
 pub struct Parked {
-    tables: HashMap<u64, Table>,
+    tables: HashMap<u64, ParkedTable>,
 }
 
 #[derive(Debug)]
-struct Table {
+struct ParkedTable {
     /// The first parked change of any key.
     first: i64,
-    /// The first that parks every key.
+    /// The first parked change that parks every key.
     whole: Option<i64>,
     keys: HashMap<u64, i64>,
     /// The first parked change of each set of columns that keys are made of: mostly there is one.
@@ -198,7 +198,7 @@ impl Parked {
             None => behind(&table.first),
             Some((old, new)) => {
                 table.whole.as_ref().is_some_and(behind)
-                    // Of keys of other columns nobody can say whether they are the same row's.
+                    // Keys of other columns may belong to the same row.
                     || table.columns.iter().any(|(columns, first)| *columns != touched.columns && behind(first))
                     || table.keys.get(&old).is_some_and(behind)
                     || new.is_some_and(|new| table.keys.get(&new).is_some_and(behind))
@@ -206,10 +206,10 @@ impl Parked {
         }
     }
 
-    /// Makes what comes after the change with this id wait, as far as it has one of these keys. Returns whether the
+    /// Makes the changes after the one with this id wait if they have one of these keys. Returns whether the
     /// table has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {
-        let table = self.tables.entry(touched.table).or_insert_with(|| Table {
+        let table = self.tables.entry(touched.table).or_insert_with(|| ParkedTable {
             first: id,
             whole: None,
             keys: HashMap::new(),

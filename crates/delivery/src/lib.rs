@@ -1,5 +1,5 @@
 //! Delivery as plain data: batches and their request bodies, what a reply means, when to try again, which keys wait for
-//! which; and the thread that talks HTTP. Nothing in here knows PostgreSQL, so that all of it is tested without a
+//! which; and the HTTP thread. Nothing in here knows PostgreSQL, so that all of it is tested without a
 //! server.
 
 pub mod address;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use wire::answer::{Answer, Verdict};
 use wire::text::sanitise;
 
-/// Characters of a stranger's error text that are kept.
+/// How many characters of a foreign error text are kept.
 pub const ERROR_CHARS: usize = 2000;
 
 /// The meaning of one reply.
@@ -16,7 +16,7 @@ pub const ERROR_CHARS: usize = 2000;
 pub enum Outcome {
     /// A verdict on each change.
     Answered(Answer),
-    /// 400, 422: something in it is poison. Bisect; alone, the change is refused.
+    /// 400, 422: some change in it is not accepted. Bisect; alone, the change is refused.
     Poison { error: String },
     /// 413: halve; alone, the change is refused.
     TooLarge { error: String },
@@ -42,7 +42,7 @@ pub enum FailureKind {
     Unauthorized,
     /// The endpoint is not what it should be (redirect, 404, ..): rows stay as they are, slow probe.
     Misconfigured,
-    /// 410: the target wants no more. Rows stay as they are, and nothing is sent until a person says so.
+    /// 410: the target is gone. Rows stay as they are, and nothing is sent until an administrator resumes.
     Gone,
     /// A setting of ours, or a file that one names, cannot be used: nothing was sent.
     Unusable,
@@ -79,7 +79,7 @@ pub fn classify(reply: Reply) -> Outcome {
         401 | 403 | 407 => FailureKind::Unauthorized.with(error),
         410 => FailureKind::Gone.with(error),
         408 | 409 | 421 | 425 | 429 => not_through.with(error),
-        // Not the target's word: a network on the way wants a login (RFC 6585).
+        // Not the target's answer: a network on the way requires a login (RFC 6585).
         511 => not_through.with(format!("offline: {error}")),
         501 | 505 => FailureKind::Misconfigured.with(error),
         500..=599 => not_through.with(error),
@@ -100,7 +100,7 @@ fn describe(response: &Response) -> String {
 }
 
 /// The verdict on every picked change. A change that was not acked though a later one of its key was is in conflict:
-/// sending it again would turn the order of that key around.
+/// sending it again would reverse the order of that key.
 pub fn verdicts(batch: &Batch, picked: &[usize], answer: &Answer) -> Vec<Verdict> {
     let mut verdicts: Vec<Verdict> = picked.iter().map(|i| answer.verdict(&batch.changes[*i].dedup_key)).collect();
     if verdicts.iter().all(|verdict| *verdict == Verdict::Acked) {

@@ -1,7 +1,8 @@
 //! Name resolution that leaves out the addresses which may not be connected to.
 //!
-//! The filter stands between the look-up and the connection, so that what was checked is what is connected to: a name
-//! that answers differently the next time gains nothing. It sees every request, also on a kept connection.
+//! The filter is applied between the look-up and the connection, so that the address that was checked is the one that
+//! is connected to: a name that resolves differently the next time does not get around it. It sees every request, also
+//! on a kept connection.
 
 use super::address::{Allowed, Refused};
 use std::fmt;

@@ -1,6 +1,6 @@
 //! Files that hold a secret: who may have written or read them.
 //!
-//! A file is opened first and looked at then, so that what was checked is what is read. No error shows any of its
+//! A file is opened first and checked afterwards, so that what was checked is what is read. No error shows any of its
 //! content.
 
 use std::fs::{File, OpenOptions};

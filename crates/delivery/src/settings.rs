@@ -1,4 +1,4 @@
-//! What the thread that talks HTTP has to know, and when to try again.
+//! What the HTTP thread has to know, the size of batches, and when to try again.
 
 use std::time::Duration;
 

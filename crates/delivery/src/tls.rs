@@ -1,5 +1,5 @@
-//! Certificates and keys for TLS, looked at before the client sees them: it panics over a key that does not belong to
-//! its certificate, and takes a file of authorities that it cannot read for an empty one.
+//! Certificates and keys for TLS, checked before the HTTP client gets them: it panics if a key does not belong to its
+//! certificate, and treats a file of authorities that it cannot parse as an empty one.
 
 use super::secret_file::{self, FileError};
 use crate::Settings;

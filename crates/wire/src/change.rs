@@ -1,4 +1,4 @@
-//! The words for a change that the database, the wire and the settings share. Each name stands here once.
+//! The names for properties of a change that the database, the wire and the settings share. Each is defined here only.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ impl Operation {
     }
 }
 
-/// What is sent first.
+/// In which order changes are sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Priority {
@@ -59,7 +59,7 @@ impl Priority {
     }
 }
 
-/// How a captured change stands. An acknowledged change is deleted and has none.
+/// The state of a captured change. An acknowledged change is deleted and has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Status {
     /// Not sent yet.

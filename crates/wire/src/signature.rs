@@ -11,10 +11,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 const PREFIX: &str = "whsec_";
-/// What the specification asks for, at random.
+/// The length of the random secret that the specification requires.
 const LEAST_BYTES: usize = 24;
 const MOST_BYTES: usize = 64;
-/// The one in use, and the other one while they are exchanged.
+/// The secret in use, and a second one during a rotation.
 const MOST_SECRETS: usize = 2;
 
 /// Libraries differ in whether they write the padding.
@@ -23,7 +23,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Why signing secrets are not taken. No message shows any of them.
+/// Why signing secrets are not accepted. No message shows any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     #[error("holds no secret")]
@@ -72,7 +72,7 @@ fn secret(line: &str) -> Result<Vec<u8>, SecretError> {
 }
 
 fn sign(secret: &[u8], id: &str, timestamp: u64, body: &[u8]) -> String {
-    // A key of any length is taken; there is no error to come of it.
+    // HMAC accepts a key of any length, so this does not fail.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret) else { return String::new() };
     mac.update(id.as_bytes());
     mac.update(b".");

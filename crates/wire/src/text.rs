@@ -1,6 +1,6 @@
-//! Text of strangers.
+//! Text from foreign sources.
 
-/// Makes it fit to be stored and shown: no control characters, at most `most` characters.
+/// Makes a text safe to store and show: without control characters, and with at most `most` characters.
 pub fn sanitise(text: &str, most: usize) -> String {
     let mut clean: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most + 1).collect::<String>().trim().to_owned();

@@ -1,9 +1,9 @@
-//! What an upload token may look like: something that can stand in a header, and nothing else.
+//! What an upload token may look like: a value that can be sent in a header, and nothing else.
 
 /// Most bytes of a token and of a file that holds one.
 pub const MAX_BYTES: usize = 16 * 1024;
 
-/// Why a token is not taken. No message shows any of it.
+/// Why a token is not accepted. No message shows any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     #[error("is empty")]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use uuid::Uuid;
 
-/// What an answer says. Keys nobody asked about do no harm: only the keys of the request are ever looked up.
+/// The verdicts of an answer. Keys that were not in the request do no harm, because they are never looked up.
 #[derive(Debug, Default, PartialEq)]
 pub struct Answer {
     /// Sorted.
@@ -24,15 +24,16 @@ impl Answer {
         if body.trim_ascii_start().first() != Some(&b'{') {
             return None; // serde would take a list for an object's members in order
         }
-        let body: Body = serde_json::from_slice(body).ok()?;
+        let body: RawAnswer = serde_json::from_slice(body).ok()?;
         let mut acked = body.acked.unwrap_or_default().0;
         acked.sort_unstable();
-        let Said(errors) = body.errors.unwrap_or_default();
-        let Said(conflicts) = body.conflicts.unwrap_or_default();
+        let ErrorList(errors) = body.errors.unwrap_or_default();
+        let ErrorList(conflicts) = body.conflicts.unwrap_or_default();
         Some(Answer { acked, errors, conflicts })
     }
 
-    /// The verdict on `key`. Where an answer contradicts itself, the ack loses: a change is resent rather than lost.
+    /// The verdict on `key`. If an answer contradicts itself, the acknowledgement does not count: a change is resent
+    /// rather than lost.
     pub fn verdict(&self, key: &Uuid) -> Verdict {
         if let Some(error) = self.errors.get(key) {
             Verdict::Refused(error.clone())
@@ -47,42 +48,42 @@ impl Answer {
 }
 
 #[derive(serde::Deserialize)]
-struct Body {
+struct RawAnswer {
     #[serde(default)]
-    acked: Option<Keys>,
+    acked: Option<KeyList>,
     #[serde(default)]
-    errors: Option<Said>,
+    errors: Option<ErrorList>,
     #[serde(default)]
-    conflicts: Option<Said>,
+    conflicts: Option<ErrorList>,
 }
 
 /// The keys of a list. Entries without one are not kept: there can be many in few bytes.
 #[derive(Default)]
-struct Keys(Vec<Uuid>);
+struct KeyList(Vec<Uuid>);
 
-/// The keys of a list, each with the target's words.
+/// The keys of a list, each with the target's error text.
 #[derive(Default)]
-struct Said(HashMap<Uuid, String>);
+struct ErrorList(HashMap<Uuid, String>);
 
-impl Extend<(Uuid, String)> for Keys {
+impl Extend<(Uuid, String)> for KeyList {
     fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
         self.0.extend(items.into_iter().map(|(key, _)| key));
     }
 }
 
-impl Extend<(Uuid, String)> for Said {
+impl Extend<(Uuid, String)> for ErrorList {
     fn extend<T: IntoIterator<Item = (Uuid, String)>>(&mut self, items: T) {
         self.0.extend(items);
     }
 }
 
-impl<'de> Deserialize<'de> for Keys {
+impl<'de> Deserialize<'de> for KeyList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(List(PhantomData))
     }
 }
 
-impl<'de> Deserialize<'de> for Said {
+impl<'de> Deserialize<'de> for ErrorList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(List(PhantomData))
     }
@@ -106,7 +107,7 @@ impl<'de, T: Default + Extend<(Uuid, String)>> Visitor<'de> for List<T> {
     }
 }
 
-/// A key, alone or in an object with the target's words; anything else has no key.
+/// A key, alone or in an object with the target's error text. Any other item has no key.
 #[derive(Default)]
 struct Item {
     key: Option<Uuid>,
@@ -137,7 +138,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             match &*name {
                 "dedup_key" => item.key = map.next_value::<Item>()?.key,
-                "error" => item.error = map.next_value::<Words>()?.0,
+                "error" => item.error = map.next_value::<ErrorText>()?.0,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -166,17 +167,17 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 }
 
-/// What is kept of an error that is no string: more than is shown of it.
+/// How many characters are kept of an error that is not a string: more than are shown of it.
 const MOST_CHARS_OF_JSON: usize = 2_000;
 
-/// The target's words: a string, or whatever JSON it sent instead, as text: a stranger's JSON is not built up in
-/// memory, where few bytes can mean many levels.
-struct Words(String);
+/// The target's error text: a string, or the text of whatever JSON it has sent instead. Foreign JSON is not parsed into
+/// values, because a few bytes of it can mean many levels.
+struct ErrorText(String);
 
-impl<'de> Deserialize<'de> for Words {
+impl<'de> Deserialize<'de> for ErrorText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(deserializer)?.get();
-        Ok(Words(match json {
+        Ok(ErrorText(match json {
             "null" => String::new(),
             json if json.starts_with('"') => serde_json::from_str(json).map_err(D::Error::custom)?,
             json => json.chars().take(MOST_CHARS_OF_JSON).collect(),

@@ -5,11 +5,11 @@ use std::fmt::Write;
 
 /// Longest error text in an answer, in characters: the sender stores it with the change.
 const ERROR_MAX: usize = 500;
-/// And in bytes, as they are escaped: one character can take twelve. The sender reads 4096 bytes for each change that
+/// The same in bytes, after escaping: one character can take twelve. The sender reads 4096 bytes for each change that
 /// it has sent, key and punctuation included.
 const ERROR_BYTES: usize = 3000;
 
-/// What became of the changes of a body. A change that stands nowhere was not acked.
+/// What became of the changes of a body. A change that is in no list was not acknowledged.
 #[derive(Default)]
 pub struct AnswerWriter<'a> {
     acked: Vec<Cow<'a, str>>,
@@ -38,21 +38,21 @@ impl<'a> AnswerWriter<'a> {
             string(key, &mut out);
         }
         out.push_str("], \"errors\": [");
-        with_words(&self.errors, &mut out);
+        errors(&self.errors, &mut out);
         out.push_str("], \"conflicts\": [");
-        with_words(&self.conflicts, &mut out);
+        errors(&self.conflicts, &mut out);
         out.push_str("]}");
         out
     }
 }
 
-/// Keys, each with what is said about it.
-fn with_words(entries: &[(Cow<'_, str>, String)], out: &mut String) {
-    for (i, (key, words)) in entries.iter().enumerate() {
+/// A list of keys, each with its error text.
+fn errors(entries: &[(Cow<'_, str>, String)], out: &mut String) {
+    for (i, (key, error)) in entries.iter().enumerate() {
         out.push_str(if i > 0 { ", {\"dedup_key\": " } else { "{\"dedup_key\": " });
         string(key, out);
         out.push_str(", \"error\": ");
-        string(words, out);
+        string(error, out);
         out.push('}');
     }
 }

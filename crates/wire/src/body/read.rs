@@ -3,8 +3,9 @@
 //! The parts of a change that a table's columns decide about (`pk`, `data`, `old`) stay JSON text: PostgreSQL reads
 //! them with the types of the hub's own columns.
 //!
-//! A body of many tiny parts would take many times its size in memory, and where there is too little of that the whole
-//! server ends: so parts are counted, and of one change at a time more is kept than where its text is.
+//! A body of many tiny parts would take many times its size in memory, and running out of it would end the whole
+//! server. So the number of parts is limited, and more than the position of its text is kept of one change at a time
+//! only.
 
 use crate::Operation;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -30,9 +31,9 @@ pub struct Incoming<'a> {
     pub pk: Object<'a>,
     /// Empty for DELETE and TRUNCATE.
     pub data: Object<'a>,
-    /// The values that an UPDATE or DELETE found, where the sender tells them.
+    /// The values before an UPDATE or DELETE, if the sender includes them.
     pub old: Option<Object<'a>>,
-    /// As the sender wrote it, so that the answer says the same.
+    /// As the sender wrote it, so that the answer repeats it exactly.
     pub dedup_key: Cow<'a, str>,
     pub id: uuid::Uuid,
 }
@@ -66,8 +67,8 @@ struct Body<'a> {
 
 /// An array of not too many changes, as their text.
 fn few_changes<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'a RawValue>, D::Error> {
-    struct Few<'a>(PhantomData<&'a ()>);
-    impl<'de: 'a, 'a> Visitor<'de> for Few<'a> {
+    struct ChangesVisitor<'a>(PhantomData<&'a ()>);
+    impl<'de: 'a, 'a> Visitor<'de> for ChangesVisitor<'a> {
         type Value = Vec<&'a RawValue>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,17 +86,17 @@ fn few_changes<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec
             Ok(changes)
         }
     }
-    deserializer.deserialize_seq(Few(PhantomData))
+    deserializer.deserialize_seq(ChangesVisitor(PhantomData))
 }
 
 /// An object of not too many members.
-struct Few<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
+struct FewMembers<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Few<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for FewMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members<'a>(PhantomData<&'a ()>);
-        impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
-            type Value = Few<'a>;
+        struct MembersVisitor<'a>(PhantomData<&'a ()>);
+        impl<'de: 'a, 'a> Visitor<'de> for MembersVisitor<'a> {
+            type Value = FewMembers<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -103,22 +104,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Few<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
                 let mut members = BTreeMap::new();
-                while let Some((name, value)) = object.next_entry::<Name<'a>, &'a RawValue>()? {
+                while let Some((name, value)) = object.next_entry::<MemberName<'a>, &'a RawValue>()? {
                     members.insert(name.0, value);
                     if members.len() > MOST_MEMBERS {
                         return Err(A::Error::custom(format_args!("more than {MOST_MEMBERS} members")));
                     }
                 }
-                Ok(Few(members))
+                Ok(FewMembers(members))
             }
         }
-        deserializer.deserialize_map(Members(PhantomData))
+        deserializer.deserialize_map(MembersVisitor(PhantomData))
     }
 }
 
 /// A member's name, borrowed where nothing is escaped in it.
 #[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+struct MemberName<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[derive(Deserialize)]
 struct Members<'a> {
@@ -175,7 +176,7 @@ fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
     let text = value.map(RawValue::get).unwrap_or("null");
     must_be_object(text, member)?;
-    let Few(members) = serde_json::from_str(text).map_err(|error| format!("{member}: {error}"))?;
+    let FewMembers(members) = serde_json::from_str(text).map_err(|error| format!("{member}: {error}"))?;
     Ok(Object { text, members })
 }
 

@@ -1,8 +1,8 @@
-//! Keys that have changes in more than one lane.
+//! Keys that have changes in more than one priority.
 //!
-//! A backfill does that, which puts existing rows into LOW while later changes of the same rows go into their table's
-//! lane; and so do tables that take each other's names. While it lasts, a change waits for every earlier one of its
-//! key, whatever lane that is in.
+//! A backfill causes this, because it puts existing rows into LOW while later changes of the same rows get the priority
+//! of their table. So do tables that take each other's names. While it lasts, a change waits for every earlier one of
+//! its key, whatever priority that has.
 
 use crate::store::{Schema, queue};
 use delivery::batch::Change;
@@ -10,37 +10,38 @@ use delivery::keys::{Parked, Touched};
 use std::ops::ControlFlow;
 use wire::Priority;
 
-/// The keys of the tables concerned with their first changes, by lane; loaded at the beginning of a pass.
+/// The keys of the tables concerned with their first changes, by priority, as they were when they were last loaded.
 #[derive(Default)]
 pub struct CrossPriority {
-    lanes: Vec<(Priority, Parked)>,
+    priorities: Vec<(Priority, Parked)>,
 }
 
 impl CrossPriority {
     pub fn load(schema: &Schema, target_id: i16) -> Self {
         let tables = queue::cross_priority_tables(schema, target_id);
-        let lane = |priority| {
+        let first_changes = |priority| {
             let mut first = Parked::default();
             for table in &tables {
                 queue::lane_keys(schema, target_id, priority, table, |row| {
                     let touched =
                         Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
-                    // Of a table with too many keys the first change counts for all of them.
+                    // In a table with too many keys, the first change counts for all of them.
                     if first.park(&touched, row.id) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 });
             }
             (priority, first)
         };
-        CrossPriority { lanes: Priority::ALL.into_iter().map(lane).filter(|(_, first)| !first.is_empty()).collect() }
+        let priorities = Priority::ALL.into_iter().map(first_changes).filter(|(_, first)| !first.is_empty()).collect();
+        CrossPriority { priorities }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
+        self.priorities.is_empty()
     }
 
-    /// Whether another lane held an earlier change of one of these keys when the pass began.
+    /// Whether another priority held an earlier change of one of these keys when they were loaded.
     pub fn blocks(&self, touched: &Touched, change: &Change) -> bool {
-        let mut others = self.lanes.iter().filter(|(priority, _)| *priority != change.priority);
+        let mut others = self.priorities.iter().filter(|(priority, _)| *priority != change.priority);
         others.any(|(_, first)| first.blocks(touched, change.id))
     }
 }
