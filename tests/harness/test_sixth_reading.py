@@ -1,0 +1,116 @@
+"""What a sixth reader, who had seen nothing before, found: each test says what has to hold."""
+
+import time
+
+import pytest
+
+from support import behaviours
+from support.database import Database
+from support.wait import wait_for
+
+MB = 1 << 20
+
+
+def below_zero(change):
+    return change["pk"]["id"] < 0
+
+
+def pending(db):
+    return db.value("SELECT count(*) FROM sync_outbox")
+
+
+@pytest.fixture
+def shop(live, receiver):
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
+    live.attach("sales")
+    return live
+
+
+# The share of those that are tried again
+
+@pytest.mark.parametrize("idle", [0, 6])
+def test_time_without_work_is_no_time_of_retries(shop, receiver, idle):
+    """A change that is refused under load is tried again when its time has come, also where nothing was to be sent for
+    a while after the last retry."""
+    shop.server.set(sync_outbox__interval="1h", sync_outbox__retry_interval="200ms", sync_outbox__batch_rows=10)
+    receiver.script(behaviours.refuse(below_zero))
+    shop.run("INSERT INTO sales VALUES (-2)")
+    wait_for(lambda: len(receiver.requests) == 2 and pending(shop) == 0)  # the last that was sent is a retry
+
+    time.sleep(idle)
+    receiver.behaviour = behaviours.slow(0.02, behaviours.refuse(below_zero))
+    shop.run("INSERT INTO sales SELECT n FROM generate_series(-1, 10000) n")
+    refused = wait_for(lambda: [r for r in receiver.requests if -1 in [c["pk"]["id"] for c in r.changes]])[0]
+    again = wait_for(lambda: [r for r in receiver.requests[refused.number + 1:] if -1 in [c["pk"]["id"] for c in r.changes]], 20)
+    assert again[0].arrived - refused.arrived < 3
+    assert pending(shop) > 1000  # the load was there all the time
+
+
+@pytest.mark.parametrize("interval", ["1h", "1s"])
+def test_retries_leave_half_of_the_time_also_where_the_outbox_is_looked_through_often(shop, receiver, interval):
+    """As `test_changes_that_are_tried_again_leave_half_of_the_time_to_the_others`, but that every `interval` the worker
+    looks at everything there is."""
+    shop.server.set(sync_outbox__batch_rows=50, sync_outbox__retry_interval="100ms", sync_outbox__interval=interval)
+    shop.run("SELECT sync_outbox_pause()")
+    shop.run("INSERT INTO sales SELECT n FROM generate_series(1, 400) n")
+    receiver.behaviour = behaviours.slow(0.01, behaviours.poison(lambda change: change["pk"]["id"] <= 200, 400))
+    shop.run("SELECT sync_outbox_resume()")
+    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox WHERE (pk->>'id')::int > 200") == 0, 110)
+    assert len(receiver.requests) < 1800
+
+
+@pytest.mark.parametrize("by", ["flush", "worker"])
+def test_a_change_that_waits_for_its_retry_is_not_given_up_for_another(new_server, receiver, by):
+    """There is no memory for one change. What is DEAD then is that one, and not those in front of it that are due again
+    and are being kept waiting."""
+    server = new_server(preload=by == "worker", settings={"sync_outbox.interval": "1h", "sync_outbox.retry_interval": "100ms"})
+    db = server.create_database()
+    db.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; RESET client_min_messages")
+    db.aim(receiver)
+    db.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
+    db.attach("sales")
+    db.run("SELECT sync_outbox_pause()")
+    db.run("INSERT INTO sales VALUES (0), (1), (-1), (-2), (-3), (-4), (-5), (-6), (-7), (-8)")
+    db.run(f"INSERT INTO sales VALUES (2, repeat('x', {600 * MB}))")
+    # Two that are tried again, whose answers take long.
+    db.run("UPDATE sync_outbox SET status = 'FAILED', attempt_count = 1, next_attempt_at = now() WHERE pk->>'id' IN ('0', '1')")
+    db.close()
+    server.stop()
+    server.through = ("prlimit", f"--as={640 * MB}")
+    server.start()
+    db = Database(server, db.name)
+    refused = behaviours.slow(0.05, behaviours.refuse(below_zero))
+
+    def behaviour(request, wire):
+        if any(change["pk"]["id"] in (0, 1) for change in request.changes):
+            time.sleep(3)
+        refused(request, wire)
+    receiver.behaviour = behaviour
+    db.run("SELECT sync_outbox_resume()")
+    if by == "flush":
+        db.flush()
+    wait_for(lambda: db.value("SELECT status::text FROM sync_outbox WHERE pk->>'id' = '2'") == "DEAD", 30)
+    dead = db.rows("SELECT (pk->>'id')::int AS id, refusals, error_message FROM sync_outbox WHERE status = 'DEAD' ORDER BY id")
+    print(dead, [(round(r.arrived - receiver.requests[0].arrived, 2), [c["pk"]["id"] for c in r.changes]) for r in receiver.requests])
+    assert [change.id for change in dead] == [2], dead
+    db.close()
+
+
+# Keys across priorities
+
+@pytest.mark.parametrize("first", ["INSERT INTO sales VALUES (0)", "TRUNCATE sales"])
+def test_a_truncate_in_front_does_not_have_a_whole_lane_read(db, receiver, first):
+    """Above 100,000 keys of a table the first change counts for all of them, and no more are read."""
+    db.aim(receiver)
+    db.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
+    db.attach("sales", operations=["INSERT", "UPDATE", "DELETE", "TRUNCATE"])
+    db.run(first)
+    db.run("INSERT INTO sales SELECT n FROM generate_series(1, 300000) n")
+    db.run("SELECT sync_outbox_backfill('sales', condition => 'id = 1')")
+    assert db.value("SELECT count(*) FROM sync_outbox_lane") == 1
+    read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'sync_outbox'"
+    with db.session(autocommit=False) as session:
+        session.execute("SELECT sync_outbox_flush(max_rows => 1)")
+        rows = session.execute(read).fetchone()[0]
+    assert rows < 450000  # 300,000 are counted
