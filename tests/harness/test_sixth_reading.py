@@ -1,5 +1,7 @@
 """What a sixth reader, who had seen nothing before, found: each test says what has to hold."""
 
+import random
+import threading
 import time
 
 import pytest
@@ -114,3 +116,59 @@ def test_a_truncate_in_front_does_not_have_a_whole_lane_read(db, receiver, first
         session.execute("SELECT sync_outbox_flush(max_rows => 1)")
         rows = session.execute(read).fetchone()[0]
     assert rows < 450000  # 300,000 are counted
+
+
+# What held
+
+@pytest.mark.parametrize("interval", ["1h", "300ms"])
+@pytest.mark.parametrize("idle", [0, 3])
+def test_order_of_keys_while_retries_wait(shop, receiver, interval, idle):
+    """Refused at random, under steady load, in two priorities: every key's changes arrive in order, and all of them."""
+    chance, seen, lock = random.Random(interval), [], threading.Lock()
+
+    def behaviour(request, wire):
+        with lock:
+            refused, stopped = [], set()
+            for change in request.changes:
+                key = (change["table"], change["pk"]["id"])
+                if key in stopped:
+                    continue
+                if chance.random() < 0.15:
+                    refused.append(change["dedup_key"])
+                    stopped.add(key)
+                else:
+                    request.applied.append(change["dedup_key"])
+                    seen.append((key, change["id"]))
+        time.sleep(0.005)
+        wire.answer(200, {"acked": request.applied, "errors": [{"dedup_key": k, "error": "no"} for k in refused],
+                          "conflicts": []})
+    shop.server.set(sync_outbox__retry_interval="100ms", sync_outbox__retry_max_interval="400ms", sync_outbox__batch_rows=20,
+                    sync_outbox__interval=interval, sync_outbox__max_attempts=1000)
+    shop.run("CREATE TABLE urgent (id int PRIMARY KEY, note text)")
+    shop.attach("urgent", priority="HIGH")
+    shop.run("INSERT INTO sales SELECT n FROM generate_series(1, 30) n; INSERT INTO urgent SELECT n FROM generate_series(1, 10) n")
+    wait_for(lambda: pending(shop) == 0)
+    time.sleep(idle)
+    receiver.behaviour = behaviour
+    sessions = [shop.session() for _ in range(3)]
+    end = time.monotonic() + 10
+
+    def write(session, seed):
+        dice, n = random.Random(seed), 0
+        while time.monotonic() < end:
+            n += 1
+            table, rows = ("urgent", 10) if dice.random() < 0.2 else ("sales", 30)
+            session.execute(f"UPDATE {table} SET note = %s WHERE id = %s", [f"{seed}-{n}", dice.randint(1, rows)])
+            if n % 400 == 0:
+                session.execute("SELECT sync_outbox_backfill('sales', condition => 'id < 5')")
+            time.sleep(0.003)
+    threads = [threading.Thread(target=write, args=[session, seed]) for seed, session in enumerate(sessions)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    wait_for(lambda: pending(shop) == 0, 60)
+    assert len(seen) == len(set(seen))
+    last = {}
+    for key, number in seen:
+        assert last.get(key, 0) < number, (key, number)
+        last[key] = number
+    assert len(seen) > 1000
