@@ -49,17 +49,17 @@ def test_time_without_work_is_no_time_of_retries(shop, receiver, idle):
     assert pending(shop) > 1000  # the load was there all the time
 
 
-@pytest.mark.parametrize("interval", ["1h", "1s"])
+@pytest.mark.parametrize("interval", ["1h", "10s"])
 def test_retries_leave_half_of_the_time_also_where_the_outbox_is_looked_through_often(shop, receiver, interval):
-    """As `test_changes_that_are_tried_again_leave_half_of_the_time_to_the_others`, but that every `interval` the worker
-    looks at everything there is."""
-    shop.server.set(sync_outbox__batch_rows=50, sync_outbox__retry_interval="100ms", sync_outbox__interval=interval)
+    """As `test_changes_that_are_tried_again_leave_half_of_the_time_to_the_others`, with waits as they are by default,
+    and at a target that answers in 40 ms. Every `interval` the worker looks at everything there is: 10 s by default,
+    which is less than 300 changes take. With 1h it takes 33 s and 625 requests."""
+    shop.server.set(sync_outbox__batch_rows=50, sync_outbox__interval=interval)
     shop.run("SELECT sync_outbox_pause()")
     shop.run("INSERT INTO sales SELECT n FROM generate_series(1, 400) n")
-    receiver.behaviour = behaviours.slow(0.01, behaviours.poison(lambda change: change["pk"]["id"] <= 200, 400))
+    receiver.behaviour = behaviours.slow(0.04, behaviours.poison(lambda change: change["pk"]["id"] <= 300, 400))
     shop.run("SELECT sync_outbox_resume()")
-    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox WHERE (pk->>'id')::int > 200") == 0, 110)
-    assert len(receiver.requests) < 1800
+    wait_for(lambda: shop.value("SELECT count(*) FROM sync_outbox WHERE (pk->>'id')::int > 300") == 0, 80)
 
 
 @pytest.mark.parametrize("waiting", [7, 8])  # whichever number has the one that is too large begin a batch
