@@ -279,27 +279,17 @@ pub fn mark(schema: &Schema, target_id: i16, change: &Change, mark: &Mark) {
     );
 }
 
-/// Makes the first deliverable change above `after`, whose data cannot be read, DEAD; returns its id.
-pub fn give_up_on_next(schema: &Schema, target_id: i16, priority: Priority, after: i64, why: &str) -> Option<i64> {
-    let id = spi::first(
-        &schema.sql(&format!(
-            "SELECT id FROM @.sync_outbox
-              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
-                AND id OPERATOR(pg_catalog.>) $3 AND {} ORDER BY id LIMIT 1",
-            deliverable()
-        )),
-        &[target_id.into(), priority.name().into(), after.into()],
-        |row| row.int(1),
-    )?;
-    spi::run(
+/// Makes a change that cannot be read DEAD, unless it waits for a person already. Returns whether it has done so.
+pub fn give_up(schema: &Schema, target_id: i16, priority: Priority, id: i64, why: &str) -> bool {
+    let given_up = spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET status = 'DEAD', last_attempt_at = pg_catalog.clock_timestamp(), error_message = $4
               WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
-                AND id OPERATOR(pg_catalog.=) $3",
+                AND id OPERATOR(pg_catalog.=) $3 AND status OPERATOR(pg_catalog.=) ANY ('{PENDING,FAILED}')",
         ),
         &[target_id.into(), priority.name().into(), id.into(), Arg::text_utf8(why)],
     );
-    Some(id)
+    given_up > 0
 }
 
 /// Makes the changes of a request that did not get through FAILED. They do not park their keys, and stay first in line.

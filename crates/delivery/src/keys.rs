@@ -206,6 +206,11 @@ impl Parked {
         }
     }
 
+    /// Whether everything of the table after its first parked change waits.
+    pub fn is_parked_as_a_whole(&self, touched: &Touched) -> bool {
+        self.tables.get(&touched.table).is_some_and(|table| table.whole == Some(table.first))
+    }
+
     /// Makes the changes after the one with this id wait if they have one of these keys. Returns whether the
     /// table has just become parked as a whole because it has too many parked keys.
     pub fn park(&mut self, touched: &Touched, id: i64) -> bool {

@@ -25,8 +25,12 @@ impl CrossPriority {
                 queue::lane_keys(schema, target_id, priority, table, |row| {
                     let touched =
                         Touched::new(&row.schema_name, &row.table_name, row.pk.as_deref(), row.data.as_deref());
-                    // In a table with too many keys, the first change counts for all of them.
-                    if first.park(&touched, row.id) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    first.park(&touched, row.id);
+                    // The first change counts for all that follow: it is a TRUNCATE, or the table has too many keys.
+                    match first.is_parked_as_a_whole(&touched) {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    }
                 });
             }
             (priority, first)

@@ -57,6 +57,8 @@ pub struct Reader {
     waiting: BTreeSet<i64>,
     /// A bounded session tries a change once: it is not tried again, and what comes later of its keys waits.
     tried: HashMap<i64, Touched>,
+    /// The change that is being read. It stays here where reading it fails.
+    reading: Option<(Priority, i64)>,
     cross_priority: CrossPriority,
     cross_priority_loaded: Option<Instant>,
     /// The first id of the announcements that may not have been read yet, and that of those before the last read: a
@@ -85,6 +87,7 @@ impl Reader {
             parked: Parked::default(),
             waiting: BTreeSet::new(),
             tried: HashMap::new(),
+            reading: None,
             cross_priority: CrossPriority::default(),
             cross_priority_loaded: None,
             announced: NOTHING,
@@ -156,7 +159,7 @@ impl Reader {
         let Some(found) = self.rescans.look_back(schema, self.target_id, nothing_in_front, began) else {
             return false;
         };
-        let LookBack { from, started, now, due_by, retries, mut parked, waiting, waiting_tables, took, .. } = found;
+        let LookBack { from, started, now, due_by, mut parked, waiting, waiting_tables, took, .. } = found;
         let mut from = self.rescans.furthest(from);
         // Somebody has freed a change that was passed over, and has not been able to announce that yet.
         if self.waiting.iter().any(|id| !waiting.contains(id)) {
@@ -164,9 +167,6 @@ impl Reader {
         }
         self.tried.iter().for_each(|(id, touched)| _ = parked.park(touched, *id));
         (self.parked, self.waiting, self.waiting_tables) = (parked, waiting, waiting_tables);
-        if retries {
-            self.rescans.begin_retries();
-        }
         self.cursors.iter_mut().for_each(|cursor| cursor.rescan(from));
         self.rescans.look_up_next_due(schema, self.target_id, due_by, (started, now));
         if self.bounded && self.requests == 0 {
@@ -194,6 +194,7 @@ impl Reader {
         in_hand: impl FnOnce() -> HashSet<Uuid>,
     ) -> Batch {
         let began = Instant::now();
+        self.reading = None;
         self.take_snapshot(schema, announcements);
         self.cut_short = false;
         let in_hand = if self.cursors.have_gone_back() { in_hand() } else { HashSet::new() };
@@ -225,7 +226,7 @@ impl Reader {
         in_hand: &HashSet<Uuid>,
         batch: &mut Batch,
     ) {
-        let Reader { target_id, selection, cursors, parked, waiting, tried, rescans, cut_short, .. } = self;
+        let Reader { target_id, selection, cursors, parked, waiting, tried, rescans, cut_short, reading, .. } = self;
         let cursor = cursors.of_mut(priority);
         let scan = QueueScan {
             shape,
@@ -242,7 +243,10 @@ impl Reader {
         let ended = scan.read(
             schema,
             batch,
-            |id, dedup_key| !tried.contains_key(&id) && (in_hand.is_empty() || !in_hand.contains(&dedup_key())),
+            |id, dedup_key| {
+                *reading = Some((priority, id));
+                !tried.contains_key(&id) && (in_hand.is_empty() || !in_hand.contains(&dedup_key()))
+            },
             |left| {
                 parked.park(&left.touched, left.id);
                 if left.waits_for_a_person {
@@ -258,6 +262,7 @@ impl Reader {
                 ControlFlow::Continue(())
             },
         );
+        *reading = None;
         cursor.position = ended.at;
         cursor.at_end = !ended.full;
     }
@@ -273,15 +278,15 @@ impl Reader {
             && self.cursors.of(Priority::High).at_end
     }
 
-    /// Marks the next deliverable change DEAD without reading its data. Inside a step.
-    pub fn give_up_on_next(&mut self, schema: &Schema, why: &str) {
-        for priority in Priority::ALL {
-            let after = self.cursors.of(priority).position;
-            if let Some(id) = queue::give_up_on_next(schema, self.target_id, priority, after, why) {
-                self.waiting.insert(id);
-                return;
-            }
+    /// Marks the change that the last read has failed at DEAD, without reading its data. Inside a step. Returns whether
+    /// there was one, and it could have gone.
+    pub fn give_up_on_unreadable(&mut self, schema: &Schema, why: &str) -> bool {
+        let Some((priority, id)) = self.reading else { return false };
+        let given_up = queue::give_up(schema, self.target_id, priority, id, why);
+        if given_up {
+            self.waiting.insert(id);
         }
+        given_up
     }
 
     /// Has the cursors see what has been committed meanwhile, and go back as far as they have to.

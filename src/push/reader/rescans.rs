@@ -107,7 +107,7 @@ impl Rescans {
         began: Instant,
     ) -> Option<LookBack> {
         let from = self.requested.unwrap_or(Rescan::LeftBehind);
-        let retries = self.bounded || from == Rescan::Head || self.may_retry(began, nothing_in_front);
+        let retries = self.bounded || self.may_retry(began, nothing_in_front);
         let Rescans { due_by, look_back, .. } = self;
         let under_way = look_back.get_or_insert_with(|| LookBack::new(from, retries, *due_by));
         if under_way.advance(schema, target_id, began) { self.look_back.take() } else { None }
@@ -118,14 +118,14 @@ impl Rescans {
         self.requested.map_or(from, |requested| requested.max(from))
     }
 
-    /// Takes note that changes which have become due go from now on.
-    pub fn begin_retries(&mut self) {
-        self.retry_turns.begin();
+    /// Takes note of a batch that goes now.
+    pub fn note_batch(&mut self, batch: &Batch) {
+        self.retry_turns.note_batch(batch);
     }
 
-    /// Takes note of a batch: if nothing in it was tried before, the retries have had their turn.
-    pub fn note_batch(&mut self, batch: &Batch) {
-        self.retry_turns.end_if(|| batch.changes.iter().all(|change| change.attempts == 0));
+    /// Takes note that there is nothing to send.
+    pub fn rest(&mut self) {
+        self.retry_turns.reset();
     }
 
     /// Looks up when the next change becomes due after a look back that began at `started`, when the time was `now`.

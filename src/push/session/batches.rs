@@ -126,7 +126,9 @@ impl Session {
         } else {
             let Session { schema, fetcher, .. } = self;
             let why = format!("cannot be sent: {}", error.message);
-            transactions.step(|| fetcher.reader.give_up_on_next(schema, &why))?;
+            if !transactions.step(|| fetcher.reader.give_up_on_unreadable(schema, &why))? {
+                return Err(StepError::Failed(error));
+            }
             self.results.report.dead += 1;
         }
         self.rescan_from(Rescan::LeftBehind);

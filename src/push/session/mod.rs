@@ -136,6 +136,7 @@ impl Session {
             } else if self.stop.is_none() {
                 self.settle_all(transactions)?;
                 self.rest(transactions)?;
+                self.fetcher.reader.rescans().rest();
                 return Ok(Wait::Idle);
             }
         }
