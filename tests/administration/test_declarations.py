@@ -135,7 +135,7 @@ def test_functions_in_c_form_read_the_arguments_that_are_declared(declared, symb
 
 
 def test_a_comparison_that_is_wrong_would_be_seen():
-    assert resolve("Text<'_>") == (True, "&[u8]") and resolve("Option<Answer>") == (True, "Vec<u8>")
-    assert resolve("Option<&CStr>") == (True, "&CStr") and resolve("Names<'_>") == (True, "Array<&CStr>")
-    assert resolve("Ids<'_>") == (True, "Array<i64>") and resolve("&'static str") == (False, "&str")
+    assert resolve("Text<'_>") == (True, "&[u8]") and resolve("Option<TextResult>") == (True, "Vec<u8>")
+    assert resolve("Option<&CStr>") == (True, "&CStr") and resolve("NameArray<'_>") == (True, "Array<&CStr>")
+    assert resolve("IdArray<'_>") == (True, "Array<i64>") and resolve("&'static str") == (False, "&str")
     assert "json" not in TYPES["&str"] and "bigint" not in TYPES["i32"]
