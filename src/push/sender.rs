@@ -37,8 +37,6 @@ pub struct Sender {
     /// Nothing can be sent for a while, or until an administrator changes something.
     stopped: bool,
     stopped_at: Instant,
-    /// And nobody waits for that.
-    at_rest: bool,
     errors: u32,
     activity: Activity,
     /// Tables that wait as a whole, so that each is logged once.
@@ -61,7 +59,6 @@ impl Sender {
             idle: false,
             stopped: state.wait_ms.is_some(),
             stopped_at: Instant::now(),
-            at_rest: false,
             errors: 0,
             activity: Activity::default(),
             waiting_tables: BTreeSet::new(),
@@ -253,7 +250,6 @@ impl Sender {
         let Some(stop) = self.session.stop().cloned() else { return self.next(None) };
         self.report(schema, Some(stop.clone()));
         (self.stopped, self.stopped_at) = (true, Instant::now());
-        self.at_rest = !matches!(stop, Stop::Down { .. } | Stop::TokenInvalid);
         let longest = settings::delivery().retry_max_interval;
         let wait = match stop {
             Stop::Down { retry_in, .. } => retry_in,

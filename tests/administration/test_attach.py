@@ -99,7 +99,7 @@ def test_a_renamed_table_and_schema_are_followed(sales):
         ("public", "sales"), ("shop", "sales"), ("shop", "tickets"), ("store", "tickets")]
 
 
-def test_hard_fact_02_our_trigger_fires_before_the_users(sales):
+def test_invariant_02_our_trigger_fires_before_the_users(sales):
     """A user's AFTER ROW trigger that writes to the row again comes after the row itself, and is told as the row's state."""
     sales.run("""CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         UPDATE sales SET qty = qty + 1 WHERE id = NEW.id; RETURN NULL; END $$""")

@@ -47,7 +47,7 @@ def test_a_table_that_is_gone(db):
     assert caught.value.diag.message_hint
 
 
-def test_hard_fact_28_a_database_without_an_encoding(quiet_server, watched):
+def test_invariant_28_a_database_without_an_encoding(quiet_server, watched):
     database = watched(quiet_server).create_database("ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     try:
         database.run("CREATE EXTENSION sync_outbox; CREATE TABLE stock (id int PRIMARY KEY)")
@@ -89,13 +89,13 @@ def test_ownership_alone_is_not_enough(stock):
     ("id int NOT NULL", {"key_columns": ["id"]}),
     ("id int NOT NULL, EXCLUDE USING btree (id WITH =)", {"key_columns": ["id"]}),
 ])
-def test_hard_fact_03_no_usable_key(db, definition, options):
+def test_invariant_03_no_usable_key(db, definition, options):
     db.run(f"CREATE TABLE thing ({definition})")
     assert "usable key" in refused(db, errors.ObjectNotInPrerequisiteState, "thing", hint="key", **options)
 
 
 @pytest.mark.parametrize("index", ["(code) WHERE id > 0", "((code || 'x'))"])
-def test_hard_fact_03_an_index_that_is_no_key(db, index):
+def test_invariant_03_an_index_that_is_no_key(db, index):
     db.run(f"CREATE TABLE thing (id int, code text NOT NULL); CREATE UNIQUE INDEX ON thing {index}")
     refused(db, errors.ObjectNotInPrerequisiteState, "thing", key_columns=["code"])
 
@@ -257,7 +257,7 @@ def test_notices(db):
 
 # Lanes
 
-def test_hard_fact_05_another_lane_while_changes_wait(stock):
+def test_invariant_05_another_lane_while_changes_wait(stock):
     stock.attach("stock")
     stock.run("INSERT INTO stock VALUES (1)")
     with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:

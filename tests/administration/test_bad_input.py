@@ -73,7 +73,7 @@ def test_what_is_no_table_of_the_user(sales, refused, create, relation):
     "CREATE TABLE t (id text NOT NULL); CREATE UNIQUE INDEX ON t (lower(id))",
     "CREATE TABLE t (id int, during int4range, EXCLUDE USING gist (during WITH &&))",
 ], ids=["none", "nullable", "deferrable", "partial", "expression", "exclusion"])
-def test_hard_fact_03_no_usable_key(sales, refused, create):
+def test_invariant_03_no_usable_key(sales, refused, create):
     sales.run(create)
     refused(UNSUITABLE, "SELECT sync_outbox_attach('t')")
 
@@ -147,7 +147,7 @@ def test_tokens(refused, token):
         assert "Evil" not in diag.message_primary + (diag.message_detail or "")
 
 
-def test_hard_fact_21_a_bad_tokens_statement_is_not_logged(sales):
+def test_invariant_21_a_bad_tokens_statement_is_not_logged(sales):
     position = sales.server.log.position()
     with pytest.raises(errors.InvalidParameterValue):
         sales.run("SELECT sync_outbox_set_token('canary 4242')")
@@ -272,7 +272,7 @@ def test_flush_arguments(refused, arguments):
 
 @pytest.mark.parametrize("mode, sqlstate", [
     ("ISOLATION LEVEL REPEATABLE READ", "25001"), ("ISOLATION LEVEL SERIALIZABLE", "25001"), ("READ ONLY", "25006")])
-def test_hard_fact_08_flush_in_a_transaction_that_cannot(sales, refused, receiver, mode, sqlstate):
+def test_invariant_08_flush_in_a_transaction_that_cannot(sales, refused, receiver, mode, sqlstate):
     session = sales.session(autocommit=False)
     session.execute(f"SET TRANSACTION {mode}")
     refused(sqlstate, "SELECT sync_outbox_flush()", session=session)
@@ -280,7 +280,7 @@ def test_hard_fact_08_flush_in_a_transaction_that_cannot(sales, refused, receive
     assert receiver.requests == []
 
 
-def test_hard_fact_14_drain_in_a_transaction(sales, refused, receiver):
+def test_invariant_14_drain_in_a_transaction(sales, refused, receiver):
     session = sales.session(autocommit=False)
     diag = refused("25001", "CALL sync_outbox_drain()", session=session)
 
@@ -288,13 +288,13 @@ def test_hard_fact_14_drain_in_a_transaction(sales, refused, receiver):
     assert receiver.requests == []
 
 
-def test_hard_fact_14_drain_inside_a_function(sales):
+def test_invariant_14_drain_inside_a_function(sales):
     with pytest.raises(errors.Error) as raised:
         sales.run("DO $$ BEGIN PERFORM 1; BEGIN CALL sync_outbox_drain(); EXCEPTION WHEN division_by_zero THEN NULL; END; END $$")
     assert raised.value.sqlstate in ("25001", "2D000")
 
 
-def test_hard_fact_08_flush_on_a_standby(new_server, run):
+def test_invariant_08_flush_on_a_standby(new_server, run):
     primary = new_server(settings={"wal_level": "replica"})
     db = primary.create_database()
     db.run("CREATE EXTENSION sync_outbox")
@@ -312,7 +312,7 @@ def test_discard_without_a_reason(sales, refused, reason):
     refused("23514", "SELECT sync_outbox_discard(ARRAY(SELECT id FROM sync_outbox), %s)", [reason])
 
 
-def test_hard_fact_29_direct_writes_are_refused(sales):
+def test_invariant_29_direct_writes_are_refused(sales):
     clerk = sales.session(sales.role("clerk", "sync_outbox_admin"))
     for statement in ("DELETE FROM sync_outbox", "UPDATE sync_outbox SET status = 'DEAD'", "TRUNCATE sync_outbox",
                       "INSERT INTO sync_outbox_history (action) VALUES ('PUSH')"):

@@ -83,7 +83,7 @@ def paused(database):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_hard_fact_19_a_copy_is_silent_and_says_why(source, copies, receiver, way):
+def test_invariant_19_a_copy_is_silent_and_says_why(source, copies, receiver, way):
     copy = copies(WAYS[way](source), way)
     copy.run("INSERT INTO sales VALUES (4, 4)")
     waiting = copy.value("SELECT count(*) FROM sync_outbox")
@@ -167,7 +167,7 @@ def test_foreign_data_restored_into_a_live_outbox_stop_it(source, copies, receiv
     assert other.flushed()["acked"] == 2
 
 
-def test_hard_fact_20_adopt_makes_ids_and_transactions_those_of_this_server(source, copies, receiver):
+def test_invariant_20_adopt_makes_ids_and_transactions_those_of_this_server(source, copies, receiver):
     """As after a restore into a server that has seen fewer transactions, of an outbox whose sequence was not restored."""
     copy = copies(from_template(source), "younger")
     copy.run("UPDATE sync_outbox SET txid = (pg_current_xact_id()::text::bigint + id)::text::xid8")
@@ -246,7 +246,7 @@ def switch_on(server):
     server.set(sync_outbox__enabled="on")
 
 
-def test_hard_fact_19_a_copied_data_directory_is_silent_beside_the_original(stopped, run, watched, receiver):
+def test_invariant_19_a_copied_data_directory_is_silent_beside_the_original(stopped, run, watched, receiver):
     data = copy_directory(stopped, run, f"{stopped.name}_cp")
     copy, database = started(run, watched, stopped, data)
     switch_on(copy)
@@ -324,7 +324,7 @@ def test_a_base_backup_started_as_it_is_is_silent(stopped, run, watched, receive
     copy.stop("immediate")
 
 
-def test_hard_fact_19_a_promoted_standby_goes_on_and_a_copy_of_it_does_not(stopped, run, watched, receiver):
+def test_invariant_19_a_promoted_standby_goes_on_and_a_copy_of_it_does_not(stopped, run, watched, receiver):
     stopped.start()
     data = base_backup(run, stopped, f"{stopped.name}_standby", "-R")
     standby, database = started(run, watched, stopped, data)

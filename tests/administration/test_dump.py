@@ -51,7 +51,7 @@ def check_copy(used, receiver, name, make):
         used.server.drop_database(name)
 
 
-def test_hard_fact_20_a_restored_dump_has_everything_but_the_token(used, receiver):
+def test_invariant_20_a_restored_dump_has_everything_but_the_token(used, receiver):
     def restore(name):
         used.server.run.call("createdb", "-h", used.server.sockets, "-U", "postgres", name)
         dump = used.server.run.call("pg_dump", "-h", used.server.sockets, "-U", "postgres", used.name)

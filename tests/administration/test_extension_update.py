@@ -1,6 +1,6 @@
 """A new library meets the tables of an old version, and ALTER EXTENSION UPDATE comes while everybody works.
 
-There is no other version yet, so these are made up, each with what a release can change: in 0.0.8 the outbox has a column less,
+These versions are made up, each with what a release can change: in 0.0.8 the outbox has a column less,
 in 0.0.9 a table that the sender writes has two less, and 0.2.1 gives the outbox one more and its view as well. A database gets
 old by an update to an old version, which leaves it as if the library under it had been replaced by today's."""
 

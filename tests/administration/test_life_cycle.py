@@ -107,7 +107,7 @@ def test_drop_extension_with_changes_waiting_and_a_new_one_starts_from_nothing(s
     assert shop.value("SELECT source FROM sync_outbox_identity") != before
 
 
-def test_hard_fact_10_drop_and_create_again_and_again_while_writers_write(shop, receiver):
+def test_invariant_10_drop_and_create_again_and_again_while_writers_write(shop, receiver):
     for round in range(5):
         shop.run(f"INSERT INTO sales SELECT n, 0 FROM generate_series({round * 100 + 1}, {round * 100 + 50}) n")
         shop.run("SET client_min_messages = warning; DROP EXTENSION sync_outbox CASCADE")
@@ -137,7 +137,7 @@ def test_a_renamed_database_goes_on_as_the_same_source(shop, receiver):
     wait_for(lambda: shop.outbox() == [])
 
 
-def test_hard_fact_23_the_launcher_discovers_every_database_after_a_restart(new_server, receiver):
+def test_invariant_23_the_launcher_discovers_every_database_after_a_restart(new_server, receiver):
     """`invariants` 23: it sees no extension and no queue; it has to look into each database."""
     server = new_server(preload=True, settings={"sync_outbox.interval": "1h", "sync_outbox.enabled": "off"})
     shops = [shop_on(server, receiver) for _ in range(4)]
@@ -162,7 +162,7 @@ def test_hard_fact_23_the_launcher_discovers_every_database_after_a_restart(new_
 # Prepared transactions
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_hard_fact_12_prepared_transactions_over_a_restart(new_server, receiver, mode):
+def test_invariant_12_prepared_transactions_over_a_restart(new_server, receiver, mode):
     """What is prepared is neither sent nor forgotten, and keeps its place in the order of its key."""
     server = new_server(preload=True)
     shop = shop_on(server, receiver)
@@ -190,7 +190,7 @@ def test_hard_fact_12_prepared_transactions_over_a_restart(new_server, receiver,
 
 # Truncate when empty (`invariants` 25)
 
-def test_hard_fact_25_truncate_when_empty_against_writers(shop, receiver):
+def test_invariant_25_truncate_when_empty_against_writers(shop, receiver):
     """Writers that commit and roll back while the outbox becomes empty, and is truncated, over and over."""
     # Only a look from the head on can say that the outbox is empty.
     shop.server.set(sync_outbox__interval="100ms")

@@ -3,6 +3,7 @@
 import pytest
 from psycopg import errors
 
+from support import behaviours
 from support.plans import modifications
 
 
@@ -129,3 +130,49 @@ def test_an_identity_that_is_always_generated_takes_the_id_that_was_drawn(sales)
     sales.alter_outbox()
     sales.run("ALTER TABLE sync_outbox ALTER id SET GENERATED ALWAYS; INSERT INTO sales VALUES (1), (2)")
     assert [change.id for change in sales.outbox()] == [1, 2]
+
+
+def test_what_is_kept_of_the_outbox_outlives_no_savepoint_and_no_extension(db, receiver):
+    """Locks, shapes and plans of a session: savepoints, an outbox that is altered and not, indexes and extensions that
+    are made anew in the middle of a transaction and of a session."""
+    db.aim(receiver)
+    db.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
+    db.attach("sales")
+    db.run("""BEGIN;
+        SAVEPOINT a; INSERT INTO sales VALUES (1); ROLLBACK TO a;
+        INSERT INTO sales VALUES (2);
+        SAVEPOINT b; ALTER TABLE sync_outbox ADD extra int DEFAULT 7; INSERT INTO sales VALUES (3); ROLLBACK TO b;
+        INSERT INTO sales VALUES (4);
+        SAVEPOINT c; REINDEX TABLE sync_outbox; INSERT INTO sales VALUES (5); ROLLBACK TO c;
+        INSERT INTO sales VALUES (6);
+        SAVEPOINT d; ALTER TABLE sync_outbox DROP CONSTRAINT sync_outbox_pkey; INSERT INTO sales VALUES (7); ROLLBACK TO d;
+        INSERT INTO sales VALUES (8);
+        SAVEPOINT e; DROP EXTENSION sync_outbox CASCADE; ROLLBACK TO e;
+        INSERT INTO sales VALUES (9);
+        ALTER TABLE sync_outbox ADD extra int DEFAULT 7;
+        INSERT INTO sales VALUES (10);
+        COMMIT""")
+    assert [change.pk["id"] for change in db.outbox()] == [2, 4, 6, 8, 9, 10]
+    db.run("VACUUM FULL sync_outbox")
+    db.run("INSERT INTO sales VALUES (11)")
+    assert db.flushed()["acked"] == 7
+
+    for altered in (True, False, True):
+        db.run("SET client_min_messages = warning; BEGIN; INSERT INTO sales VALUES (12); DROP EXTENSION sync_outbox CASCADE;"
+               " CREATE EXTENSION sync_outbox; SELECT sync_outbox_attach('sales'); INSERT INTO sales VALUES (13); COMMIT")
+        if altered:
+            db.alter_outbox()
+        db.aim(receiver)
+        db.run("INSERT INTO sales VALUES (14); BEGIN; SAVEPOINT a; INSERT INTO sales VALUES (15); ROLLBACK TO a; COMMIT")
+        db.run("REINDEX TABLE CONCURRENTLY sync_outbox")
+        db.run("INSERT INTO sales VALUES (16)")
+        receiver.behaviour = behaviours.refuse(lambda change: change["pk"]["id"] == 14)
+        assert db.flushed()["acked"] == 2
+        assert db.value("SELECT sync_outbox_requeue()") == 1
+        receiver.behaviour = behaviours.ack_all
+        assert db.flushed()["acked"] == 1
+        assert db.value("SELECT sync_outbox_backfill('sales', condition => 'id > 12')") == 3
+        assert db.flushed()["acked"] == 3
+        assert db.outbox() == []
+        db.run("DELETE FROM sales WHERE id > 11; DELETE FROM sales WHERE false")
+        db.flushed()

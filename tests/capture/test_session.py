@@ -62,13 +62,13 @@ def test_capture_off_is_for_superusers(sales):
         clerk.execute("SET sync_outbox.capture = off")
 
 
-def test_hard_fact_26_replica_role_is_not_captured(sales):
+def test_invariant_26_replica_role_is_not_captured(sales):
     sales.run("SET session_replication_role = replica; INSERT INTO sales VALUES (1)")
 
     assert sales.outbox() == []
 
 
-def test_hard_fact_26_always_captures_replica_role_too(db):
+def test_invariant_26_always_captures_replica_role_too(db):
     db.run("CREATE TABLE relay (id int PRIMARY KEY)")
     db.attach("relay", always=True)
     db.run("SET session_replication_role = replica; INSERT INTO relay VALUES (1)")

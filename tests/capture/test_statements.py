@@ -136,7 +136,7 @@ def test_savepoints_of_many_subtransactions(sales):
     assert [pk["id"] for _, pk, _ in sales.changes()] == [n for n in range(100) if n % 3]
 
 
-def test_hard_fact_02_a_trigger_that_changes_the_other_row_of_its_statement(sales, receiver):
+def test_invariant_02_a_trigger_that_changes_the_other_row_of_its_statement(sales, receiver):
     """The update of row 2 fires before row 2's own insert is captured: the receiver must end with the same rows."""
     sales.run("""CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         UPDATE sales SET qty = qty + 100 WHERE id <> NEW.id; RETURN NULL; END $$""")

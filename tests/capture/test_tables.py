@@ -38,7 +38,7 @@ def test_partitions_added_later_are_captured(partitioned):
         ("sale", {"id": 2, "year": 2026}, {"id": 2, "year": 2026, "qty": 2})]
 
 
-def test_hard_fact_27_a_row_that_moves_is_deleted_and_inserted(partitioned):
+def test_invariant_27_a_row_that_moves_is_deleted_and_inserted(partitioned):
     partitioned.run("CREATE TABLE sale_2025 PARTITION OF sale FOR VALUES FROM (2025) TO (2026)")
     partitioned.run("INSERT INTO sale VALUES (1, 2024, 1); UPDATE sale SET year = 2025")
 
@@ -47,7 +47,7 @@ def test_hard_fact_27_a_row_that_moves_is_deleted_and_inserted(partitioned):
         ("INSERT", {"id": 1, "year": 2025}, {"id": 1, "year": 2025, "qty": 1})]
 
 
-def test_hard_fact_27_truncate_of_a_leaf_is_never_the_roots(partitioned):
+def test_invariant_27_truncate_of_a_leaf_is_never_the_roots(partitioned):
     partitioned.run("CREATE TABLE sale_2025 PARTITION OF sale FOR VALUES FROM (2025) TO (2026)")
     partitioned.run("TRUNCATE sale_2025")
     assert [change.op for change in partitioned.outbox("table_name = 'sale'")] == []
@@ -56,7 +56,7 @@ def test_hard_fact_27_truncate_of_a_leaf_is_never_the_roots(partitioned):
     assert [change.op for change in partitioned.outbox("table_name = 'sale'")] == ["TRUNCATE"]
 
 
-def test_hard_fact_27_a_leaf_of_an_attached_root_is_refused(partitioned):
+def test_invariant_27_a_leaf_of_an_attached_root_is_refused(partitioned):
     with pytest.raises(errors.DatabaseError) as refused:
         partitioned.attach("sale_2024")
 
@@ -73,7 +73,7 @@ def test_partitions_of_partitions(db):
     assert [change.table_name for change in db.outbox()] == ["t"] * 3
 
 
-def test_hard_fact_27_inheritance_children_are_attached_one_by_one(db):
+def test_invariant_27_inheritance_children_are_attached_one_by_one(db):
     db.run("CREATE TABLE base (id int PRIMARY KEY); CREATE TABLE kid (PRIMARY KEY (id)) INHERITS (base)")
     notices = []
     db.conn.add_notice_handler(lambda notice: notices.append(f"{notice.message_primary} {notice.message_detail}"))
@@ -220,7 +220,7 @@ def test_row_security_of_the_source_decides_what_is_written(sales, clerk):
     assert [pk for _, pk, _ in sales.changes()] == [{"id": 1}]
 
 
-def test_hard_fact_01_the_writers_cast_runs_as_the_writer(db):
+def test_invariant_01_the_writers_cast_runs_as_the_writer(db):
     """Encoding can run a user's cast to json: as the extension's owner it would be a way to become superuser."""
     role = db.role("mallory")
     db.run(f"CREATE SCHEMA own AUTHORIZATION {role}")

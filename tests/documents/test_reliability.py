@@ -55,7 +55,7 @@ def test_every_invariant_has_tests_of_its_number(number):
 
     assert shown and shown - TESTS == set()
     # All tests of its number are listed, and nothing else is.
-    assert shown == {name for name in TESTS if name.startswith(f"test_hard_fact_{number:02d}_")}
+    assert shown == {name for name in TESTS if name.startswith(f"test_invariant_{number:02d}_")}
 
 
 @pytest.mark.parametrize("number", RULES)
@@ -72,5 +72,3 @@ def test_what_comments_cite_is_an_invariant():
     cited = {int(number) for text in texts.values() for number in re.findall(r"`invariants` (\d+)", text)}
 
     assert cited and cited <= set(RULES)
-    # Under the name that these rules had before, nobody finds them.
-    assert [path for path, text in texts.items() if "hard-facts" in text] == []

@@ -14,7 +14,7 @@ CHANGES = int(os.environ.get("SYNC_OUTBOX_TEST_CHANGES", 1_000_000))
 
 
 @pytest.mark.timeout(600)
-def test_hard_fact_10_a_million_changes_of_entangled_writers_arrive_once_and_in_order(live, new_receiver):
+def test_invariant_10_a_million_changes_of_entangled_writers_arrive_once_and_in_order(live, new_receiver):
     arrivals = Arrivals()
     live.aim(new_receiver(arrivals))
     writers.prepare(live)

@@ -70,7 +70,7 @@ def test_an_outbox_with_an_index_of_a_dbas_own_is_settled_at_speed(sales):
 
 
 @pytest.mark.parametrize("statement", ["VACUUM FULL sync_outbox", "CLUSTER sync_outbox USING sync_outbox_pkey", "REINDEX TABLE sync_outbox"])
-def test_hard_fact_07_rewritten_while_a_request_is_out(sales, receiver, statement):
+def test_invariant_07_rewritten_while_a_request_is_out(sales, receiver, statement):
     """Every row is somewhere else when the answer comes, and where it was there is no block any more."""
     with sales.session(autocommit=False) as session:
         session.execute("INSERT INTO sales SELECT n, 0 FROM generate_series(1, 20000) n")

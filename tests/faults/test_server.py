@@ -81,7 +81,7 @@ def test_the_clock_jumps(new_server, receiver, tmp_path, jump):
     assert [change["pk"]["id"] for change in receiver.changes] == [1, 2]
 
 
-def test_hard_fact_13_commits_that_vanish_in_a_crash_were_not_sent(new_server, tmp_path):
+def test_invariant_13_commits_that_vanish_in_a_crash_were_not_sent(new_server, tmp_path):
     """Writers do not wait for the disk, and the server is stopped at once, ten times over."""
     server = new_server(preload=True, settings=SETTINGS)
     with Stand(server, tmp_path, seed=3, pushers=False, writers=("hasty", "hasty", "hasty"), pause=0.1) as stand:

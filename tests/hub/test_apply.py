@@ -46,7 +46,7 @@ def test_update_touches_the_given_columns_only(hub):
     assert hub.content() == [(1, None, "mine")]
 
 
-def test_hard_fact_28_update_of_a_row_that_is_not_there_is_an_error(hub):
+def test_invariant_28_update_of_a_row_that_is_not_there_is_an_error(hub):
     assert hub.error(update(1, qty=1)) == "row not found"
     hub.run("SELECT sync_outbox_accept('sales', ignore_unknown_columns => true)")
     assert hub.error(update(1, unknown_column=1)) == "row not found"
@@ -160,7 +160,7 @@ def test_the_memory_of_keys_is_pruned_by_age(db):
 
 # As a replica
 
-def test_hard_fact_26_nothing_is_captured_and_foreign_keys_are_not_checked(hub):
+def test_invariant_26_nothing_is_captured_and_foreign_keys_are_not_checked(hub):
     hub.run("CREATE TABLE line (id int PRIMARY KEY, sale int REFERENCES sales ON DELETE CASCADE)")
     hub.accept("line")
     hub.attach("sales")

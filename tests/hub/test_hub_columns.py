@@ -57,7 +57,7 @@ def test_unknown_columns_are_left_out(hub):
     assert hub.content() == [(1, 2, None)]
 
 
-def test_hard_fact_28_generated_columns_are_left_to_the_hub(hub):
+def test_invariant_28_generated_columns_are_left_to_the_hub(hub):
     hub.table("id int PRIMARY KEY, net int, gross int GENERATED ALWAYS AS (net * 2) STORED")
     hub.acks(insert("t", id=1, net=10, gross=12), update(1, "t", net=11, gross=13), update(1, "t", gross=14))
     assert hub.content("t") == [(1, 11, 22)]
@@ -75,7 +75,7 @@ def test_identity_columns_take_the_senders_values(hub):
     assert "can only be updated to DEFAULT" in hub.error(update(7, "t", id=8))
 
 
-def test_hard_fact_28_an_identity_outside_the_key_is_never_updated(hub):
+def test_invariant_28_an_identity_outside_the_key_is_never_updated(hub):
     hub.table("id int PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, qty int")
     hub.acks(insert("t", id=1, n=5, qty=1), insert("t", id=1, n=5, qty=2))
     assert "cannot be updated" in hub.error(insert("t", id=1, n=6, qty=3))

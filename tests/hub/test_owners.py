@@ -69,7 +69,7 @@ def mallory(hub):
     return session
 
 
-def test_hard_fact_01_code_of_a_tables_owner_runs_as_that_owner(hub, mallory):
+def test_invariant_01_code_of_a_tables_owner_runs_as_that_owner(hub, mallory):
     bait = {"schema": "m", "table": "bait"}
     changes = [change("INSERT", {"id": 1}, {"id": 1, "a": 1, "c": 1}, **bait), change("UPDATE", {"id": 1}, {"a": 2, "c": 2}, **bait),
                change("DELETE", {"id": 1}, None, **bait), change("TRUNCATE", **bait)]

@@ -9,7 +9,7 @@ def order_of(receiver, row):
     return [change["op"] for change in receiver.changes if change["pk"] == {"id": row}]
 
 
-def test_hard_fact_11_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sales, receiver):
+def test_invariant_11_a_change_that_commits_late_is_not_overtaken_by_the_next_of_its_key(sales, receiver):
     sales.server.set(sync_outbox__batch_rows=1)
     late = sales.session(autocommit=False)
     late.execute("INSERT INTO sales VALUES (1, 1)")  # draws the first id
@@ -41,7 +41,7 @@ def test_an_earlier_change_does_not_wait_for_a_later_one_in_conflict(sales, rece
     assert [(change.op, change.status) for change in sales.outbox()] == [("UPDATE", "CONFLICT"), ("DELETE", "PENDING")]
 
 
-def test_hard_fact_18_a_table_with_very_many_parked_keys_waits_as_a_whole_and_says_so(sales, receiver):
+def test_invariant_18_a_table_with_very_many_parked_keys_waits_as_a_whole_and_says_so(sales, receiver):
     """Memory stays bounded: above 100,000 keys even a new key of that table waits, and other tables do not."""
     sales.run("CREATE TABLE customers (id int PRIMARY KEY)")
     sales.attach("customers")

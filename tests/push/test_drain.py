@@ -86,7 +86,7 @@ def test_drain_ends_when_what_was_committed_at_its_start_is_through(backlog, rec
 
 
 @pytest.mark.parametrize("interrupt", ["pg_cancel_backend", "pg_terminate_backend"])
-def test_hard_fact_15_an_interrupted_drain_frees_its_lock_and_keeps_what_it_settled(backlog, receiver, interrupt):
+def test_invariant_15_an_interrupted_drain_frees_its_lock_and_keeps_what_it_settled(backlog, receiver, interrupt):
     receiver.script(behaviours.ack_all, receiver.hang)
     session = backlog.session()
     ended = threading.Event()
@@ -104,7 +104,7 @@ def test_hard_fact_15_an_interrupted_drain_frees_its_lock_and_keeps_what_it_sett
     assert backlog.flushed()["ok"]
 
 
-def test_hard_fact_14_an_operator_drains(sales, receiver):
+def test_invariant_14_an_operator_drains(sales, receiver):
     sales.run("INSERT INTO sales VALUES (1)")
     session = sales.session(sales.role("operator", "sync_outbox_operator"))
     session.execute("CALL sync_outbox_drain()")

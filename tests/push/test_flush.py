@@ -46,7 +46,7 @@ def test_half_acked_leaves_exactly_the_other_half(sales, receiver):
     assert sales.keys() == keys[1::2]
 
 
-def test_hard_fact_18_nothing_is_attempted_twice_in_one_flush(sales, receiver):
+def test_invariant_18_nothing_is_attempted_twice_in_one_flush(sales, receiver):
     insert(sales, 1, 2, 3)
     receiver.behaviour = behaviours.ack_none
 
@@ -108,7 +108,7 @@ def test_a_change_larger_than_a_batch_goes_alone(sales, receiver):
     assert sent_ids(receiver) == [1, 2, 3]
 
 
-def test_hard_fact_06_many_changes_of_one_row_arrive_in_order(sales, receiver):
+def test_invariant_06_many_changes_of_one_row_arrive_in_order(sales, receiver):
     sales.server.set(sync_outbox__batch_rows=7)
     insert(sales, 1)
     for qty in range(50):
@@ -143,7 +143,7 @@ def test_a_rolled_back_flush_gives_the_changes_back(sales, receiver):
     assert Ledger(receiver.requests).duplicated() == set(keys)
 
 
-def test_hard_fact_09_a_change_that_commits_late_is_still_sent(sales, receiver):
+def test_invariant_09_a_change_that_commits_late_is_still_sent(sales, receiver):
     late = sales.session(autocommit=False)
     late.execute("INSERT INTO sales VALUES (1)")
     insert(sales, 2, 3)
@@ -156,7 +156,7 @@ def test_hard_fact_09_a_change_that_commits_late_is_still_sent(sales, receiver):
     assert sent_ids(receiver) == [2, 3, 1, 4]
 
 
-def test_hard_fact_07_a_change_that_commits_during_the_flush_is_not_lost(sales, receiver):
+def test_invariant_07_a_change_that_commits_during_the_flush_is_not_lost(sales, receiver):
     late = sales.session(autocommit=False)
     late.execute("INSERT INTO sales VALUES (1)")
     insert(sales, *range(2, 10))
@@ -184,7 +184,7 @@ def test_paused_sends_nothing(sales, receiver):
     assert sales.flush() == '{"ok": true, "pending": 1, "sent": 1, "acked": 1}'
 
 
-def test_hard_fact_16_enabled_off_stops_only_automatic_sending(sales):
+def test_invariant_16_enabled_off_stops_only_automatic_sending(sales):
     sales.server.set(sync_outbox__enabled="off")
     insert(sales, 1)
 
@@ -209,7 +209,7 @@ def test_a_branch_flush_sends_that_branch(branches, receiver):
     assert branches.flush() == '{"ok": true, "pending": 2, "sent": 2, "acked": 2}'
 
 
-def test_hard_fact_05_a_row_that_moved_to_another_branch_waits_for_the_earlier_change(branches, receiver):
+def test_invariant_05_a_row_that_moved_to_another_branch_waits_for_the_earlier_change(branches, receiver):
     branches.run("INSERT INTO stock VALUES (1, 'S1', 0), (2, 'S2', 0)")
     branches.run("UPDATE stock SET store = 'S2' WHERE id = 1")
 
@@ -313,7 +313,7 @@ def test_flush_timeout_bounds_the_whole(sales, receiver, clock):
     assert answer["acked"] == 100 - len(sales.outbox())
 
 
-def test_hard_fact_15_the_lock_is_free_after_an_error_in_a_pooled_session(sales, receiver):
+def test_invariant_15_the_lock_is_free_after_an_error_in_a_pooled_session(sales, receiver):
     insert(sales, 1)
     with sales.conn.transaction(force_rollback=True):
         sales.flush()
@@ -323,7 +323,7 @@ def test_hard_fact_15_the_lock_is_free_after_an_error_in_a_pooled_session(sales,
     assert json.loads(other.execute("SELECT sync_outbox_flush()::text").fetchone()[0])["acked"] == 1
 
 
-def test_hard_fact_15_advisory_locks_do_not_keep_the_sender_out(sales):
+def test_invariant_15_advisory_locks_do_not_keep_the_sender_out(sales):
     """Any role may take them, with the very numbers that pg_locks shows of the sender's lock: they are another kind."""
     insert(sales, 1)
     sender, hostile = sales.session(autocommit=False), sales.session(sales.role("anybody"))
@@ -341,7 +341,7 @@ def test_hard_fact_15_advisory_locks_do_not_keep_the_sender_out(sales):
     assert sales.flushed()["acked"] == 1
 
 
-def test_hard_fact_12_preparing_a_transaction_that_flushed_is_refused(sales):
+def test_invariant_12_preparing_a_transaction_that_flushed_is_refused(sales):
     insert(sales, 1)
     session = sales.session(autocommit=False)
     session.execute("SELECT sync_outbox_flush()")
@@ -399,7 +399,7 @@ def test_the_targets_url_wins_over_setting_and_environment(sales, new_receiver):
     assert other.requests == []
 
 
-def test_hard_fact_22_a_token_goes_only_to_the_origin_it_was_set_for(sales, receiver, new_receiver):
+def test_invariant_22_a_token_goes_only_to_the_origin_it_was_set_for(sales, receiver, new_receiver):
     other = new_receiver()
     insert(sales, 1)
     sales.configure(webapp_base_url=other.url)

@@ -24,7 +24,7 @@ def test_an_attempt_while_offline_marks_failed_with_offline(offline):
         assert change.error_message.startswith("offline")
 
 
-def test_hard_fact_17_days_offline_never_kill_a_change(offline, receiver):
+def test_invariant_17_days_offline_never_kill_a_change(offline, receiver):
     offline.server.set(sync_outbox__max_attempts=2)
     keys = offline.keys()
     for _ in range(12):

@@ -31,7 +31,7 @@ def test_partial_ack(three, receiver):
     assert first.next_attempt_at is not None
 
 
-def test_hard_fact_18_not_mentioned_is_never_dead(three, receiver):
+def test_invariant_18_not_mentioned_is_never_dead(three, receiver):
     three.server.set(sync_outbox__max_attempts=2, sync_outbox__retry_interval="10ms", sync_outbox__retry_max_interval="10ms")
     receiver.behaviour = behaviours.ack_none
     for _ in range(5):
@@ -72,7 +72,7 @@ def test_a_refused_change_is_not_sent_before_its_time(three, receiver):
     assert [change["pk"]["id"] for change in receiver.changes] == [1, 2, 3]
 
 
-def test_hard_fact_17_refused_too_often_is_dead(three, receiver):
+def test_invariant_17_refused_too_often_is_dead(three, receiver):
     three.server.set(sync_outbox__max_attempts=3, sync_outbox__retry_interval="10ms", sync_outbox__retry_max_interval="10ms")
     receiver.behaviour = behaviours.refuse(number(2))
     answers = []
@@ -194,7 +194,7 @@ def test_a_dead_change_parks_its_key(three, receiver):
     assert [change.op for change in three.outbox()] == ["INSERT", "UPDATE"]
 
 
-def test_hard_fact_04_a_key_change_waits_for_both_its_keys(three, receiver):
+def test_invariant_04_a_key_change_waits_for_both_its_keys(three, receiver):
     three.server.set(sync_outbox__retry_interval="1h")
     receiver.behaviour = stop_at_first_refusal(number(2))
     three.flush()
@@ -205,7 +205,7 @@ def test_hard_fact_04_a_key_change_waits_for_both_its_keys(three, receiver):
     assert receiver.changes[-1]["pk"] == {"id": 3}
 
 
-def test_hard_fact_04_a_truncate_waits_for_every_key_of_its_table(db, receiver):
+def test_invariant_04_a_truncate_waits_for_every_key_of_its_table(db, receiver):
     db.aim(receiver)
     db.server.set(sync_outbox__retry_interval="1h")
     db.run("CREATE TABLE log (id int PRIMARY KEY)")

@@ -55,7 +55,7 @@ def assert_once(receiver):
 
 
 @pytest.mark.parametrize("lock", [OF_THE_OUTBOX, OF_A_ROW])
-def test_hard_fact_07_the_worker_settles_when_the_lock_is_free(live, receiver, locked, lock):
+def test_invariant_07_the_worker_settles_when_the_lock_is_free(live, receiver, locked, lock):
     live.aim(receiver)
     live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
     live.attach("sales")
@@ -71,7 +71,7 @@ def test_hard_fact_07_the_worker_settles_when_the_lock_is_free(live, receiver, l
 
 
 @pytest.mark.parametrize("lock", [OF_THE_OUTBOX, OF_A_ROW])
-def test_hard_fact_07_a_drain_settles_when_the_lock_is_free(sales, receiver, locked, lock):
+def test_invariant_07_a_drain_settles_when_the_lock_is_free(sales, receiver, locked, lock):
     """Also where the session's own lock_timeout is shorter than the wait."""
     holder = locked(sales, lock)
     sell(sales)

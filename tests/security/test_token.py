@@ -54,7 +54,7 @@ def write_token_file(server, content=CANARY, mode=0o600):
 
 # sync_outbox_set_token()
 
-def test_hard_fact_21_a_token_is_kept_in_a_private_file_and_sent(queue, receiver):
+def test_invariant_21_a_token_is_kept_in_a_private_file_and_sent(queue, receiver):
     receiver.behaviour = require_token(CANARY)
     queue.run("SELECT sync_outbox_set_token(%s)", [CANARY])
 
@@ -215,7 +215,7 @@ def test_a_token_in_the_settings(server_wide, receiver):
         db.session(plain).execute("SHOW sync_outbox.upload_token")
 
 
-def test_hard_fact_22_the_settings_token_does_not_go_to_a_targets_url(server_wide, new_receiver, receiver):
+def test_invariant_22_the_settings_token_does_not_go_to_a_targets_url(server_wide, new_receiver, receiver):
     db = server_wide({"sync_outbox.upload_token": CANARY, "sync_outbox.base_url": receiver.url},
                      env={"SYNC_UPLOAD_TOKEN": CANARY})
     elsewhere = new_receiver()

@@ -53,7 +53,7 @@ def test_what_is_rolled_back_is_not_sent(shop, receiver):
     assert sold(receiver) == [2]
 
 
-def test_hard_fact_12_commit_prepared_wakes_the_worker(shop, receiver, clock):
+def test_invariant_12_commit_prepared_wakes_the_worker(shop, receiver, clock):
     shop.run("BEGIN; INSERT INTO sales VALUES (1, 0); PREPARE TRANSACTION 'two phases'")
     settled(shop)
     assert receiver.requests == []

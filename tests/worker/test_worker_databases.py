@@ -30,7 +30,7 @@ def tablespace(admin):
     return "elsewhere"
 
 
-def test_hard_fact_24_drop_database_of_a_busy_worker(busy, admin, clock):
+def test_invariant_24_drop_database_of_a_busy_worker(busy, admin, clock):
     busy.close()
     with clock(1):
         admin.execute(f"DROP DATABASE {busy.name}")
@@ -79,7 +79,7 @@ def test_the_worker_comes_back_after_a_command_that_failed(busy, receiver, admin
     receiver.wait_for_requests(2)
 
 
-def test_hard_fact_24_the_worker_stays_away_until_the_command_ends(shop, receiver, admin):
+def test_invariant_24_the_worker_stays_away_until_the_command_ends(shop, receiver, admin):
     """A session in the database makes the command wait, for five seconds in vain."""
     settled(shop)
     shop.conn.execute("SELECT 1")

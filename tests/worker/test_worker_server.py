@@ -60,7 +60,7 @@ def test_the_worker_comes_back_after_a_crash(new_server, receiver):
     wait_for(lambda: reconnected(shop).outbox() == [])
 
 
-def test_hard_fact_23_a_backlog_is_found_at_start(new_server, receiver):
+def test_invariant_23_a_backlog_is_found_at_start(new_server, receiver):
     server = new_server(preload=True, settings={"sync_outbox.interval": "1h"})
     shop = shop_on(server, receiver)
     server.set(sync_outbox__enabled="off")

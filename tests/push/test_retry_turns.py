@@ -1,4 +1,4 @@
-"""What a sixth reader, who had seen nothing before, found: each test says what has to hold."""
+"""Changes that are tried again: the share of the time they have, what they keep in order, and that none is given up for another."""
 
 import random
 import threading
@@ -28,8 +28,6 @@ def shop(live, receiver):
     live.attach("sales")
     return live
 
-
-# The share of those that are tried again
 
 @pytest.mark.parametrize("idle", [0, 6])
 def test_time_without_work_is_no_time_of_retries(shop, receiver, idle):
@@ -99,27 +97,6 @@ def test_a_change_that_waits_for_its_retry_is_not_given_up_for_another(new_serve
     db.close()
 
 
-# Keys across priorities
-
-@pytest.mark.parametrize("first", ["INSERT INTO sales VALUES (0)", "TRUNCATE sales"])
-def test_a_truncate_in_front_does_not_have_a_whole_lane_read(db, receiver, first):
-    """Above 100,000 keys of a table the first change counts for all of them, and no more are read."""
-    db.aim(receiver)
-    db.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
-    db.attach("sales", operations=["INSERT", "UPDATE", "DELETE", "TRUNCATE"])
-    db.run(first)
-    db.run("INSERT INTO sales SELECT n FROM generate_series(1, 300000) n")
-    db.run("SELECT sync_outbox_backfill('sales', condition => 'id = 1')")
-    assert db.value("SELECT count(*) FROM sync_outbox_lane") == 1
-    read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'sync_outbox'"
-    with db.session(autocommit=False) as session:
-        session.execute("SELECT sync_outbox_flush(max_rows => 1)")
-        rows = session.execute(read).fetchone()[0]
-    assert rows < 450000  # 300,000 are counted
-
-
-# What held
-
 @pytest.mark.parametrize("interval", ["1h", "300ms"])
 @pytest.mark.parametrize("idle", [0, 3])
 def test_order_of_keys_while_retries_wait(shop, receiver, interval, idle):
@@ -172,79 +149,3 @@ def test_order_of_keys_while_retries_wait(shop, receiver, interval, idle):
         assert last.get(key, 0) < number, (key, number)
         last[key] = number
     assert len(seen) > 1000
-
-
-def test_what_is_kept_of_the_outbox_outlives_no_savepoint_and_no_extension(db, receiver):
-    """Locks, shapes and plans of a session: savepoints, an outbox that is altered and not, indexes and extensions that
-    are made anew in the middle of a transaction and of a session."""
-    db.aim(receiver)
-    db.run("CREATE TABLE sales (id int PRIMARY KEY, note text)")
-    db.attach("sales")
-    db.run("""BEGIN;
-        SAVEPOINT a; INSERT INTO sales VALUES (1); ROLLBACK TO a;
-        INSERT INTO sales VALUES (2);
-        SAVEPOINT b; ALTER TABLE sync_outbox ADD extra int DEFAULT 7; INSERT INTO sales VALUES (3); ROLLBACK TO b;
-        INSERT INTO sales VALUES (4);
-        SAVEPOINT c; REINDEX TABLE sync_outbox; INSERT INTO sales VALUES (5); ROLLBACK TO c;
-        INSERT INTO sales VALUES (6);
-        SAVEPOINT d; ALTER TABLE sync_outbox DROP CONSTRAINT sync_outbox_pkey; INSERT INTO sales VALUES (7); ROLLBACK TO d;
-        INSERT INTO sales VALUES (8);
-        SAVEPOINT e; DROP EXTENSION sync_outbox CASCADE; ROLLBACK TO e;
-        INSERT INTO sales VALUES (9);
-        ALTER TABLE sync_outbox ADD extra int DEFAULT 7;
-        INSERT INTO sales VALUES (10);
-        COMMIT""")
-    assert [change.pk["id"] for change in db.outbox()] == [2, 4, 6, 8, 9, 10]
-    db.run("VACUUM FULL sync_outbox")
-    db.run("INSERT INTO sales VALUES (11)")
-    assert db.flushed()["acked"] == 7
-
-    for altered in (True, False, True):
-        db.run("SET client_min_messages = warning; BEGIN; INSERT INTO sales VALUES (12); DROP EXTENSION sync_outbox CASCADE;"
-               " CREATE EXTENSION sync_outbox; SELECT sync_outbox_attach('sales'); INSERT INTO sales VALUES (13); COMMIT")
-        if altered:
-            db.alter_outbox()
-        db.aim(receiver)
-        db.run("INSERT INTO sales VALUES (14); BEGIN; SAVEPOINT a; INSERT INTO sales VALUES (15); ROLLBACK TO a; COMMIT")
-        db.run("REINDEX TABLE CONCURRENTLY sync_outbox")
-        db.run("INSERT INTO sales VALUES (16)")
-        receiver.behaviour = behaviours.refuse(lambda change: change["pk"]["id"] == 14)
-        assert db.flushed()["acked"] == 2
-        assert db.value("SELECT sync_outbox_requeue()") == 1
-        receiver.behaviour = behaviours.ack_all
-        assert db.flushed()["acked"] == 1
-        assert db.value("SELECT sync_outbox_backfill('sales', condition => 'id > 12')") == 3
-        assert db.flushed()["acked"] == 3
-        assert pending(db) == 0
-        db.run("DELETE FROM sales WHERE id > 11; DELETE FROM sales WHERE false")
-        db.flushed()
-
-
-def test_states_of_partitions_whose_columns_stand_elsewhere(db):
-    """A state is read through the index of the partition in which a key is, whatever order its columns have there."""
-    db.run("""CREATE DOMAIN area AS text;
-        CREATE TABLE p (id bigint, region area, v int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
-        CREATE TABLE p_a PARTITION OF p FOR VALUES IN ('a');
-        CREATE TABLE p_b (gone int, v int, region area NOT NULL, gone2 text, id bigint NOT NULL);
-        ALTER TABLE p_b DROP gone, DROP gone2;
-        ALTER TABLE p ATTACH PARTITION p_b FOR VALUES IN ('b');
-        CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF new.v < 3 THEN UPDATE p SET v = v + 1, region = CASE region WHEN 'a' THEN 'b' ELSE 'a' END WHERE id = new.id; END IF;
-            RETURN NULL; END $$;
-        CREATE TRIGGER a_first AFTER INSERT OR UPDATE ON p FOR EACH ROW EXECUTE FUNCTION again();
-        CREATE TRIGGER " first" AFTER INSERT OR UPDATE ON p FOR EACH ROW EXECUTE FUNCTION again()""")
-    db.attach("p")
-    db.run("INSERT INTO p SELECT n, CASE n % 2 WHEN 0 THEN 'a' ELSE 'b' END, n % 3 FROM generate_series(1, 20) n")
-    db.run("UPDATE p SET region = CASE region WHEN 'a' THEN 'b' ELSE 'a' END, v = 0 WHERE id % 4 = 0")
-    db.run("UPDATE p_b SET v = 1; WITH d AS (DELETE FROM p WHERE id < 6 RETURNING *) INSERT INTO p SELECT id + 100, region, 2 FROM d")
-    state = {}
-    for op, pk, data in db.changes():
-        key = (pk["id"], pk["region"])
-        if op == "INSERT":
-            state[key] = data["v"]
-        elif op == "UPDATE":
-            row = {**pk, "v": state.pop(key), **data}
-            state[row["id"], row["region"]] = row["v"]
-        else:
-            state.pop(key, None)
-    assert state == {(row.id, row.region): row.v for row in db.rows("SELECT id, region, v FROM p")}
