@@ -14,7 +14,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz check lint demo bench bench-receiver clean print-pg-config
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -50,38 +50,43 @@ test: ## everything: unit tests, then end-to-end tests against private servers
 	$(MAKE) build
 	$(MAKE) e2e
 
-unit: ## tests of the modules that do not touch PostgreSQL
-	$(CARGO) test --release --lib $(FEATURES)
+unit: ## tests of what does not touch PostgreSQL, in the whole workspace
+	$(CARGO) test --release --lib --workspace $(FEATURES)
 
-# JOBS servers of each kind run side by side. One test: make e2e T='tests/test_smoke.py -k flush -n 0'
+# JOBS servers of each kind run side by side. One test: make e2e T='tests/harness/test_smoke.py -k flush -n 0'
 JOBS ?= 2
 T    ?= tests
 e2e: ## end-to-end tests of the release build that is there
 	$(PYTEST) -n $(JOBS) $(T)
 
-# The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/test_soak.py.
+# The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/faults/test_soak.py.
 MINUTES ?= 60
 SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
 soak: ## MINUTES of random faults (SEED=n) under load; ends with the counts of what was lost, made up, repeated
 	/usr/bin/python3 tests/soak.py --minutes $(MINUTES) $(SOAK)
 
-# What it found before is checked by `make unit`, see src/properties.
+# What it found before is checked by `make unit`, see the `properties` of each crate.
 SECONDS ?= 30
 fuzz: ## every parser for SECONDS of what a fuzzer makes up; installs cargo-fuzz where it is missing
 	PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) FEATURE=sync_outbox/pg$(PG_MAJOR) scripts/fuzz.sh $(SECONDS)
 
 # Files and directories whose SQL names no operator, function or type without its schema.
-SQL_CHECKED = src sql
-lint: ## formatting, SQL, clippy and documentation, warnings denied; released scripts are as released; the dependencies, with cargo-deny, installed where it is missing
+SQL_CHECKED = src crates sql
+# What `.ci/run` runs of it; the rest takes minutes.
+check: ## formatting, lines, SQL, arrows between modules, clippy and rustdoc, warnings denied; released scripts are as released
 	cd sql && sha256sum --check --quiet released.sha256
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	scripts/check-lines.py
 	scripts/check-sql.py $(SQL_CHECKED)
-	$(CARGO) clippy --all-targets $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --no-deps --document-private-items $(FEATURES)
+	scripts/check-arrows.py
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
+
+lint: check ## check, and the dependencies with cargo-deny, installed where it is missing
 	scripts/check-dependencies.sh
 
-demo: ## the whole story on two throwaway servers
+demo: ## capture, an offline time, catching up and a conflict on two throwaway servers
 	demo/run.sh
 
 # All of it takes about 40 minutes; QUICK=1 at most 5. Some of it: make bench PARTS="capture drain"

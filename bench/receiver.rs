@@ -1,48 +1,28 @@
 //! The receiver of the benchmarks: fast enough that it is never what is measured, and yet an honest one. Every body is
 //! parsed to its end, every `dedup_key` is taken out of it and acknowledged by name.
 //!
-//! It writes its port to standard output, and is asked and told things over the same port:
-//! `GET /stats` counts what came since `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when
-//! the key of each recorded change arrived (microseconds since 1970). Everything else is an upload.
+//! It writes its port to standard output, and is controlled over the same port: `GET /stats` counts what came since
+//! `POST /config {"latency_ms": 20, "record": true}`, and `GET /arrivals` lists when the key of each recorded change
+//! arrived (microseconds since 1970). Everything else is an upload.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// What is read of an upload. The rest is parsed as well, and dropped.
-#[derive(Deserialize)]
-struct Upload<'a> {
-    #[serde(borrow)]
-    changes: Vec<Change<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Change<'a> {
-    #[serde(borrow)]
-    dedup_key: Cow<'a, str>,
-    #[serde(borrow)]
-    pk: Option<&'a RawValue>,
-}
-
-#[derive(Serialize)]
-struct Answer<'a> {
-    acked: Vec<Cow<'a, str>>,
-}
+use wire::answer::AnswerWriter;
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Config {
+struct ReceiverConfig {
     latency_ms: u64,
     record: bool,
 }
 
 #[derive(Clone, Copy, Default, Serialize)]
-struct Stats {
+struct UploadCounts {
     requests: u64,
     changes: u64,
     bytes: u64,
@@ -51,16 +31,16 @@ struct Stats {
 }
 
 #[derive(Default)]
-struct State {
-    config: Config,
-    stats: Stats,
+struct ReceiverState {
+    config: ReceiverConfig,
+    stats: UploadCounts,
     arrivals: Vec<(Box<RawValue>, u64)>,
 }
 
-type Shared = Arc<Mutex<State>>;
+type Shared = Arc<Mutex<ReceiverState>>;
 
-/// Runs something on the state; a connection that died in it leaves numbers that are still numbers.
-fn locked<T>(shared: &Shared, work: impl FnOnce(&mut State) -> T) -> T {
+/// Runs something on the state. A thread that has panicked with the lock held leaves counts that can still be used.
+fn locked<T>(shared: &Shared, work: impl FnOnce(&mut ReceiverState) -> T) -> T {
     work(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -72,7 +52,7 @@ fn main() -> Result<()> {
         let (stream, shared) = (stream?, shared.clone());
         thread::spawn(move || match serve(stream, &shared) {
             Err(error) if error.kind() == ErrorKind::InvalidData => eprintln!("bench receiver: {error}"),
-            _ => {} // the sender closed the connection, or broke it: its own affair
+            _ => {} // the sender has closed the connection, or broken it off
         });
     }
     Ok(())
@@ -96,7 +76,7 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
             ("GET", "/arrivals") => locked(shared, |state| json(&state.arrivals))?,
             ("POST", "/config") => {
                 let config = serde_json::from_slice(&body)?;
-                locked(shared, |state| *state = State { config, ..State::default() });
+                locked(shared, |state| *state = ReceiverState { config, ..ReceiverState::default() });
                 b"{}".to_vec()
             }
             _ if head.is_gzip => {
@@ -117,27 +97,33 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
 
 /// Takes the keys of an upload and acknowledges them.
 fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) -> Result<Vec<u8>> {
-    let upload: Upload = serde_json::from_slice(body)?;
+    let body = std::str::from_utf8(body).map_err(|error| Error::new(ErrorKind::InvalidData, error))?;
+    let changes = wire::body::parse(body).map_err(|why| Error::new(ErrorKind::InvalidData, why))?;
+    let mut answer = AnswerWriter::default();
+    let mut keys = Vec::new();
+    let record = locked(shared, |state| state.config.record);
+    for change in changes.iter() {
+        if record && !change.pk.text.is_empty() {
+            keys.push(RawValue::from_string(change.pk.text.to_owned())?);
+        }
+        answer.ack(change.dedup_key);
+    }
     let config = locked(shared, |state| {
         let stats = &mut state.stats;
         if stats.requests == 0 {
             stats.first_us = arrived;
         }
         stats.requests += 1;
-        stats.changes += upload.changes.len() as u64;
+        stats.changes += changes.count() as u64;
         stats.bytes += bytes_on_the_wire as u64;
-        if state.config.record {
-            let keys = upload.changes.iter().filter_map(|change| change.pk);
-            state.arrivals.extend(keys.map(|pk| (pk.to_owned(), arrived)));
-        }
+        state.arrivals.extend(keys.into_iter().map(|pk| (pk, arrived)));
         state.config
     });
-    let answer = json(&Answer { acked: upload.changes.into_iter().map(|change| change.dedup_key).collect() })?;
     thread::sleep(Duration::from_millis(config.latency_ms));
-    Ok(answer)
+    Ok(answer.json().into_bytes())
 }
 
-/// What matters of a request's head.
+/// The parts of a request's head that matter here.
 #[derive(Default)]
 struct Head {
     method: String,

@@ -1,6 +1,6 @@
 """Where a part plays: a server of its own, a database with the extension, and a receiver.
 
-The server's settings are those of the reference figures in docs/design.md, and what is measured is durable: fsync is on."""
+The server's settings are those of the tables in docs/performance.md, and what is measured is durable: fsync is on."""
 
 import contextlib
 import shutil

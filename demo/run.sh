@@ -1,5 +1,5 @@
 #!/bin/bash
-# The whole story on two throwaway servers: a store captures, a hub applies, the network goes and comes back, and in the end
+# On two throwaway servers: a store captures, a hub applies, the network goes and comes back, and in the end
 # both hold the same. Exit status 0 only if they do. Stops and removes everything it started, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 \echo Use "ALTER EXTENSION sync_outbox UPDATE" to load this file. \quit
 
--- From 0.1.0, which is frozen, to 0.2.0: what sync_outbox--0.2.0.sql makes otherwise, and what the old objects need beside.
+-- From 0.1.0, which is frozen, to 0.2.0: what sync_outbox--0.2.0.sql makes otherwise, and what the old objects need
+-- beside.
 
 -- A sender knows within 100 ms what a target's row says, also where it was written by hand.
 CREATE FUNCTION @extschema@.sync_outbox_target_changed() RETURNS trigger
@@ -38,9 +39,10 @@ COMMENT ON TABLE @extschema@.sync_outbox_target IS
     'remote endpoints; NULL in a column means: the setting sync_outbox.<column> counts. The one used where nothing is said is named default. Call sync_outbox_target_set() and sync_outbox_target_drop(): changes know their target by id, so that a deleted row leaves them behind';
 
 ------------------------------------------------------------------------------------------------------------------------
--- The overview says since when somebody has had the turn, in one more column behind those that it had. CREATE OR REPLACE does
--- not add one, and DROP would take what others have made with the function: views, and rights. A column at the end changes
--- nothing for these: a query that was parsed before reads the columns that it knows, and ignores those that follow.
+-- The overview says since when somebody has had the turn, in one more column behind those that it had. CREATE OR
+-- REPLACE does not add one, and DROP would take what others have made with the function: views, and rights. A column at
+-- the end changes nothing for these: a query that was parsed before reads the columns that it knows, and ignores those
+-- that follow.
 ------------------------------------------------------------------------------------------------------------------------
 UPDATE pg_catalog.pg_proc SET
     proallargtypes = pg_catalog.array_append(proallargtypes, 'pg_catalog.timestamptz'::pg_catalog.regtype::pg_catalog.oid),
@@ -71,10 +73,11 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_accept(regclass, boolean), @extschema@.sync_outbox_apply_text(text) TO sync_outbox_admin;
 
 ------------------------------------------------------------------------------------------------------------------------
--- Capture keeps which columns were meant beside their names, so that a new column under an old name is not taken for the old
--- one, and the name that the table was attached under. Tables that 0.1.0 has attached get those of today. Written into the
--- catalog, because replacing the triggers would lock every attached table until this has committed; nobody has to be told,
--- because whatever gives a column or table another name makes every session read the table's triggers anew.
+-- Capture keeps which columns were meant beside their names, so that a new column under an old name is not taken for
+-- the old one, and the name that the table was attached under. Tables that 0.1.0 has attached get those of today.
+-- Written into the catalog, because replacing the triggers would lock every attached table until this has committed;
+-- nobody has to be told, because whatever gives a column or table another name makes every session read the table's
+-- triggers anew.
 ------------------------------------------------------------------------------------------------------------------------
 DO $numbers$
 DECLARE

@@ -79,7 +79,8 @@ ALTER TABLE @extschema@.sync_outbox
 DO $lz4$
 BEGIN
     ALTER TABLE @extschema@.sync_outbox
-        ALTER COLUMN pk SET COMPRESSION lz4, ALTER COLUMN data SET COMPRESSION lz4, ALTER COLUMN old SET COMPRESSION lz4;
+        ALTER COLUMN pk SET COMPRESSION lz4, ALTER COLUMN data SET COMPRESSION lz4,
+        ALTER COLUMN old SET COMPRESSION lz4;
 EXCEPTION WHEN feature_not_supported THEN
     NULL;
 END
@@ -470,13 +471,13 @@ GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @ext
     @extschema@.sync_outbox_target_state, @extschema@.sync_outbox_throughput, @extschema@.sync_outbox_threshold,
     @extschema@.sync_outbox_accepted
     TO sync_outbox_admin;
--- The columns that name files are left out: who sets them makes the server read a file of its choice. Targets come and go
--- through functions only: a change knows its target by id, and would be left behind by a DELETE.
+-- The columns that name files are left out: who sets them makes the server read a file of its choice. Targets come and
+-- go through functions only: a change knows its target by id, and would be left behind by a DELETE.
 GRANT UPDATE (base_url, upload_path) ON @extschema@.sync_outbox_target TO sync_outbox_admin;
 
 ------------------------------------------------------------------------------------------------------------------------
--- Dumps carry what cannot be made again: undelivered changes, targets, decisions, what the hub has applied, and whose all
--- this is.
+-- Dumps carry what cannot be made again: undelivered changes, targets, decisions, what the hub has applied, and whose
+-- all this is.
 ------------------------------------------------------------------------------------------------------------------------
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox', '');
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.sync_outbox_id_seq', '');

@@ -1,17 +1,16 @@
 //! A transactional outbox inside PostgreSQL.
 //!
-//! A change's journey: a write to an attached table is captured ([`capture`]) into the outbox ([`store`]) in the writer's
-//! own transaction; a push session ([`push`]) reads it, sends it ([`delivery`]) and settles it by the target's answer.
-//! [`api`] holds the functions people call, [`worker`] pushes in the background, [`hub`] applies what another store has
-//! pushed, and [`pg`] is the only place with `unsafe`.
+//! A change's journey: a write to an attached table is captured ([`capture`]) into the outbox ([`store`]) in the
+//! writer's own transaction; a push session ([`push`]) reads it, sends it ([`delivery`]) and settles it by the target's
+//! answer. [`api`] holds the functions people call, [`worker`] pushes in the background, and [`hub`] applies what
+//! another store has pushed. [`pg`] wraps what PostgreSQL offers, and [`entry`] holds the C functions that PostgreSQL
+//! calls: `unsafe` stands only in these two.
 
 #![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 
 mod api;
-#[cfg(test)]
-mod arbitrary;
 mod capture;
-mod delivery;
+mod entry;
 mod error;
 mod hub;
 mod pg;
@@ -19,16 +18,9 @@ mod pg;
 pub mod properties;
 mod push;
 mod settings;
+mod shared;
 mod store;
 mod wake;
 mod worker;
 
-::pgrx::pg_module_magic!();
-
-#[allow(non_snake_case)]
-#[pgrx::pg_guard]
-pub extern "C-unwind" fn _PG_init() {
-    settings::init();
-    capture::init();
-    worker::init();
-}
+::pgrx::pg_module_magic!(name, version);

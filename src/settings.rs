@@ -1,32 +1,32 @@
 //! The settings (GUCs): private statics, one `init`, and typed accessors.
 //!
-//! Delivery settings are SIGHUP-only: whoever sets the URL can take the token and the data, so neither a session nor
-//! `ALTER ROLE .. SET` may.
+//! Delivery settings are SIGHUP-only: whoever sets the URL gets the token and the data, so neither a session nor `ALTER
+//! ROLE .. SET` may set it.
 
 use crate::pg::guc;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-type Text = GucSetting<Option<CString>>;
+type StringSetting = GucSetting<Option<CString>>;
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static CAPTURE: GucSetting<bool> = GucSetting::<bool>::new(true);
 static ALLOW_HTTP: GucSetting<bool> = GucSetting::<bool>::new(false);
 static COMPRESSION: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TRUNCATE_WHEN_EMPTY: GucSetting<bool> = GucSetting::<bool>::new(true);
-/// No value where there is none, because it is read for every row.
-static REASON: Text = Text::new(None);
-static BASE_URL: Text = Text::new(Some(c""));
-static UPLOAD_PATH: Text = Text::new(Some(c"/api/sync/upload_outbox"));
-static UPLOAD_TOKEN: Text = Text::new(Some(c""));
-static UPLOAD_TOKEN_FILE: Text = Text::new(Some(c""));
-static CA_FILE: Text = Text::new(Some(c""));
-static CLIENT_CERT_FILE: Text = Text::new(Some(c""));
-static CLIENT_KEY_FILE: Text = Text::new(Some(c""));
-static PROXY: Text = Text::new(Some(c""));
-static ALLOWED_ADDRESSES: Text = Text::new(Some(c""));
-static SIGNING_SECRET_FILE: Text = Text::new(Some(c""));
+/// NULL by default and not an empty string, because it is read for every row.
+static REASON: StringSetting = StringSetting::new(None);
+static BASE_URL: StringSetting = StringSetting::new(Some(c""));
+static UPLOAD_PATH: StringSetting = StringSetting::new(Some(c"/api/sync/upload_outbox"));
+static UPLOAD_TOKEN: StringSetting = StringSetting::new(Some(c""));
+static UPLOAD_TOKEN_FILE: StringSetting = StringSetting::new(Some(c""));
+static CA_FILE: StringSetting = StringSetting::new(Some(c""));
+static CLIENT_CERT_FILE: StringSetting = StringSetting::new(Some(c""));
+static CLIENT_KEY_FILE: StringSetting = StringSetting::new(Some(c""));
+static PROXY: StringSetting = StringSetting::new(Some(c""));
+static ALLOWED_ADDRESSES: StringSetting = StringSetting::new(Some(c""));
+static SIGNING_SECRET_FILE: StringSetting = StringSetting::new(Some(c""));
 static BATCH_ROWS: GucSetting<i32> = GucSetting::<i32>::new(1000);
 static BATCH_BYTES: GucSetting<i32> = GucSetting::<i32>::new(1024);
 static INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
@@ -39,15 +39,15 @@ static LOCK_WAIT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static MAX_ATTEMPTS: GucSetting<i32> = GucSetting::<i32>::new(10);
 static HISTORY_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
 static APPLIED_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 24 * 60);
-/// Less than the time that a sender gives a request, whose other changes are applied meanwhile.
+/// Less than a sender waits for the answer, so that the other changes of the request are applied in time.
 static APPLY_LOCK_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5_000);
-/// Less than a sender waits by default: after that nobody reads the answer.
+/// Less than a sender waits by default, because after that nobody reads the answer.
 static APPLY_STATEMENT_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(25_000);
-/// Off: how many changes are many depends on the shop.
+/// Off, because how many changes are too many depends on the site.
 static BACKLOG_ROWS_WARNING: GucSetting<i32> = GucSetting::<i32>::new(0);
-/// A tenth of a small disk.
+/// A tenth of a small disk, in MB.
 static BACKLOG_SIZE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(10 * 1024);
-/// Longer than most lines are down.
+/// Longer than most connections are down.
 static BACKLOG_AGE_WARNING: GucSetting<i32> = GucSetting::<i32>::new(24 * 3600);
 static WORKER_IDLE_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60_000);
 
@@ -55,11 +55,16 @@ const MINUTES_MAX: i32 = 100 * 365 * 24 * 60;
 
 /// Registers every setting. Called once, from `_PG_init`.
 pub fn init() {
-    use GucContext::{Sighup, Suset, Userset};
-    let (none, ms, minutes) = (GucFlags::empty(), GucFlags::UNIT_MS, GucFlags::UNIT_MIN);
-    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
-    let private = GucFlags::SUPERUSER_ONLY;
+    define_switches();
+    define_texts();
+    define_delivery_limits();
+    define_hub_and_worker_limits();
+    define_backlog_warnings();
+    guc::reserve_prefix();
+}
 
+fn define_switches() {
+    use GucContext::{Sighup, Suset};
     flag(c"sync_outbox.enabled", c"Sends captured changes automatically.", &ENABLED, Sighup);
     flag(c"sync_outbox.capture", c"Captures the writes of this session to attached tables.", &CAPTURE, Suset);
     flag(c"sync_outbox.allow_http", c"Allows plain http to hosts other than this one.", &ALLOW_HTTP, Sighup);
@@ -70,7 +75,13 @@ pub fn init() {
         &TRUNCATE_WHEN_EMPTY,
         Sighup,
     );
+}
 
+fn define_texts() {
+    use GucContext::{Sighup, Userset};
+    let none = GucFlags::empty();
+    let secret = GucFlags::SUPERUSER_ONLY | GucFlags::NO_SHOW_ALL;
+    let private = GucFlags::SUPERUSER_ONLY;
     text(c"sync_outbox.reason", c"Why this session writes; stored with every change it makes.", &REASON, Userset, none);
     text(c"sync_outbox.base_url", c"URL of the remote server, without the path.", &BASE_URL, Sighup, none);
     text(c"sync_outbox.upload_path", c"Path that changes are posted to.", &UPLOAD_PATH, Sighup, none);
@@ -101,7 +112,10 @@ pub fn init() {
         Sighup,
         private,
     );
+}
 
+fn define_delivery_limits() {
+    let (none, ms) = (GucFlags::empty(), GucFlags::UNIT_MS);
     number(c"sync_outbox.batch_rows", c"Most changes in one request.", &BATCH_ROWS, (1, 100_000), none);
     number(
         c"sync_outbox.batch_bytes",
@@ -142,6 +156,10 @@ pub fn init() {
         ms,
     );
     number(c"sync_outbox.max_attempts", c"Refusals after which a change is DEAD.", &MAX_ATTEMPTS, (1, 1_000_000), none);
+}
+
+fn define_hub_and_worker_limits() {
+    let (ms, minutes) = (GucFlags::UNIT_MS, GucFlags::UNIT_MIN);
     number(
         c"sync_outbox.history_retention",
         c"Age at which rows of sync_outbox_history go.",
@@ -177,12 +195,15 @@ pub fn init() {
         (0, i32::MAX),
         ms,
     );
+}
+
+fn define_backlog_warnings() {
     number(
         c"sync_outbox.backlog_rows_warning",
         c"Changes in the outbox above which the log warns; 0 is never.",
         &BACKLOG_ROWS_WARNING,
         (0, i32::MAX),
-        none,
+        GucFlags::empty(),
     );
     number(
         c"sync_outbox.backlog_size_warning",
@@ -198,14 +219,19 @@ pub fn init() {
         (0, i32::MAX),
         GucFlags::UNIT_S,
     );
-    guc::reserve_prefix();
 }
 
 fn flag(name: &'static CStr, what: &'static CStr, setting: &'static GucSetting<bool>, context: GucContext) {
     GucRegistry::define_bool_guc(name, what, c"", setting, context, GucFlags::empty());
 }
 
-fn text(name: &'static CStr, what: &'static CStr, setting: &'static Text, context: GucContext, flags: GucFlags) {
+fn text(
+    name: &'static CStr,
+    what: &'static CStr,
+    setting: &'static StringSetting,
+    context: GucContext,
+    flags: GucFlags,
+) {
     GucRegistry::define_string_guc(name, what, c"", setting, context, flags);
 }
 
@@ -219,11 +245,11 @@ fn number(
     GucRegistry::define_int_guc(name, what, c"", setting, least, most, GucContext::Sighup, flags);
 }
 
-fn string(setting: &Text) -> String {
+fn string(setting: &StringSetting) -> String {
     setting.get().map(|s| s.to_string_lossy().trim().to_owned()).unwrap_or_default()
 }
 
-fn path(setting: &Text) -> Option<String> {
+fn path(setting: &StringSetting) -> Option<String> {
     Some(string(setting)).filter(|s| !s.is_empty())
 }
 
@@ -236,8 +262,8 @@ pub fn capture() -> bool {
     CAPTURE.get()
 }
 
-/// Hands the session's reason to `f`, if it gave one, in the server encoding. Not copied: it is as long as the session
-/// likes.
+/// Hands the session's reason to `f`, if it gave one, in the server encoding. It is not copied, because it can have any
+/// length.
 pub fn with_reason<R>(f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     guc::with_text(&REASON, |text| f(text.map(<[u8]>::trim_ascii).filter(|reason| !reason.is_empty())))
 }
@@ -266,7 +292,7 @@ pub fn upload_token_file() -> Option<String> {
     path(&UPLOAD_TOKEN_FILE)
 }
 
-/// The safety-net poll of the worker.
+/// How often the worker polls, in case it was not woken.
 pub fn interval() -> Duration {
     millis(&INTERVAL)
 }
@@ -302,7 +328,7 @@ pub fn apply_statement_timeout() -> Option<Duration> {
     Some(millis(&APPLY_STATEMENT_TIMEOUT)).filter(|d| !d.is_zero())
 }
 
-/// Above what the log warns of the backlog; 0 is never.
+/// The limits above which the log warns about the backlog; 0 means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
     pub rows: i64,
@@ -318,30 +344,9 @@ pub fn thresholds() -> Thresholds {
     }
 }
 
-/// What a push session needs to know, read once when it starts and handed to code that never sees PostgreSQL.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Delivery {
-    pub batch_rows: usize,
-    pub batch_bytes: usize,
-    pub connect_timeout: Duration,
-    pub request_timeout: Duration,
-    pub retry_interval: Duration,
-    pub retry_max_interval: Duration,
-    pub max_attempts: i32,
-    pub compression: bool,
-    pub allow_http: bool,
-    pub ca_file: Option<String>,
-    pub client_cert_file: Option<String>,
-    pub client_key_file: Option<String>,
-    pub proxy: Option<String>,
-    pub allowed_addresses: String,
-    pub signing_secret_file: Option<String>,
-    /// The user that the server runs as, to whom files with secrets belong.
-    pub server_uid: u32,
-}
-
-pub fn delivery() -> Delivery {
-    Delivery {
+/// The settings that a push session uses.
+pub fn delivery() -> delivery::Settings {
+    delivery::Settings {
         batch_rows: BATCH_ROWS.get() as usize,
         batch_bytes: BATCH_BYTES.get() as usize * 1024,
         connect_timeout: millis(&CONNECT_TIMEOUT),
@@ -358,17 +363,5 @@ pub fn delivery() -> Delivery {
         allowed_addresses: string(&ALLOWED_ADDRESSES),
         signing_secret_file: path(&SIGNING_SECRET_FILE),
         server_uid: crate::pg::file::server_uid(),
-    }
-}
-
-impl Delivery {
-    /// With the files that a target names for itself.
-    pub fn for_target(mut self, target: &crate::store::target::Target) -> Self {
-        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
-        self.ca_file = own(self.ca_file, &target.ca_file);
-        self.client_cert_file = own(self.client_cert_file, &target.client_cert_file);
-        self.client_key_file = own(self.client_key_file, &target.client_key_file);
-        self.signing_secret_file = own(self.signing_secret_file, &target.signing_secret_file);
-        self
     }
 }

@@ -1,96 +1,98 @@
 //! What a transaction tells the worker when it commits.
 //!
-//! At COMMIT, once per transaction, after the commit is visible to others: no NOTIFY, which would serialize commits, and no
-//! polling. Together with the wake-up goes the first id that the transaction drew, so that the worker knows how far back it
-//! has to look, and whether the transaction was an administrative call, so that a sender asks again what holds. An abort
-//! forgets it; a prepared transaction too, whose COMMIT PREPARED speaks for it. A savepoint that is rolled back does not: a
-//! worker that is woken for nothing is harmless.
+//! The worker is woken at COMMIT, once per transaction, after the commit is visible to others, without NOTIFY, which
+//! would serialize commits, and without polling. It is also told the first id that the transaction drew, so that it
+//! knows how far back it has to look, and whether the transaction was an administrative call, so that senders read
+//! settings and state again. An abort forgets this, and so does PREPARE TRANSACTION, because COMMIT PREPARED wakes the
+//! worker. A savepoint that is rolled back does not, because it does no harm to wake a worker for nothing.
 
 use crate::pg::xact::{self, End};
-use crate::worker::shared::{self, ANYTHING, NOTHING, News};
+use crate::shared::{self, ANYTHING, CommitNotice, NOTHING};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What the current transaction has to say.
+/// What the current transaction will announce at its commit.
 #[derive(Clone, Copy)]
-struct Mark {
+struct PendingNotice {
     captured: bool,
     control: bool,
     first_id: i64,
-    /// The others have been told that it is about to become visible.
+    /// The other processes have been told that the transaction is about to become visible.
     committing: bool,
 }
 
-const NO_MARK: Mark = Mark { captured: false, control: false, first_id: NOTHING, committing: false };
+const NO_NOTICE: PendingNotice =
+    PendingNotice { captured: false, control: false, first_id: NOTHING, committing: false };
 
 thread_local! {
-    static MARK: Cell<Mark> = const { Cell::new(NO_MARK) };
+    static PENDING: Cell<PendingNotice> = const { Cell::new(NO_NOTICE) };
 }
 
 /// Wakes the worker of this database once the current transaction has committed, because it has captured a change with
 /// this id; does nothing if it rolls back. Ids of a transaction need not ascend.
 #[inline]
 pub fn at_commit(id: i64) {
-    let mark = MARK.get();
-    if !mark.captured || id < mark.first_id {
-        MARK.set(Mark { captured: true, first_id: mark.first_id.min(id), ..mark });
+    let pending = PENDING.get();
+    if !pending.captured || id < pending.first_id {
+        PENDING.set(PendingNotice { captured: true, first_id: pending.first_id.min(id), ..pending });
     }
 }
 
-/// Tells every sender of this database once the current transaction has committed that what it knows may be out of date:
-/// settings of its target, a token, which changes are free to go. Also wakes the worker.
+/// Once the current transaction has committed, tells every sender of this database that what it knows may be out of
+/// date: the settings of its target, a token, which changes can be sent. Also wakes the worker.
 pub fn control_at_commit() {
-    MARK.set(Mark { captured: true, control: true, ..MARK.get() });
+    PENDING.set(PendingNotice { captured: true, control: true, ..PENDING.get() });
 }
 
-/// As [`control_at_commit`], for a transaction that is about to make the changes of a prepared one visible, of which nobody
-/// remembers anything: until it has ended, a worker looks at everything.
+/// As [`control_at_commit`], for a transaction that is about to commit a prepared one. Nobody knows the ids of its
+/// changes any more, so until this transaction has ended, a worker reads from the first change on.
 pub fn before_commit_prepared() {
-    if !MARK.get().committing {
+    if !PENDING.get().committing {
         shared::committing(ANYTHING);
     }
-    MARK.set(Mark { captured: true, control: true, first_id: ANYTHING, committing: true });
+    PENDING.set(PendingNotice { captured: true, control: true, first_id: ANYTHING, committing: true });
 }
 
-/// Tells every other sender of this database that somebody has taken the turn: what it has read ahead is void. Called with
-/// the sender's lock held.
+/// Tells every other sender of this database that this process has taken the turn, so that what they have read ahead is
+/// void. Called with the sender's lock held.
 pub fn turn_taken() {
     if LISTENING.load(Ordering::Relaxed) {
         shared::turn_taken();
     }
 }
 
-/// A number that changes whenever an administrative call has committed in this database, or a turn was taken; `None` without
-/// preloading, where nobody counts.
+/// A number that changes whenever an administrative call has committed in this database, or a turn was taken; `None` if
+/// the library is not preloaded.
 pub fn control() -> Option<u64> {
     LISTENING.load(Ordering::Relaxed).then(shared::control)
 }
 
 static LISTENING: AtomicBool = AtomicBool::new(false);
 
-/// Listens to the ends of transactions. Without it, as where the library is not preloaded, the mark is never read.
+/// Registers the callback at the end of transactions. It is not called if the library is not preloaded; then nothing is
+/// announced.
 pub fn init() {
     LISTENING.store(true, Ordering::Relaxed);
     xact::on_end(|end| {
-        let mark = MARK.get();
-        if !mark.captured {
+        let pending = PENDING.get();
+        if !pending.captured {
             return;
         }
         match end {
             End::PreCommit => {
-                if mark.first_id != NOTHING && !mark.committing {
-                    shared::committing(mark.first_id);
-                    MARK.set(Mark { committing: true, ..mark });
+                if pending.first_id != NOTHING && !pending.committing {
+                    shared::committing(pending.first_id);
+                    PENDING.set(PendingNotice { committing: true, ..pending });
                 }
                 return;
             }
             End::Commit => {
-                let news = News { first_id: mark.first_id, control: mark.control };
-                if mark.committing { shared::committed(news) } else { shared::want_here(news) }
+                let notice = CommitNotice { first_id: pending.first_id, control: pending.control };
+                if pending.committing { shared::committed(notice) } else { shared::want_here(notice) }
             }
-            End::Abort | End::Prepare if mark.committing => shared::aborted(),
+            End::Abort | End::Prepare if pending.committing => shared::aborted(),
             End::Abort | End::Prepare => {}
         }
-        MARK.set(NO_MARK);
+        PENDING.set(NO_NOTICE);
     });
 }

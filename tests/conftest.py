@@ -201,3 +201,13 @@ def three(sales):
     """Three sales that wait."""
     sales.run("INSERT INTO sales VALUES (1, 0), (2, 0), (3, 0)")
     return sales
+
+
+@pytest.fixture
+def shop(live, receiver):
+    """A small attached table whose changes are sent by the worker; no timer is quick enough to help."""
+    live.server.set(sync_outbox__interval="1h")
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    return live

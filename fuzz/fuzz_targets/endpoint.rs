@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| sync_outbox::properties::endpoint(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| delivery::properties::endpoint(input));

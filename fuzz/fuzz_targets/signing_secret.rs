@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| sync_outbox::properties::signing_secret(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| wire::properties::signing_secret(input));

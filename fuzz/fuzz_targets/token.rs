@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| sync_outbox::properties::token(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| wire::properties::token(input));

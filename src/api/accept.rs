@@ -1,9 +1,9 @@
-//! `sync_outbox_accept(relation regclass [, ignore_unknown_columns boolean])`: lets `sync_outbox_apply()` write a table of
-//! this hub. Called again, it changes the option.
+//! `sync_outbox_accept(relation regclass [, ignore_unknown_columns boolean])`: lets `sync_outbox_apply()` write a table
+//! of this hub. Called again, it changes the option.
 //!
-//! Raises 22004 for NULL, 42P01 for a relation that is gone, 42809 for what is no ordinary table, 42501 for who does not
-//! own it and for system tables, 55000 for a table without a usable key, an unlogged one, and one with a DEFERRABLE
-//! constraint.
+//! Raises 22004 for NULL, 42P01 for a relation that is gone, 42809 for anything but an ordinary table, 42501 for a
+//! caller who does not own it and for system tables, 55000 for a table without a usable key, an unlogged one, and one
+//! with a DEFERRABLE constraint.
 
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::{Oid, role};
@@ -14,8 +14,8 @@ fn sync_outbox_accept(relation: Option<Oid>) {
     or_raise(accept(relation, Some(false)))
 }
 
-/// The same with the option. A function of its own and not a defaulted argument, so that a right that was granted on the
-/// first one under 0.1.0 stays a right.
+/// The same with the option. A function of its own and not an argument with a default, so that a privilege that was
+/// granted on the first one under 0.1.0 stays valid.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_accept_with(relation: Option<Oid>, ignore_unknown_columns: Option<bool>) {
     or_raise(accept(relation, ignore_unknown_columns))

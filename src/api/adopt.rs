@@ -1,6 +1,6 @@
-//! `sync_outbox_adopt()`: a person says that this database is the one that sends, although it is a copy.
+//! `sync_outbox_adopt()`: a person decides that this database sends although it is a copy.
 //!
-//! What a copy brought along looks to capture and sender as if it had been captured here.
+//! Capture and sender treat the changes that were copied as if they had been captured here.
 
 use super::argument::{self, Text};
 use super::discard::keep_out;
@@ -10,10 +10,12 @@ use crate::pg::xact;
 use crate::store::{Schema, identity, overview, queue, target};
 use crate::wake;
 
-/// After a copy: `same` goes on as the source that was copied, which must not send any more; `new` starts as another one.
-/// Either way the changes in the outbox stay, with the keys they have, and are sent. Allowed also where no copy was noticed.
+/// To be called on a copy. With `same` the database goes on as the source that was copied, which must not send any
+/// more; with `new` it becomes a new source. Either way the changes in the outbox keep their keys and are sent. It may
+/// also be called where no copy was noticed.
 ///
-/// Errors: 22023 for another word; 55000 on a standby; 55P03 if a sender is at work, or writers while ids have to be moved.
+/// Errors: 22023 for another word; 55000 on a standby; 55P03 if a sender is active, or writers are while the sequence
+/// has to be moved.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_adopt(as_: Text<'_>) {
     or_raise(adopt(as_))

@@ -1,29 +1,32 @@
-//! `sync_outbox_apply(payload json) returns json`: applies a request body on a hub. `sync_outbox_apply_text(payload text)` does
-//! the same, and is what a receiver calls: PostgreSQL's json type reads a value by recursion, and raises 54001 for one that is
-//! nested too deep, before anything else is called. Taken as text, such a value is the error of its own change.
+//! `sync_outbox_apply(payload json) returns json`: applies a request body on a hub. `sync_outbox_apply_text(payload
+//! text)` does the same, and is what a receiver calls: PostgreSQL's json type parses a value by recursion and raises
+//! 54001 for one that is nested too deeply, before the function is called. Passed as text, such a value is the error of
+//! its own change only.
 //!
-//! Answers `{"acked": [..], "errors": [{"dedup_key": .., "error": ..}], "conflicts": []}`. Raises 22004 for NULL, 22023 for
-//! what is no body of changes, 54000 for one that is too large, 25006 in a read-only transaction; and 40xxx, 53xxx
-//! or 57xxx when the server could not do it now: then nothing was applied and the same body should come again.
+//! Answers `{"acked": [..], "errors": [{"dedup_key": .., "error": ..}], "conflicts": []}`. Raises 22004 for NULL, 22023
+//! for a payload that is not a body of changes, 54000 for one that is too large, 25006 in a read-only transaction; and
+//! 40xxx, 53xxx or 57xxx when the server could not do it now. Then nothing was applied, and the same body should be
+//! sent again.
 
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::hub;
 use crate::pg::{text, xact};
 
-/// json taken as bytes, because the server encoding is not UTF-8 everywhere, and given as text, which it is inside.
+/// Takes json as bytes, because the server encoding is not always UTF-8, and returns it as text, which is its internal
+/// form.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_apply(payload: Option<&[u8]>) -> String {
     or_raise(apply(payload))
 }
 
-/// A name of its own and not an overload: to an argument of unknown type PostgreSQL would prefer it, and whoever may call
-/// the first one need not have a right on this one.
+/// A name of its own and not an overload: PostgreSQL would prefer the overload for an argument of unknown type, and
+/// whoever may call the first function need not have the privilege to call this one.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_apply_text(payload: Option<&[u8]>) -> String {
     or_raise(apply(payload))
 }
 
-/// Largest body. Capture keeps a request around a mebibyte, and a change is at most what one row holds.
+/// The largest body. A sender keeps requests at about a mebibyte, except that one change may be as large as a row.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 fn apply(payload: Option<&[u8]>) -> Result<String> {

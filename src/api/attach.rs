@@ -1,29 +1,30 @@
-//! `sync_outbox_attach()` and `sync_outbox_detach()`: what a table's capture is told.
+//! `sync_outbox_attach()` and `sync_outbox_detach()`: begin, change and end the capture of a table.
 
-use super::argument::{self, Names, Text, Texts};
-use crate::capture::{Options, install};
+use super::argument::{self, NameArray, Text, TextArray};
+use crate::capture::install;
 use crate::error::or_raise;
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, text};
 use crate::store::Schema;
+use crate::store::options::Options;
 use std::ffi::CStr;
 
-/// Captures the writes to `relation` from now on; again with other options, it changes them.
+/// Captures the writes to `relation` from now on. Called again with other options, it changes them.
 ///
-/// 42501 if the caller does not own it, 42809 if it is no table of the user's, 55000 if it has no usable key, is a
+/// 42501 if the caller does not own it, 42809 if it is not a user's table, 55000 if it has no usable key, is a
 /// partition of an attached table, has the scripts' triggers, or if its changes wait with another priority or target;
-/// 42703 and 22023 for the other arguments, 55P03 if its lock is not to be had within 5 s, or its rows are just being
-/// backfilled or changes imported, 25001 for another priority or target in REPEATABLE READ.
+/// 42703 and 22023 for the other arguments, 55P03 if its lock could not be acquired within 5 s, or while its rows are
+/// being backfilled or changes imported, 25001 for another priority or target in REPEATABLE READ.
 #[allow(clippy::too_many_arguments)] // the SQL signature
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_attach(
     relation: Option<Oid>,
     priority: Text<'_>,
-    columns: Texts<'_>,
-    exclude: Texts<'_>,
+    columns: TextArray<'_>,
+    exclude: TextArray<'_>,
     branch_column: Option<&CStr>,
-    key_columns: Names<'_>,
-    operations: Texts<'_>,
+    key_columns: NameArray<'_>,
+    operations: TextArray<'_>,
     target: Text<'_>,
     include_old: Option<bool>,
     require_reason: Option<bool>,
@@ -58,8 +59,8 @@ fn sync_outbox_attach(
     })())
 }
 
-/// Ends capture on `relation`; changes already captured stay and are sent. 42704 if it is not attached, 42501 if the caller
-/// does not own it, 55P03 if its lock is not to be had within 5 s.
+/// Ends capture on `relation`; changes already captured stay and are sent. 42704 if it is not attached, 42501 if the
+/// caller does not own it, 55P03 if its lock could not be acquired within 5 s.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_detach(relation: Option<Oid>) {
     or_raise((|| {

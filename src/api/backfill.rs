@@ -1,23 +1,26 @@
-//! `sync_outbox_backfill()`: existing rows become changes, so that a hub can start from nothing.
+//! `sync_outbox_backfill()`: puts existing rows into the outbox, so that a hub can start empty.
 
 use super::argument::{self, Text};
-use crate::capture::{self, Options, Priority, Writer};
+use crate::capture::{self, Writer};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::confine::ImmediateOnWrite;
 use crate::pg::guc::Nest;
-use crate::pg::relation::{self as pg_relation, LockMode, Open};
+use crate::pg::relation::Open;
+use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, interrupt, spi, xact};
-use crate::store::relation::{self, Kind, Relation};
+use crate::store::options::Options;
+use crate::store::relation::{self, Relation, RelationKind};
 use crate::store::{Schema, attached, lane, quote_ident, quote_literal, target};
 use std::ops::ControlFlow;
+use wire::Priority;
 
-/// Puts the rows of an attached table into the outbox as INSERTs, those for which `condition` (an SQL expression over its
-/// columns) is true; returns how many. They are locked FOR SHARE until the transaction ends.
+/// Puts the rows of an attached table for which `condition` (an SQL expression over its columns) is true into the
+/// outbox as INSERTs; returns how many. They are locked FOR SHARE until the transaction ends.
 ///
 /// Reads as the caller: row security and rights on functions in `condition` are the caller's. 42501 if the caller does
-/// not own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 if
-/// the table is just being given another priority or target.
+/// not own the table, 55000 if it is not attached, 22023 for an unknown priority, 25001 in REPEATABLE READ, 55P03 while
+/// the table is given another priority or target.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Text<'_>) -> i64 {
     or_raise((|| {
@@ -28,8 +31,8 @@ fn sync_outbox_backfill(relation: Option<Oid>, condition: Text<'_>, priority: Te
     })())
 }
 
-/// An attached table, and the key its rows are read by.
-struct Source {
+/// An attached table, and the key that its rows are ordered by.
+struct SourceTable {
     table: Relation,
     options: Options,
     target_id: i16,
@@ -46,16 +49,18 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     }
     let caller = role::current_user();
     let schema = Schema::installed()?;
-    let source = Source::find(&schema, caller, oid)?;
+    let source = SourceTable::find(&schema, caller, oid)?;
     let options = Options { priority, ..source.options.clone() };
     let mut writer = Writer::new(&schema, Open::for_reading(oid), &options);
     let (mut count, mut ids) = (0, None);
-    // The condition, expressions of indexes and the table's row security may call anybody's functions.
+    // The condition, the expressions of indexes and row security policies may call functions of other users.
     let policies = Nest::new();
     if role::is_superuser(caller) {
-        policies.set("row_security", "off"); // whom no policy binds; where one binds the owner this fails and leaves out nothing
+        // Policies do not apply to a superuser. If one applies to the owner, as whom the rows may be read, this fails
+        // instead of leaving rows out.
+        policies.set("row_security", "off");
     }
-    // Whoever reads what is theirs runs it as any SELECT does; only the casts may be another's.
+    // The owner of the table runs this like any SELECT; only the casts may be somebody else's.
     let others = caller != source.table.owner;
     let immediate = (others || writer.runs_users_code()).then(ImmediateOnWrite::new);
     let guard = others.then(|| ActAs::confined_as(source.table.owner));
@@ -80,7 +85,7 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     drop(policies);
     if let Some(ids) = ids {
         let _owner = ActAs::owner();
-        // Of a table that was renamed the first change has said so.
+        // If the table was renamed, its first change has recorded this already.
         if priority != source.options.priority && !writer.is_renamed() {
             lane::record(&schema, &attached::name(oid), source.target_id, priority, ids);
         }
@@ -88,12 +93,12 @@ fn backfill(oid: Oid, condition: Option<String>, priority: Priority) -> Result<i
     Ok(count)
 }
 
-impl Source {
+impl SourceTable {
     fn find(schema: &Schema, caller: Oid, oid: Oid) -> Result<Self> {
         let _owner = ActAs::owner();
         relation::find(schema, oid)?.require_owner(caller)?;
         lane::keep(schema, oid)?;
-        pg_relation::lock(oid, LockMode::AccessShare); // what is looked up from here on stays as it is
+        relation_lock::lock(oid, LockMode::AccessShare); // so that what is looked up from here on stays as it is
         let table = relation::find(schema, oid)?;
         table.require_owner(caller)?;
         let Some(options) = attached::options(schema.capture(), oid) else { return Err(not_attached(schema, &table)) };
@@ -103,14 +108,14 @@ impl Source {
             return Err(capture::missing_column(column, argument, &attached::name(oid)));
         }
         let key = attached::key_of(oid, options.key_columns.as_deref())?;
-        Ok(Source { table, options, target_id, key })
+        Ok(SourceTable { table, options, target_id, key })
     }
 
-    /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with their
-    /// parent either. `coalesce` keeps a row in one piece even where a column has the table's name.
+    /// Whole rows in the order of their key. ONLY, because the writes to inheritance children are not captured with
+    /// their parent either. `coalesce` makes the name stand for the whole row even if a column has the table's name.
     fn select(&self, condition: Option<&str>) -> String {
         let name = &self.table.sql_name;
-        let only = if self.table.kind == Kind::Table { "ONLY" } else { "" };
+        let only = if self.table.kind == RelationKind::Table { "ONLY" } else { "" };
         let key: Vec<String> = self.key.iter().map(|column| format!("{name}.{}", quote_ident(column))).collect();
         // On lines of its own: a comment at the end of the condition ends there.
         let condition = condition.map(|c| format!("WHERE (\n{c}\n)")).unwrap_or_default();
@@ -118,8 +123,9 @@ impl Source {
     }
 }
 
-/// The same rows, all of them read and locked before the first is handed over, with their number. Where a user's cast writes to
-/// rows that are still to come, they are told as they were, and what it did behind them.
+/// The same rows and their number, all of them read and locked before the first one is returned. If a user's cast
+/// writes to rows that have not been returned yet, those are captured as they were, and what the cast did comes after
+/// them.
 fn all_at_once(select: &str) -> String {
     format!("SELECT whole, pg_catalog.count(*) OVER () FROM ({select}) AS locked (whole)")
 }

@@ -1,25 +1,26 @@
-//! What `sync_outbox_configure()` takes, taken apart: plain data, nothing of it is looked up yet.
+//! Parses the argument of `sync_outbox_configure()` into plain data, without looking anything up.
 
 use super::{argument, token};
-use crate::capture::{Options, Priority};
 use crate::error::{Error, Result};
+use crate::store::options::Options;
 use serde_json::{Map, Value};
+use wire::Priority;
 
 pub const URL: &str = "webapp_base_url";
 pub const TOKEN: &str = "sync_upload_token";
 pub const TABLES: &str = "uploads_local_to_remote";
 const SHAPE: &str = "Write it as in {\"webapp_base_url\": \"https://hub.example.org\", \"sync_upload_token\": \"...\", \"uploads_local_to_remote\": [\"sales\", {\"table\": \"shop.stock\", \"priority\": \"HIGH\"}]}.";
 
-/// The object.
+/// The whole object.
 pub struct Config {
     pub url: Option<String>,
     pub token: Option<String>,
-    pub tables: Option<Vec<Entry>>,
+    pub tables: Option<Vec<TableEntry>>,
     pub ignored: Vec<String>,
 }
 
 /// An element of `uploads_local_to_remote`.
-pub struct Entry {
+pub struct TableEntry {
     pub table: String,
     pub given: Given,
 }
@@ -52,7 +53,7 @@ impl Config {
             None | Some(Value::Null) => None,
             Some(Value::Array(list)) => {
                 let entries = list.into_iter().enumerate();
-                Some(entries.map(|(i, entry)| Entry::parse(entry, i, &mut ignored)).collect::<Result<_>>()?)
+                Some(entries.map(|(i, entry)| TableEntry::parse(entry, i, &mut ignored)).collect::<Result<_>>()?)
             }
             Some(_) => return Err(wrong(format!("{TABLES} is not an array"))),
         };
@@ -61,11 +62,11 @@ impl Config {
     }
 }
 
-impl Entry {
+impl TableEntry {
     fn parse(entry: Value, i: usize, ignored: &mut Vec<String>) -> Result<Self> {
         let at = format!("{TABLES}[{i}]");
         let mut members = match entry {
-            Value::String(table) => return Ok(Entry { table, given: Given::default() }),
+            Value::String(table) => return Ok(TableEntry { table, given: Given::default() }),
             Value::Object(members) => members,
             _ => return Err(wrong(format!("{at} is neither the name of a table nor an object"))),
         };
@@ -86,15 +87,15 @@ impl Entry {
             always: flag(&mut members, "always", &at)?,
         };
         ignored.extend(members.into_iter().map(|(name, _)| format!("{at}{name}")));
-        Ok(Entry { table, given })
+        Ok(TableEntry { table, given })
     }
 }
 
 impl Given {
-    /// The options of a table that has been attached with `before`, if at all.
+    /// These options, and those of `before` where none is given, which are the present ones if the table is attached.
     pub fn over(&self, before: Option<Options>) -> Options {
         let before = before.unwrap_or_default();
-        // Named again, they are the columns that are called so now.
+        // If columns are named again, those are meant that have these names now.
         let named_again = self.exclude.is_some() || self.columns.is_some();
         Options {
             target: self.target.clone().unwrap_or(before.target),
@@ -158,7 +159,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_config_is_taken_or_refused_with_a_hint(
-            config in crate::arbitrary::json(&[
+            config in wire::properties::json(&[
                 URL, TOKEN, TABLES, "table", "target", "priority", "HIGH", "columns", "exclude", "branch_column", "key_columns",
                 "operations", "INSERT", "include_old", "require_reason", "always", "s.t",
             ])

@@ -1,12 +1,12 @@
 //! `sync_outbox_configure()`: one JSON object says where to send and what to capture.
 //!
-//! Takes the configuration files of the scripts as they are. All or nothing: everything is checked and written inside the
-//! caller's transaction, and the token's file, which no rollback takes back, comes last.
+//! It accepts the scripts' configuration files as they are. All or nothing: everything is checked and written inside
+//! the caller's transaction. The token's file comes last, because a rollback does not undo it.
 
 use super::argument::{self, Text};
-use super::config::{Config, Entry, Given, TABLES};
+use super::config::{Config, Given, TABLES, TableEntry};
 use super::token;
-use crate::capture::install::{self, Outcome};
+use crate::capture::install::{self, AttachOutcome};
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
@@ -17,9 +17,9 @@ use crate::store::{Schema, attached, identity, relation, target};
 use crate::{settings, wake};
 use serde::Serialize;
 
-/// What was done, in the order in which it is answered.
+/// What was done, in the order of the answer's members.
 #[derive(Default, Serialize)]
-struct Answer {
+struct Summary {
     webapp_base_url: bool,
     sync_upload_token: bool,
     attached: Vec<String>,
@@ -30,10 +30,12 @@ struct Answer {
     ignored: Vec<String>,
 }
 
-/// Sets the URL and token of the default target and attaches tables. Members that are absent or null stay as they are, and
-/// so do the options of a table that its entry does not name. With `prune`, tables that are not listed are detached.
+/// Sets the URL and token of the default target and attaches tables. Members that are absent or null stay as they are,
+/// and so do the options of a table that its entry does not name. With `prune`, tables that are not listed are
+/// detached.
 ///
-/// 22023 for a wrong shape, 42P01 for an unknown table, and what `sync_outbox_attach()` and `sync_outbox_set_token()` raise.
+/// Raises 22023 for an object of the wrong shape, 42P01 for an unknown table, and what `sync_outbox_attach()` and
+/// `sync_outbox_set_token()` raise.
 #[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
 fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     let _hidden = HiddenStatement::new();
@@ -43,16 +45,16 @@ fn sync_outbox_configure(config: Text<'_>, prune: Option<bool>) -> Vec<u8> {
     text::from_utf8(&serde_json::to_string(&answer).unwrap_or_default())
 }
 
-fn configure(config: Option<&str>, prune: bool) -> Result<Answer> {
+fn configure(config: Option<&str>, prune: bool) -> Result<Summary> {
     let config = Config::parse(argument::required(config, "config")?)?;
-    // Names mean what they mean to the caller, so they are looked up before search_path is pinned.
+    // Names are resolved with the caller's search_path, so they are looked up before it is pinned.
     let tables = config.tables.map(resolve).transpose()?;
     let caller = role::current_user();
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
-    let mut answer = Answer { ignored: config.ignored, ..Answer::default() };
+    let mut answer = Summary { ignored: config.ignored, ..Summary::default() };
 
-    let _ = identity::admit(&schema); // as attach does; before there is a URL, which a template has not
+    let _ = identity::admit(&schema); // as attach does; before there is a URL, because a template database has none
     let mut target = target::find(&schema, target::DEFAULT)?;
     if let Some(url) = config.url {
         credentials::parse(&target, &url, &settings::delivery())?;
@@ -84,9 +86,9 @@ struct Listed {
     given: Given,
 }
 
-fn resolve(entries: Vec<Entry>) -> Result<Vec<Listed>> {
+fn resolve(entries: Vec<TableEntry>) -> Result<Vec<Listed>> {
     let mut listed: Vec<Listed> = Vec::with_capacity(entries.len());
-    for Entry { table, given } in entries {
+    for TableEntry { table, given } in entries {
         let Some(oid) = look_up(&table) else {
             return Err(Error::new(SqlState::ERRCODE_UNDEFINED_TABLE, format!("table \"{table}\" does not exist"))
                 .detail(format!("It is listed in {TABLES}."))
@@ -100,14 +102,14 @@ fn resolve(entries: Vec<Entry>) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// The table of that name: spelled exactly so, else as SQL reads it (unquoted names in lower case).
+/// The table of that name: spelled exactly so, or as SQL reads it (unquoted names in lower case).
 fn look_up(name: &str) -> Option<Oid> {
     let exact = name.split('.').map(crate::store::quote_ident).collect::<Vec<_>>().join(".");
     regclass(&exact).or_else(|| regclass(name))
 }
 
 fn regclass(name: &str) -> Option<Oid> {
-    // What is no name at all raises an error up to PostgreSQL 15.
+    // Up to PostgreSQL 15, a text that is not a name raises an error.
     let found = xact::subtransaction(|| {
         spi::first("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", &[Arg::text_utf8(name)], |row| {
             row.get::<Oid>(1)
@@ -116,20 +118,20 @@ fn regclass(name: &str) -> Option<Oid> {
     found.ok().flatten().flatten()
 }
 
-fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Answer) -> Result<()> {
+fn attach(schema: &Schema, caller: Oid, table: &Listed, answer: &mut Summary) -> Result<()> {
     let options = table.given.over(attached::options(schema.capture(), table.oid));
     let outcome = install::install(schema, caller, table.oid, &options)?;
     let list = match outcome {
-        Outcome::Attached => &mut answer.attached,
-        Outcome::Changed => &mut answer.changed,
-        Outcome::Unchanged => &mut answer.unchanged,
+        AttachOutcome::Attached => &mut answer.attached,
+        AttachOutcome::Changed => &mut answer.changed,
+        AttachOutcome::Unchanged => &mut answer.unchanged,
     };
     list.push(relation::find(schema, table.oid)?.name);
     Ok(())
 }
 
-/// Attached tables that are not listed.
-fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answer: &mut Answer) -> Result<()> {
+/// Detaches or reports attached tables that are not listed.
+fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answer: &mut Summary) -> Result<()> {
     for (oid, name) in attached::all(schema.capture()) {
         if listed.iter().any(|l| l.oid == oid) {
             continue;
@@ -144,10 +146,11 @@ fn leave_out(schema: &Schema, caller: Oid, listed: &[Listed], prune: bool, answe
     Ok(())
 }
 
-/// A new URL without a token leaves the old token where it was set for.
+/// If only the URL is changed, the token stays that of the old URL. A NOTICE says so.
 pub(super) fn notice_token_elsewhere(target: &target::Target) -> Result<()> {
     if let Some((endpoint, _)) = credentials::endpoint(target, &settings::delivery())?
-        && let Some(origin) = credentials::kept_for(target).unwrap_or_default() // an unreadable file is for the flush to report
+        // A file that cannot be read is reported by the flush.
+        && let Some(origin) = credentials::kept_for(target).unwrap_or_default()
         && origin != endpoint.origin
     {
         pgrx::notice!(

@@ -1,19 +1,19 @@
-//! `sync_outbox_import()`: takes over what an outbox made by scripts has not delivered.
+//! `sync_outbox_import()`: takes over the changes that the scripts' outbox has not delivered.
 //!
 //! The old changes are older than everything captured since, so they get the ids before it. The old table is read as
-//! its owner, because reading it may run that one's casts; the rows are written as the extension's owner.
+//! its owner, because reading it may run the owner's casts; the rows are written as the extension's owner.
 
 use super::argument;
-use crate::capture::{OPERATIONS, Options};
 use crate::error::{Error, Result, SqlState, or_raise};
-use crate::pg::lock::{Scope, SenderLock};
-use crate::pg::memory::{self, Scratch};
-use crate::pg::relation::LockMode;
+use crate::pg::lock::{LockScope, SenderLock};
+use crate::pg::memory::{self, ScratchContext};
+use crate::pg::relation_lock::LockMode;
 use crate::pg::role::{self, ActAs};
 use crate::pg::spi::{self, Row};
 use crate::pg::{Oid, confine, interrupt, text, xact};
 use crate::store::import::{self, Imported};
-use crate::store::relation::{self, Kind, Relation};
+use crate::store::options::Options;
+use crate::store::relation::{self, Relation, RelationKind};
 use crate::store::{Schema, attached, identity, lane, quote_literal, target};
 use crate::{settings, wake};
 use sha2::{Digest, Sha256};
@@ -21,16 +21,20 @@ use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use uuid::Uuid;
+use wire::Operation;
 
+/// Columns of the scripts' outbox, which is another table than ours.
 const REQUIRED: [&str; 6] = ["id", "schema_name", "table_name", "op", "pk", "data"];
 
-/// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that are
-/// uuids or 32 hex digits stay what they are. A row goes where its table's changes go, and to NORMAL of the default target
-/// if the table is not attached. Rows that an earlier import has brought and that still wait are skipped with a NOTICE.
+/// Imports every row of `old_table`, whatever its status there, in the order of its `id`; returns how many. Keys that
+/// are uuids or 32 hex digits are kept. A row gets the target and priority of its table, or the default target and
+/// NORMAL if the table is not attached. Rows that an earlier import has taken over and that still wait are skipped with
+/// a NOTICE.
 ///
-/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is no
-/// such table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in REPEATABLE READ, 55000 if later changes of a table that is not attached wait
-/// elsewhere, 55P03 if the table or the sender is busy, or tables are just being attached.
+/// All or nothing: 42501 if the caller does not own the table, or one that its changes are of, 42809 or 42703 if it is
+/// not such a table, 54000 if its changes are of too many tables, 22023 for a row that cannot be sent, 25001 in
+/// REPEATABLE READ, 55000 if later changes of a table that is not attached wait elsewhere, 55P03 if the table or the
+/// sender is busy, or while tables are being attached.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_import(old_table: Option<Oid>) -> i64 {
     or_raise((|| import(argument::required(old_table, "old_table")?))())
@@ -45,27 +49,27 @@ fn import(oid: Oid) -> Result<i64> {
         let _restricted = ActAs::restricted(old.owner);
         tables(&old)?
     };
-    let (lanes, mut next_id, last_id, before) = {
+    let (routes, mut next_id, last_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
         lane::keep_all(&schema)?;
-        let lanes = lanes(&schema, caller, tables)?;
-        keep_senders_out(&schema, &lanes)?;
+        let routes = routes(&schema, caller, tables)?;
+        keep_senders_out(&schema, &routes)?;
         let last_id = import::last_id(&schema);
-        (lanes, last_id - rows + 1, last_id, import::keys(&schema))
+        (routes, last_id - rows + 1, last_id, import::keys(&schema))
     };
-    let mut keys = Keys { before, now: HashSet::new() };
+    let mut keys = DedupKeys { before, now: HashSet::new() };
     let (mut imported, mut skipped) = (0, 0);
-    let memory = Scratch::new();
+    let memory = ScratchContext::new();
     let mut outcome = Ok(());
     let restricted = ActAs::restricted(old.owner);
     spi::scan_once(&select(&old), &[], |row| {
         interrupt::check();
         if next_id > last_id {
-            outcome = Err(other_rows(&old)); // ids after these belong to captured changes
+            outcome = Err(other_rows(&old)); // the next ids belong to captured changes
             return ControlFlow::Break(());
         }
-        match memory.run(|| take(&schema, &lanes, &mut keys, next_id, row)) {
+        match memory.run(|| take(&schema, &routes, &mut keys, next_id, row)) {
             Ok(true) => {
                 imported += 1;
                 next_id += 1;
@@ -84,7 +88,7 @@ fn import(oid: Oid) -> Result<i64> {
     Ok(imported)
 }
 
-/// Checks the old table and keeps its writers out: what would be written from now on would be lost with it.
+/// Checks the old table and locks its writers out, because what they wrote from now on would be lost with the table.
 fn lock(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
     let _owner = ActAs::owner();
     if xact::uses_one_snapshot() {
@@ -102,7 +106,7 @@ fn check(schema: &Schema, caller: Oid, oid: Oid) -> Result<Relation> {
     let old = relation::find(schema, oid)?;
     old.require_owner(caller)?;
     let hint = "Name the table that the scripts made, which you have renamed: columns id, schema_name, table_name, op, pk, data, dedup_key, created_at.";
-    if old.ours || !matches!(old.kind, Kind::Table | Kind::Partitioned) {
+    if old.ours || !matches!(old.kind, RelationKind::Table | RelationKind::Partitioned) {
         return Err(Error::new(
             SqlState::ERRCODE_WRONG_OBJECT_TYPE,
             format!("{} is not an outbox table made by scripts", old.name),
@@ -123,16 +127,16 @@ fn has(table: &Relation, column: &str) -> bool {
 }
 
 /// Schema and name of a table, as bytes in the server encoding.
-type Name = (Vec<u8>, Vec<u8>);
+type TableName = (Vec<u8>, Vec<u8>);
 
-/// Most bytes of such a name: many times what one of PostgreSQL's has.
+/// The most bytes that such a name may have: many times the length of a name in PostgreSQL.
 const MOST_NAME_BYTES: usize = 1024;
-/// Most tables that the changes of an old outbox can be of.
+/// The most tables that the changes of an old outbox may belong to.
 const MOST_TABLES: usize = 10_000;
 
-/// The tables that the old changes are of, and how many changes there are. What is read of them is kept in Rust's memory, so
-/// that it is bounded.
-fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
+/// The tables that the old changes belong to, and the number of changes. The names are kept in Rust's memory, so their
+/// number and length are limited.
+fn tables(old: &Relation) -> Result<(Vec<TableName>, i64)> {
     let (mut tables, mut rows) = (Vec::new(), 0);
     let count = format!(
         "SELECT schema_name::pg_catalog.text, table_name::pg_catalog.text, pg_catalog.count(*) FROM {} GROUP BY 1, 2
@@ -168,14 +172,15 @@ fn tables(old: &Relation) -> Result<(Vec<Name>, i64)> {
 }
 
 /// Where the changes of a table go.
-struct Lane {
+struct Route {
     target_id: i16,
     options: Options,
-    /// Other changes under its name wait in another one, and the sender does not know yet that it has to compare them.
+    /// Other changes under this name wait in another lane, and the sender does not know yet that it has to compare
+    /// them.
     crosses: Cell<bool>,
 }
 
-fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name, Lane>> {
+fn routes(schema: &Schema, caller: Oid, tables: Vec<TableName>) -> Result<HashMap<TableName, Route>> {
     let capture = schema.capture();
     tables
         .into_iter()
@@ -186,7 +191,8 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name
             let options = attached.unwrap_or_default();
             let target_id = target::find(schema, &options.target)?.id;
             let crosses = attached::waits_elsewhere(schema, &name, target_id, options.priority.name());
-            // Of an attached table those of a backfill can, or of another that had its name: the sender places them.
+            // For an attached table these can come from a backfill, or from another table that had its name. The sender
+            // keeps their order.
             if !is_attached && crosses {
                 return Err(Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -195,13 +201,13 @@ fn lanes(schema: &Schema, caller: Oid, tables: Vec<Name>) -> Result<HashMap<Name
                 .detail("They would overtake those that are imported, which are older.")
                 .hint("Attach the table as it was, or CALL sync_outbox_drain(); first."));
             }
-            Ok((name, Lane { target_id, options, crosses: Cell::new(crosses) }))
+            Ok((name, Route { target_id, options, crosses: Cell::new(crosses) }))
         })
         .collect()
 }
 
-/// Whoever imports brings changes that he could have made and captured: of his tables, and of those that he could make.
-fn check_caller(caller: Oid, name: &Name) -> Result<()> {
+/// Callers may import only changes that they could have made: of tables that they own, or could create.
+fn check_caller(caller: Oid, name: &TableName) -> Result<()> {
     if import::could_capture(caller, &name.0, &name.1) {
         return Ok(());
     }
@@ -214,21 +220,21 @@ fn check_caller(caller: Oid, name: &Name) -> Result<()> {
     .hint("Call it as superuser, or ask that owner; changes that nobody needs can be deleted from the old table."))
 }
 
-/// A session that is under way does not look in front of where it is: it would send a later change of a key first. So
+/// A running session does not look behind its cursor for these ids, and would send a later change of a key first. So
 /// nobody sends until the imported changes are committed.
-fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> {
-    let targets: BTreeSet<i16> = lanes.values().map(|lane| lane.target_id).collect();
+fn keep_senders_out(schema: &Schema, routes: &HashMap<TableName, Route>) -> Result<()> {
+    let targets: BTreeSet<i16> = routes.values().map(|route| route.target_id).collect();
     let outbox = schema.outbox();
     xact::forbid_prepare();
     for target in targets {
-        if SenderLock::acquire(outbox, target, Scope::Transaction, settings::lock_wait()).is_none() {
+        if SenderLock::acquire(outbox, target, LockScope::Transaction, settings::lock_wait()).is_none() {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "changes are being sent right now")
                 .hint("SELECT sync_outbox_pause(); import, commit, and SELECT sync_outbox_resume();"));
         }
     }
-    // Behind the sender's lock, as `sync_outbox_target_drop()` takes the two.
-    for lane in lanes.values() {
-        if target::find_and_keep(schema, &lane.options.target)?.id != lane.target_id {
+    // After the sender's lock, in the same order as `sync_outbox_target_drop()`.
+    for route in routes.values() {
+        if target::find_and_keep(schema, &route.options.target)?.id != route.target_id {
             return Err(Error::new(SqlState::ERRCODE_LOCK_NOT_AVAILABLE, "a target was made anew at this very moment")
                 .hint("Try again."));
         }
@@ -236,7 +242,7 @@ fn keep_senders_out(schema: &Schema, lanes: &HashMap<Name, Lane>) -> Result<()> 
     Ok(())
 }
 
-/// Policies and views can show other rows when they are asked again.
+/// The second read of the old table can return more rows, because of policies or functions.
 fn other_rows(old: &Relation) -> Error {
     Error::new(
         SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -257,8 +263,8 @@ fn select(old: &Relation) -> String {
     )
 }
 
-/// Imports one row; `false` if an earlier import has brought it.
-fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, row: &Row) -> Result<bool> {
+/// Imports one row; `false` if an earlier import has taken it over.
+fn take(schema: &Schema, routes: &HashMap<TableName, Route>, keys: &mut DedupKeys, id: i64, row: &Row) -> Result<bool> {
     let old_id = row.int(1);
     let bad = |what: &str| {
         Error::argument(format!("the old change with id {old_id} {what}"))
@@ -268,53 +274,54 @@ fn take(schema: &Schema, lanes: &HashMap<Name, Lane>, keys: &mut Keys, id: i64, 
         return Err(bad("has no schema_name or table_name"));
     };
     let word = text::to_utf8(row.bytes(4).map_or(b"", |word| &word[..word.len().min(MOST_NAME_BYTES)]));
-    let Some(op) = OPERATIONS.into_iter().find(|op| op.eq_ignore_ascii_case(word.trim())) else {
+    let Some(op) = Operation::ALL.map(Operation::name).into_iter().find(|op| op.eq_ignore_ascii_case(word.trim()))
+    else {
         return Err(bad(&format!("has the unknown op {}", quote_literal(&word))));
     };
-    if row.bytes(5).is_none() && op != "TRUNCATE" {
+    if row.bytes(5).is_none() && op != Operation::Truncate.name() {
         return Err(bad("has no pk"));
     }
     memory::reserve_one(&mut keys.now);
     let Some(dedup_key) = keys.of(row.bytes(7).map(text::to_utf8).as_deref(), old_id) else { return Ok(false) };
     let short = schema_name.len().max(table_name.len()) <= MOST_NAME_BYTES;
-    let lane = short.then(|| lanes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
-    let Some(lane) = lane else {
+    let route = short.then(|| routes.get(&(schema_name.to_vec(), table_name.to_vec()))).flatten();
+    let Some(route) = route else {
         return Err(bad("is of a table that was not there before"));
     };
     let _owner = ActAs::owner();
     Imported {
         id,
         dedup_key,
-        created_at: Some(row.raw(8)).filter(|(_, null)| !null).map(|(datum, _)| datum),
-        target_id: lane.target_id,
-        priority: lane.options.priority,
+        created_at: row.micros(8),
+        target_id: route.target_id,
+        priority: route.options.priority,
         schema_name,
         table_name,
         op,
         pk: row.bytes(5),
         data: row.bytes(6),
-        branch_column: lane.options.branch_column.as_deref(),
+        branch_column: route.options.branch_column.as_deref(),
     }
     .insert(schema);
-    if lane.crosses.take() {
+    if route.crosses.take() {
         let name = (schema_name.to_vec(), table_name.to_vec());
-        lane::record(schema, &name, lane.target_id, lane.options.priority, (id, import::LAST_ID));
+        lane::record(schema, &name, route.target_id, route.options.priority, (id, import::LAST_ID));
     }
     Ok(true)
 }
 
-/// The keys of an import, so that none of them stands for two changes and none is brought twice.
-struct Keys {
-    /// Brought by earlier imports.
+/// The keys of an import, so that no two changes have the same key and none is imported twice.
+struct DedupKeys {
+    /// The keys of changes of earlier imports that still wait.
     before: HashSet<Uuid>,
     now: HashSet<Uuid>,
 }
 
-impl Keys {
-    /// The key of the next change, for which there is room, or `None` if an earlier import has brought it.
+impl DedupKeys {
+    /// The key of the next change, for which there is room, or `None` if an earlier import has taken it over.
     ///
-    /// The scripts gave two changes of one row in one transaction the same key; the second one gets a key that follows from
-    /// it and the row's id, so that an import that is repeated finds it again.
+    /// The scripts gave two changes of one row in one transaction the same key; the second change gets a key that is
+    /// computed from that key and the row's id, so that a repeated import computes the same one.
     fn of(&mut self, text: Option<&str>, old_id: i64) -> Option<Uuid> {
         let text = text.unwrap_or_default().trim();
         let old_id = old_id.to_string();
@@ -331,7 +338,7 @@ impl Keys {
     }
 }
 
-/// A key made of a text that is none, given in parts: it can be long, and is not copied.
+/// A key computed from a text that is not a uuid. It is passed in parts and not copied, because it can be long.
 fn digest(parts: &[&str]) -> Uuid {
     let mut digest = Sha256::new();
     parts.iter().for_each(|part| digest.update(part));
@@ -346,8 +353,8 @@ mod tests {
 
     const MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
-    fn keys(before: &[Uuid]) -> Keys {
-        Keys { before: before.iter().copied().collect(), now: HashSet::new() }
+    fn keys(before: &[Uuid]) -> DedupKeys {
+        DedupKeys { before: before.iter().copied().collect(), now: HashSet::new() }
     }
 
     #[test]
@@ -365,7 +372,7 @@ mod tests {
         let found: Vec<Uuid> = texts.iter().zip(1..).map(|(text, id)| all.of(*text, id).unwrap()).collect();
         assert_eq!(found.iter().collect::<HashSet<_>>().len(), texts.len());
 
-        // Repeated, every one of them is found again.
+        // When the import is repeated, every key is found again.
         let mut again = keys(&found);
         assert!(texts.iter().zip(1..).all(|(text, id)| again.of(*text, id).is_none()));
     }

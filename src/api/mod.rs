@@ -1,4 +1,4 @@
-//! The functions people call: arguments in, answers out. Their SQL declarations stand in `sql/`.
+//! The functions that users call. Their SQL declarations are in `sql/`.
 
 mod accept;
 mod adopt;

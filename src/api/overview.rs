@@ -1,33 +1,34 @@
-//! `sync_outbox_overview()`: is the queue clean, is the target up, how fast does it go.
+//! `sync_outbox_overview()`: whether the queue is empty, whether the target answers, and how fast changes are sent.
 
-use super::argument::Answer;
+use super::argument::TextResult;
 use super::settings_report;
 use crate::error::{Result, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
 use crate::store::identity::{self, Standing};
-use crate::store::overview::{self, Status};
+use crate::store::overview::{self, TargetStatus};
 use crate::store::stats::{self, Figures};
 use crate::store::target::Target;
-use crate::store::{Schema, backlog, steer};
+use crate::store::{Schema, backlog, intervention};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::iter::TableIterator;
 use pgrx::name;
 use std::collections::{BTreeSet, HashMap};
 
-/// A row per target, the one named `default` also before anything has made it; and one whose `target` is NULL for each
-/// id of a target that is gone and still has changes, which nobody sends: `last_error` says so.
+/// A row per target, including `default` before it has been created; and a row whose `target` is NULL for each id of a
+/// target that is gone but still has changes. Nobody sends those, and `last_error` says so.
 ///
-/// `paused`: by a person, or because this database is a copy: then the reason begins with `cloned`.
+/// `paused`: by a person, or because this database is a copy, in which case the reason begins with `cloned`.
 ///
-/// `clean`: the outbox holds nothing for it, neither pending nor failed, in conflict or dead. `breaker`: `closed`; `open`
-/// until `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
-/// (acknowledged by sent) are over the last 15 minutes. `percent_done` is of what has been sent since the outbox was last
-/// empty and what is still to be sent; `estimated_completion` is NULL while nothing moves. Above a million changes the
-/// counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the thresholds that the outbox as a whole
-/// has passed. `sender_pid` has the turn, and its transaction has been open since `sender_since`: a flush keeps the turn to the
-/// end of its caller's transaction, a worker or drain has none open most of the time. `settings` gives each effective setting's value and source; of
-/// the token only the source, and names of files only to roles that may read every setting.
+/// `clean`: the outbox holds no change for the target, whatever its status. `breaker`: `closed`; `open` until
+/// `next_try_at`; `half_open` when the next request decides. `rows_per_minute` (acknowledged) and `success_rate`
+/// (acknowledged divided by sent) are those of the last 15 minutes. `percent_done` is of what has been sent since the
+/// outbox was last empty and what is still to be sent; `estimated_completion` is NULL while nothing is acknowledged.
+/// Above a million changes the counts are estimated, as those of `sync_outbox_stats()`. `over_threshold` names the
+/// thresholds that the outbox as a whole has passed. `sender_pid` has the turn, and its transaction has been open since
+/// `sender_since`: a flush keeps the turn to the end of its caller's transaction, a worker or drain has no transaction
+/// open most of the time. `settings` has the value and source of each effective setting, but only the source of the
+/// token, and the names of files only for roles that may read every setting.
 ///
 /// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
 #[pgrx::pg_extern(sql = false)]
@@ -35,7 +36,7 @@ use std::collections::{BTreeSet, HashMap};
 fn sync_outbox_overview() -> TableIterator<
     'static,
     (
-        name!(target, Option<Answer>),
+        name!(target, Option<TextResult>),
         name!(clean, bool),
         name!(total, i64),
         name!(pending, i64),
@@ -44,13 +45,13 @@ fn sync_outbox_overview() -> TableIterator<
         name!(dead, i64),
         name!(oldest_pending, Option<TimestampWithTimeZone>),
         name!(paused, bool),
-        name!(paused_reason, Option<Answer>),
+        name!(paused_reason, Option<TextResult>),
         name!(auth, Option<String>),
         name!(breaker, &'static str),
         name!(consecutive_failures, i32),
         name!(next_try_at, Option<TimestampWithTimeZone>),
         name!(last_success_at, Option<TimestampWithTimeZone>),
-        name!(last_error, Option<Answer>),
+        name!(last_error, Option<TextResult>),
         name!(last_error_at, Option<TimestampWithTimeZone>),
         name!(rows_per_minute, f64),
         name!(success_rate, Option<f64>),
@@ -58,7 +59,7 @@ fn sync_outbox_overview() -> TableIterator<
         name!(estimated_completion, Option<TimestampWithTimeZone>),
         name!(sender_pid, Option<i32>),
         name!(over_threshold, Option<String>),
-        name!(settings, Answer),
+        name!(settings, TextResult),
         name!(sender_since, Option<TimestampWithTimeZone>),
     ),
 > {
@@ -101,7 +102,7 @@ struct Overview {
     named: bool,
     target: Target,
     figures: Figures,
-    status: Status,
+    status: TargetStatus,
     sender: Option<lock::Holder>,
     over_threshold: Option<String>,
     settings: serde_json::Value,
@@ -113,12 +114,12 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     let mut figures: HashMap<i16, Figures> = HashMap::new();
     let count = stats::count(&schema, None);
     let estimated = count.estimated;
-    for (place, counted) in &count.figures {
-        *figures.entry(place.target_id).or_default() += counted;
+    for (key, counted) in &count.figures {
+        *figures.entry(key.target_id).or_default() += counted;
     }
     let crossed = backlog::crossed(&schema);
     let over_threshold = (!crossed.is_empty()).then(|| crossed.join(", "));
-    let settings = settings_report::Settings::read(caller);
+    let settings = settings_report::SettingsReport::read(caller);
     let cloned = match identity::standing(&schema) {
         Standing::Copied(copied) => Some(format!("cloned: {}", copied.reason())),
         _ => None,
@@ -139,19 +140,19 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
             figures,
         });
     }
-    // A sample of a long backlog need not hold what is left of them.
+    // If the backlog is long and only sampled, the sample need not contain their changes.
     let known: BTreeSet<i16> = rows.iter().map(|row| row.target.id).collect();
     let all = figures
         .keys()
         .copied()
-        .chain(estimated.then(|| steer::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
+        .chain(estimated.then(|| intervention::lanes(&schema)).into_iter().flatten().map(|lane| lane.target_id));
     let orphans: BTreeSet<i16> = all.filter(|id| !known.contains(id)).collect();
     for id in orphans {
         rows.push(Overview {
             named: false,
-            status: Status {
+            status: TargetStatus {
                 last_error: Some(format!("there is no target with id {id}: its changes are not sent")),
-                ..Status::default()
+                ..TargetStatus::default()
             },
             sender: None,
             over_threshold: over_threshold.clone(),
@@ -163,7 +164,7 @@ fn overview(caller: Oid) -> Result<Vec<Overview>> {
     Ok(rows)
 }
 
-/// What is still to be sent; what is in conflict or dead waits for a person.
+/// The number of changes that are still to be sent; those in conflict or dead wait for a person.
 fn left(figures: &Figures) -> i64 {
     figures.pending + figures.failed
 }

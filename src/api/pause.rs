@@ -1,4 +1,4 @@
-//! `sync_outbox_pause()` and `sync_outbox_resume()`: capture goes on, sending stops; and goes on again.
+//! `sync_outbox_pause()` and `sync_outbox_resume()`: stop sending while capture goes on, and start it again.
 
 use super::argument::{self, Text};
 use crate::error::{Result, or_raise};
@@ -6,14 +6,14 @@ use crate::pg::role::ActAs;
 use crate::store::{Schema, target};
 use crate::wake;
 
-/// Stops sending to a target, by worker, flush and drain alike; a request that is out is still settled. Called again it
-/// replaces the reason. An unknown target is 22023, a reason of more than 1,000 characters 22001.
+/// Stops sending to a target, by worker, flush and drain alike; a request that has been sent is still settled. Called
+/// again, it replaces the reason. An unknown target is 22023, a reason of more than 1,000 characters 22001.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_pause(target: Text<'_>, reason: Text<'_>) {
     or_raise(set_paused(target, true, reason))
 }
 
-/// Ends a pause; the worker tries at once, whatever the breaker says. An unknown target is 22023.
+/// Ends a pause. The worker tries at once, even if the breaker is open. An unknown target is 22023.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_resume(target: Text<'_>) {
     or_raise(set_paused(target, false, None))
@@ -28,6 +28,6 @@ fn set_paused(target: Text<'_>, paused: bool, reason: Text<'_>) -> Result<()> {
     if !paused {
         target::close_breaker(&schema, target.id);
     }
-    wake::control_at_commit(); // a pause, too, has to reach who is sending
+    wake::control_at_commit(); // active senders must notice a pause, too
     Ok(())
 }

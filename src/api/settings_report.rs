@@ -1,15 +1,16 @@
-//! Each effective setting of a target: its value and who said so, never a secret.
+//! The value and source of each effective setting of a target, but never a secret.
 //!
-//! What cannot be used is reported, not raised: somebody who looks at the overview wants to know why nothing is sent.
+//! A setting that cannot be used is reported and raises no error, because whoever looks at the overview wants to know
+//! why nothing is sent.
 
-use crate::delivery::endpoint::Endpoint;
-use crate::delivery::secret_file;
 use crate::error::Result;
 use crate::pg::Oid;
-use crate::push::credentials::{self, Source, Token};
-use crate::settings::{self, Delivery};
+use crate::push::credentials::{self, Token, UrlSource};
+use crate::settings;
 use crate::store::overview::{self, Setting};
 use crate::store::target::Target;
+use delivery::endpoint::Endpoint;
+use delivery::secret_file;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -21,23 +22,23 @@ const NOT_AS_THEY_ARE: [&str; 6] =
 const PRIVATE: [&str; 5] = ["ca_file", "client_cert_file", "client_key_file", "signing_secret_file", "proxy"];
 
 /// The settings of the server, read once for all targets.
-pub struct Settings {
-    delivery: Delivery,
+pub struct SettingsReport {
+    delivery: delivery::Settings,
     all: Vec<Setting>,
     with_private: bool,
 }
 
-impl Settings {
-    /// As far as `caller` may see them.
+impl SettingsReport {
+    /// Reads them, as far as `caller` may see them.
     pub fn read(caller: Oid) -> Self {
-        Settings {
+        SettingsReport {
             delivery: settings::delivery(),
             all: overview::settings(),
             with_private: overview::reads_all_settings(caller),
         }
     }
 
-    /// Those that count for a target.
+    /// The settings that apply to a target.
     pub fn of(&self, target: &Target) -> Value {
         let mut report = Map::new();
         for setting in &self.all {
@@ -56,7 +57,7 @@ impl Settings {
                 report.insert(name.to_owned(), self.one(setting, column.as_deref()));
             }
         }
-        let delivery = self.delivery.clone().for_target(target);
+        let delivery = target.settings(self.delivery.clone());
         let key = delivery.client_key_file.as_deref();
         let key = key.and_then(|key| secret_file::open(Path::new(key), delivery.server_uid, 0).err());
         let signing = credentials::signing_secrets(&delivery).err();
@@ -74,7 +75,7 @@ impl Settings {
         Value::Object(report)
     }
 
-    /// A setting's value, or the target's column that goes before it.
+    /// A setting's value, or that of the target's column, which takes precedence.
     fn one(&self, setting: &Setting, column: Option<&str>) -> Value {
         let (value, source) = match column {
             Some(value) => (value, "target"),
@@ -88,7 +89,7 @@ impl Settings {
 }
 
 /// The URL as it was given. One that cannot be used is not shown: it may hold a password.
-fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> Value {
+fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, UrlSource)>>) -> Value {
     let Some((url, source)) = credentials::base_url(target) else { return json!({ "source": "missing" }) };
     match endpoint {
         Ok(_) => json!({ "value": url, "source": source.name() }),
@@ -97,7 +98,7 @@ fn base_url(target: &Target, endpoint: &Result<Option<(Endpoint, Source)>>) -> V
 }
 
 /// Where the token comes from.
-fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
+fn token(target: &Target, endpoint: Option<(Endpoint, UrlSource)>) -> Value {
     let Some((endpoint, source)) = endpoint else {
         return json!({ "source": "missing", "error": "without a usable URL no token is looked for" });
     };
@@ -109,7 +110,7 @@ fn token(target: &Target, endpoint: Option<(Endpoint, Source)>) -> Value {
     }
 }
 
-/// A proxy's URL can hold a user and a password.
+/// Removes user and password, which the URL of a proxy can contain.
 fn without_credentials(value: &str) -> String {
     match value.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?.1))) {
         Some((scheme, rest)) => format!("{scheme}://{rest}"),

@@ -1,9 +1,8 @@
-//! `sync_outbox_target_set()` and `sync_outbox_target_drop()`: targets are made, changed and dropped.
+//! `sync_outbox_target_set()` and `sync_outbox_target_drop()`: create, change and drop targets.
 
 use super::argument::{self, Text};
 use super::configure::notice_token_elsewhere;
 use super::discard::keep_out;
-use crate::delivery::endpoint;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
@@ -12,16 +11,17 @@ use crate::push::credentials;
 use crate::store::target::{self, Target};
 use crate::store::{Schema, attached, identity, quote_literal};
 use crate::{settings, wake};
+use delivery::endpoint;
 use serde_json::{Map, Value};
 
-/// Something that can be said of a target: a member of `config`, and the column of `sync_outbox_target` that keeps it.
+/// A member of `config`, and the column of `sync_outbox_target` that it is stored in.
 struct Member {
     name: &'static str,
-    /// It names a file, which the server then reads: only for superusers.
+    /// Only superusers may set it, because it names a file that the server then reads.
     superuser: bool,
     /// Says what is wrong with a value that is not null.
     check: fn(&Value) -> std::result::Result<(), &'static str>,
-    /// Where the target has it.
+    /// The field of the target.
     of: fn(&mut Target) -> &mut Option<String>,
 }
 
@@ -43,14 +43,14 @@ fn text(value: &Value) -> std::result::Result<(), &'static str> {
     }
 }
 
-/// `config`, checked by itself: which members it names, and the object as it is kept.
+/// `config` after its own checks: the members that it names, and the object as it is stored.
 #[derive(Default)]
-struct Config {
+struct TargetConfig {
     members: Vec<&'static Member>,
     object: Map<String, Value>,
 }
 
-impl Config {
+impl TargetConfig {
     fn parse(json: &str) -> Result<Self> {
         let Some(Value::Object(object)) = super::json::value(json) else {
             return Err(wrong("config is not a JSON object"));
@@ -65,14 +65,14 @@ impl Config {
             }
             members.push(member);
         }
-        Ok(Config { members, object })
+        Ok(TargetConfig { members, object })
     }
 
     fn names(&self, name: &str) -> bool {
         self.object.contains_key(name)
     }
 
-    /// Tells the target.
+    /// Changes the target accordingly.
     fn apply(&self, target: &mut Target) {
         for member in &self.members {
             *(member.of)(target) = self.object[member.name].as_str().map(str::to_owned);
@@ -80,7 +80,7 @@ impl Config {
     }
 }
 
-/// 22023, with what can be said.
+/// 22023, with the members that there are in the hint.
 fn wrong(message: impl Into<String>) -> Error {
     let known: Vec<&str> = MEMBERS.iter().map(|member| member.name).collect();
     Error::argument(message).hint(format!(
@@ -89,12 +89,12 @@ fn wrong(message: impl Into<String>) -> Error {
     ))
 }
 
-/// Makes the target `name`, or changes what `config` names of it: `base_url`, `upload_path`; and for superusers
-/// `ca_file`, `client_cert_file`, `client_key_file`, `signing_secret_file`. null is the server-wide setting, what is
-/// absent stays.
+/// Creates the target `name`, or changes the members that `config` names: `base_url`, `upload_path`; and for superusers
+/// `ca_file`, `client_cert_file`, `client_key_file`, `signing_secret_file`. null stands for the server-wide setting;
+/// members that are absent stay as they are.
 ///
-/// All or nothing. 22023 for a wrong shape, an unknown member, a URL that cannot be used or a name that is none; 42501
-/// for a member that is for superusers.
+/// All or nothing. 22023 for an object of the wrong shape, an unknown member, a URL that cannot be used or an invalid
+/// name; 42501 for a member that only superusers may set.
 #[pgrx::pg_extern(sql = false)] // json is a text with another name, and both are bytes
 fn sync_outbox_target_set(name: Text<'_>, config: Text<'_>) {
     let _hidden = HiddenStatement::new();
@@ -103,7 +103,7 @@ fn sync_outbox_target_set(name: Text<'_>, config: Text<'_>) {
 
 fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     let name = argument::required(argument::utf8(name, "name")?, "name")?;
-    let config = Config::parse(&argument::required(argument::utf8(config, "config")?, "config")?)?;
+    let config = TargetConfig::parse(&argument::required(argument::utf8(config, "config")?, "config")?)?;
     if let Some(member) = config.members.iter().find(|member| member.superuser)
         && !role::is_superuser(role::current_user())
     {
@@ -116,13 +116,13 @@ fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     let _owner = ActAs::owner();
     let schema = Schema::installed()?;
     if target::look_up(&schema, &name).is_none() {
-        // A target that is made has one of 32,767 numbers for ever: so everything is checked before it is made.
+        // A new target takes one of 32,767 ids for ever, so everything is checked before it is created.
         check_name(&name)?;
         let mut made = Target { name: name.to_string(), ..Target::default() };
         config.apply(&mut made);
         check_url(&made, &config)?;
     }
-    let _ = identity::admit(&schema); // as attach does; before there is a target, which a template has not
+    let _ = identity::admit(&schema); // as attach does; before there is a target, because a template database has none
     let mut target = target::find_or_make(&schema, &name)?;
     config.apply(&mut target);
     check_url(&target, &config)?;
@@ -135,10 +135,10 @@ fn set(name: Text<'_>, config: Text<'_>) -> Result<()> {
     if config.names("base_url") { notice_token_elsewhere(&target) } else { Ok(()) }
 }
 
-/// The most characters of a target's name: it is for people to read and type, and has to fit into an index.
+/// The most characters of a target's name: people read and type it, and it has to fit into an index.
 const NAME_MAX_CHARS: usize = 200;
 
-/// What no older target may be called either, but for those that were made by hand.
+/// Refuses a name that a target must not have. Only targets that were created by hand can have such a name.
 fn check_name(name: &str) -> Result<()> {
     let why = match name {
         "" => "is empty",
@@ -151,25 +151,25 @@ fn check_name(name: &str) -> Result<()> {
         .hint("Call it as people do: 'default', 'hub', 'reports'."))
 }
 
-/// What would be posted to, as far as the call says something about it.
-fn check_url(target: &Target, config: &Config) -> Result<()> {
+/// Checks the URL that would be posted to, as far as the call changes it.
+fn check_url(target: &Target, config: &TargetConfig) -> Result<()> {
     let delivery = settings::delivery();
     if let Some(url) = target.base_url.as_deref().filter(|_| config.names("base_url")) {
         return credentials::parse(target, url, &delivery).map(drop);
     }
     if let Some(path) = target.upload_path.as_deref().filter(|_| config.names("upload_path")) {
-        // Whatever the URL is, and whether or not that can be used.
+        // The path is checked with any URL, because that of the target may be unusable.
         endpoint::parse("https://localhost", path, false)
             .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))?;
     }
     Ok(())
 }
 
-/// Drops a target to which nothing goes any more: no table is attached to it, and no change waits for it, whatever its
-/// status. The one named `default` stays, because it is meant wherever none is named.
+/// Drops a target that is not used any more: no table is attached to it, and no change waits for it, whatever its
+/// status. `default` cannot be dropped, because it is used wherever no target is named.
 ///
-/// 22023 for an unknown target; 55000 with what is in the way; 55P03 if somebody is just attaching, backfilling,
-/// importing or sending to it; 25001 in REPEATABLE READ.
+/// 22023 for an unknown target; 55000 with what is in the way; 55P03 while somebody attaches, backfills, imports or
+/// sends to it; 25001 in REPEATABLE READ.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_target_drop(name: Text<'_>) {
     or_raise(drop_target(name))
@@ -192,7 +192,8 @@ fn drop_target(name: Text<'_>) -> Result<()> {
             .hint("To forget its URL: SELECT sync_outbox_target_set('default', '{\"base_url\": null}');"));
     }
     let id = target::find(&schema, &name)?.id;
-    // In this order everywhere: the sender's lock, then the target's row. A sender notes in its state what happened.
+    // The order is the same everywhere: first the sender's lock, then the target's row. A sender records what happened
+    // in the target's state.
     let _sender = keep_out(&schema, id)?;
     let target = lock_row(&schema, &name)?;
     if target.id != id {
@@ -206,7 +207,7 @@ fn drop_target(name: Text<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The row is what attach, backfill and import hold on to until their transactions end.
+/// Locks the target's row, which attach, backfill and import lock until their transactions end.
 fn lock_row(schema: &Schema, name: &str) -> Result<Target> {
     const LOCK_WAIT_MS: i32 = 5_000;
     xact::subtransaction_in_time(LOCK_WAIT_MS, || target::find_to_drop(schema, name)).map_err(|caught| match caught
@@ -225,13 +226,13 @@ fn lock_row(schema: &Schema, name: &str) -> Result<Target> {
 
 /// 55000 while anything is, or may still be, captured for the target.
 ///
-/// The order of the two looks matters, and each has a snapshot of its own. Whoever captures for the target holds a lock
-/// on the table until its transaction ends, for which detaching the table waits: so where no table is attached,
-/// everything that was captured is committed, and the later look sees it. Nothing new can be attached while the row is
-/// locked.
+/// The order of the two checks matters, and each has a snapshot of its own. Whoever captures for the target holds a
+/// lock on the table until its transaction ends, for which detaching the table waits: so where no table is attached,
+/// everything that was captured is committed, and the second check sees it. Nothing new can be attached while the row
+/// is locked.
 fn check_unused(schema: &Schema, target: &Target) -> Result<()> {
     let Target { name, id, .. } = target;
-    // Of a target that was renamed or deleted by hand: sessions know it by its id.
+    // These may belong to a target that was renamed or deleted by hand: sessions refer to it by its id.
     let dangling = attached::aimed_at_nothing(schema);
     if let [first, ..] = &dangling[..] {
         return Err(in_the_way(format!(
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn what_is_named_is_changed_and_the_rest_stays() {
         let mut target = Target { upload_path: Some("/a".into()), ca_file: Some("/ca".into()), ..Target::default() };
-        let config = Config::parse(r#"{"base_url": "https://hub", "upload_path": null}"#).unwrap();
+        let config = TargetConfig::parse(r#"{"base_url": "https://hub", "upload_path": null}"#).unwrap();
         config.apply(&mut target);
         assert_eq!(
             (target.base_url.as_deref(), target.upload_path, target.ca_file.as_deref()),
@@ -283,9 +284,9 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_config_is_taken_or_refused_with_a_hint(
-            config in crate::arbitrary::json(&["base_url", "upload_path", "ca_file", "https://hub", ""])
+            config in wire::properties::json(&["base_url", "upload_path", "ca_file", "https://hub", ""])
         ) {
-            match Config::parse(&config) {
+            match TargetConfig::parse(&config) {
                 Ok(config) => assert!(config.members.iter().all(|member| config.names(member.name))),
                 Err(error) => assert!(error.hint.is_some()),
             }

@@ -1,21 +1,21 @@
 //! `sync_outbox_set_token()`: keeps the upload token in a private file.
 
 use super::argument::{self, Text};
-use crate::delivery::token;
 use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::secret::HiddenStatement;
 use crate::pg::{Oid, xact};
-use crate::push::credentials::{self, Source};
+use crate::push::credentials::{self, UrlSource};
 use crate::store::Schema;
 use crate::store::target::{self, Target};
 use crate::{settings, wake};
+use wire::token;
 
-/// Keeps `token` for the origin of the target's URL; without one, that of the server's environment. Not transactional, and
-/// works on a standby, where it must be called again: the file is not replicated.
+/// Stores `token` for the origin of the target's URL; without one, the token in the server's environment. It is not
+/// transactional. It works on a standby, where it must be called again, because the file is not replicated.
 ///
-/// 22023 for a token that is no token, 55000 if there is no URL or nothing in the environment, 42501 if the environment's
-/// token would go to a URL that the caller, no superuser, may have set.
+/// 22023 for a text that cannot be a token, 55000 if there is no URL or nothing in the environment, 42501 if the
+/// environment's token would be sent to a URL that the caller, who is not a superuser, may have set.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_set_token(token: Text<'_>, target: Text<'_>) {
     let _hidden = HiddenStatement::new();
@@ -30,14 +30,14 @@ fn sync_outbox_set_token(token: Text<'_>, target: Text<'_>) {
     })())
 }
 
-/// 22023 with a hint unless the text can be a token; the message shows none of it.
+/// 22023 with a hint unless the text can be a token; the message does not contain it.
 pub(super) fn check(text: &str) -> Result<()> {
     token::check(text).map_err(|error| {
         Error::argument(format!("the token {error}")).hint("Give the token alone, without quotes, spaces and newlines.")
     })
 }
 
-/// Writes the file, as the last thing to do: what fails afterwards does not take it back.
+/// Writes the file. Called last, because an error afterwards does not undo it.
 pub(super) fn keep(schema: &Schema, caller: Oid, target: &Target, token: Option<&str>) -> Result<()> {
     let Some((endpoint, source)) = credentials::endpoint(target, &settings::delivery())? else {
         return Err(Error::new(
@@ -55,12 +55,12 @@ pub(super) fn keep(schema: &Schema, caller: Oid, target: &Target, token: Option<
     if !xact::in_recovery() && !xact::is_read_only() {
         target::close_breaker(schema, target.id);
     }
-    wake::control_at_commit(); // the file is there, whatever kind of transaction this is
+    wake::control_at_commit(); // the file exists, whatever becomes of the transaction
     credentials::keep(target, &endpoint, token)
 }
 
-fn from_environment(caller: Oid, source: Source) -> Result<String> {
-    if source == Source::Target && !role::is_superuser(caller) {
+fn from_environment(caller: Oid, source: UrlSource) -> Result<String> {
+    if source == UrlSource::Target && !role::is_superuser(caller) {
         return Err(Error::new(
             SqlState::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("the environment's token is not given to a URL of {}", source.name()),

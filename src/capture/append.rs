@@ -1,31 +1,32 @@
-//! Appending to the outbox: straight into the heap while the table is exactly as we made it, by SQL if somebody altered
-//! it.
+//! Appending to the outbox: directly to the heap while the table is exactly as the install script made it, by SQL if
+//! somebody has altered it.
 
-use super::options::Priority;
 use super::plan::Plan;
 use crate::pg::buffer;
+use crate::pg::clock;
 use crate::pg::executor;
-use crate::pg::heap::{self, Field};
-use crate::pg::relation::{self, LockMode};
+use crate::pg::function;
+use crate::pg::relation_lock::{LockMode, WriteLocks};
 use crate::pg::role::ActAs;
 use crate::pg::sequence;
 use crate::pg::spi::{self, Arg};
-use crate::pg::text::Kept;
-use crate::pg::trigger::Event;
-use crate::store::shape::{self, Kind, Shape};
+use crate::pg::text::{KeptText, Varlena};
+use crate::pg::transaction_id;
+use crate::store::shape::{COLUMN_COUNT, COLUMNS, ColumnKind, NewChange, Null, Shape};
 use crate::store::{Schema, lane, queue};
-use pgrx::pg_sys::{Datum, Oid};
+use pgrx::pg_sys::{self, Oid};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use wire::{Operation, Priority, Status};
 
-/// A change about to be written. `pk`, `data` and `old` are json datums, the others texts.
-pub struct Change {
-    pub event: Event,
-    pub pk: Option<Datum>,
-    pub data: Option<Datum>,
-    pub old: Option<Datum>,
-    pub branch: Option<Datum>,
-    pub reason: Option<Datum>,
+/// A change about to be written. `pk`, `data` and `old` are json, the others text.
+pub struct CapturedChange<'a> {
+    pub event: Operation,
+    pub pk: Option<Varlena<'a>>,
+    pub data: Option<Varlena<'a>>,
+    pub old: Option<Varlena<'a>>,
+    pub branch: Option<Varlena<'a>>,
+    pub reason: Option<Varlena<'a>>,
 }
 
 /// The outbox that a capture function writes to: the one in its own schema.
@@ -33,10 +34,10 @@ pub struct Outbox {
     function: Oid,
     pub schema: Oid,
     shape: Shape,
-    /// The names of operations, by [`Event`].
-    operations: [Kept; 4],
-    /// The transaction that has locked it.
-    locked_by: Cell<u64>,
+    /// The names of operations, by [`Operation`].
+    operations: [KeptText; 4],
+    /// The locks of the last transaction that has locked it.
+    locks: RefCell<WriteLocks>,
 }
 
 thread_local! {
@@ -44,8 +45,8 @@ thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback. While there is none, one may be looked
-/// up right now: then anything can be what it is made from.
+/// Takes note that a relation has changed; called from an invalidation callback. While no outbox is known, one may just
+/// be being looked up, and any relation can be one that it is made from.
 pub fn forget(oid: Oid) {
     OUTBOX.with(|outbox| match outbox.try_borrow().as_deref() {
         Ok(Some(outbox)) if !outbox.shape.is_made_from(oid) => {}
@@ -53,14 +54,14 @@ pub fn forget(oid: Oid) {
     });
 }
 
-/// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and whoever
-/// truncates it when it is empty knows that nobody is about to commit a change (`hard-facts` 25).
+/// The outbox of a capture function, locked to the end of the transaction: so its shape stays as it is, and a process
+/// that truncates it when it is empty knows that nobody is about to commit a change (`invariants` 25).
 pub fn outbox(function: Oid) -> Rc<Outbox> {
-    let txid = heap::top_transaction_id();
+    let txid = transaction_id::top();
     let known = OUTBOX.with_borrow(Clone::clone).filter(|outbox| outbox.function == function);
     if let Some(outbox) = &known {
-        if outbox.locked_by.get() != txid {
-            outbox.lock(txid);
+        if outbox.locks.borrow().transaction() != txid {
+            outbox.lock();
         }
         if !STALE.get() {
             return outbox.clone();
@@ -69,105 +70,103 @@ pub fn outbox(function: Oid) -> Rc<Outbox> {
     OUTBOX.take();
     STALE.set(false);
     let outbox = Rc::new(Outbox::look_up(function));
-    outbox.lock(txid);
+    outbox.lock();
     OUTBOX.set(Some(outbox.clone()));
     outbox
 }
 
-/// The same, to write to, as it is after a row has been encoded: code of users that ran may have altered it.
+/// The outbox to write to after a row has been encoded: users' code that ran may have altered the table.
 pub fn after_encoding(outbox: &Rc<Outbox>, plan: &Plan) -> Rc<Outbox> {
     if plan.runs_users_code { self::outbox(outbox.function) } else { outbox.clone() }
 }
 
 impl Outbox {
     fn look_up(function: Oid) -> Self {
-        let schema = relation::schema_of_function(function);
+        let schema = function::schema(function);
         Outbox {
             function,
             schema,
             shape: Shape::of(schema, LockMode::RowExclusive),
-            operations: Event::ALL.map(|event| Kept::new(event.name().as_bytes())),
-            locked_by: Cell::new(0),
+            operations: Operation::ALL.map(|event| KeptText::new(event.name().as_bytes())),
+            locks: RefCell::new(WriteLocks::NONE),
         }
     }
 
-    fn lock(&self, txid: u64) {
-        self.shape.lock_for_writing();
-        self.locked_by.set(txid);
+    fn lock(&self) {
+        let locks = self.shape.lock_for_writing();
+        self.locks.replace(locks);
     }
 
-    /// Draws the id of one change, while the source row is locked: that is what makes the order of ids the order of the changes
-    /// of a key. Before its values are written as JSON: a user's cast may write to the very row, and what it does comes later.
+    /// Draws the id of one change. The source row is locked, and so the order of ids is the order of the changes of a
+    /// key. This comes before the values are written as JSON: a user's cast may write to this very row, which is a
+    /// later change.
     pub fn draw_id(&self) -> i64 {
-        sequence::draw(self.shape.sequence, 1)
+        sequence::draw(&self.locks.borrow(), self.shape.sequence, 1)
     }
 
     /// Writes one change.
-    pub fn append(&self, plan: &Plan, id: i64, change: &Change) {
+    pub fn append(&self, plan: &Plan, id: i64, change: &CapturedChange<'_>) {
         buffer::check_row([change.pk, change.data, change.old, change.branch]);
-        let txid = self.locked_by.get();
         let key = uuid::Uuid::now_v7();
-        let priority = self.shape.priority(plan.priority);
-        let fields: [Field; 20] = [
-            Some(id.into()),
-            Some(Datum::from(txid as i64)),
-            Some(Datum::from(key.as_bytes().as_ptr())),
-            Some(heap::now()),
-            Some(Datum::from(plan.target_id)),
-            Some(priority.into()),
-            Some(self.shape.pending.into()),
-            Some(0.into()),
-            Some(0.into()),
-            Some(plan.schema_name.datum()),
-            Some(plan.table_name.datum()),
-            Some(self.operations[change.event as usize].datum()),
-            change.pk,
-            change.data,
-            change.branch,
-            change.old,
-            change.reason,
-            None,
-            None,
-            None,
-        ];
-        match self.shape.direct_oids() {
-            Some((table, index)) => heap::append(table, index, &fields, &shape::KEY),
-            None => self.insert(&fields, plan.priority),
+        let fields = NewChange {
+            id: id.into(),
+            txid: Arg::xid8(self.locks.borrow().transaction()),
+            dedup_key: Arg::uuid(&key),
+            created_at: Arg::timestamptz(clock::now_micros()),
+            target_id: plan.target_id.into(),
+            priority: self.shape.priority(plan.priority),
+            status: self.shape.status_pending(),
+            attempt_count: 0_i32.into(),
+            refusals: 0_i32.into(),
+            schema_name: Arg::text(plan.schema_name.datum()),
+            table_name: Arg::text(plan.table_name.datum()),
+            op: Arg::text(self.operations[change.event as usize].datum()),
+            pk: Arg::opt_json(change.pk),
+            data: Arg::opt_json(change.data),
+            branch: Arg::opt_text(change.branch),
+            old: Arg::opt_json(change.old),
+            reason: Arg::opt_text(change.reason),
+            last_attempt_at: Arg::null(pg_sys::TIMESTAMPTZOID),
+            next_attempt_at: Arg::null(pg_sys::TIMESTAMPTZOID),
+            error_message: Arg::null(pg_sys::TEXTOID),
+        }
+        .in_order();
+        match self.shape.appendable() {
+            Some(direct) => direct.append(&self.locks.borrow(), &fields),
+            None => self.insert(fields, plan.priority),
         }
         crate::wake::at_commit(id);
         if plan.is_renamed {
-            let (when, from) = plan.renaming_told.get();
-            // What a cast has written meanwhile has a greater id, and is appended first.
+            let (when, from) = plan.renaming_recorded.get();
+            // A change that a cast has made meanwhile has a greater id, and was appended first.
             if when != executor::undone() || id < from {
-                plan.renaming_told.set((executor::undone(), id));
-                self.tell_renaming(plan, id);
+                plan.renaming_recorded.set((executor::undone(), id));
+                self.record_renaming(plan, id);
             }
         }
     }
 
-    /// Changes of another table may wait under the same name in another lane.
+    /// Changes of another table may wait under the same name with another priority.
     #[cold]
-    fn tell_renaming(&self, plan: &Plan, id: i64) {
+    fn record_renaming(&self, plan: &Plan, id: i64) {
         let _owner = ActAs::owner();
         let name = (plan.schema_name.bytes().to_vec(), plan.table_name.bytes().to_vec());
         lane::record_from(&Schema::new(self.schema), &name, plan.target_id, plan.priority, id);
     }
 
     /// The slower way, for an outbox that somebody has altered. Everything has been encoded as the writer by now.
-    fn insert(&self, fields: &[Field; 20], priority: Priority) {
+    fn insert(&self, fields: [Arg; COLUMN_COUNT], priority: Priority) {
         let _owner = ActAs::owner();
-        let written = shape::COLUMNS
-            .iter()
+        let written = COLUMNS
+            .into_iter()
             .zip(fields)
-            .enumerate()
-            .filter(|(i, (_, field))| field.is_some() || !shape::LEFT_TO_DEFAULT.contains(&(i + 1)));
+            .filter(|(column, field)| !field.is_null() || column.null != Null::LeftToDefault);
         let (columns, args): (Vec<_>, Vec<Arg>) = written
-            .map(|(_, (column, field))| {
-                let arg = match (column.1, field) {
-                    (Kind::Priority, _) => priority.name().into(),
-                    (Kind::Status, _) => "PENDING".into(),
-                    (Kind::Type(oid), Some(datum)) => Arg::datum(oid, *datum),
-                    (Kind::Type(oid), None) => Arg::null(oid),
+            .map(|(column, field)| {
+                let arg = match column.kind {
+                    ColumnKind::Priority => priority.name().into(),
+                    ColumnKind::Status => Status::Pending.name().into(),
+                    ColumnKind::Type(_) => field,
                 };
                 (column, arg)
             })

@@ -1,9 +1,10 @@
-//! Which tables can be attached, and with what: refuses what could not work, with what to do instead.
+//! Which tables can be attached, and with which options. What could not work is refused, with a hint what to do
+//! instead.
 
-use super::options::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{Oid, text};
-use crate::store::relation::{self, Kind, Relation};
+use crate::store::options::Options;
+use crate::store::relation::{self, Relation, RelationKind};
 use crate::store::{Schema, attached, quote_literal};
 
 /// The relation, if `caller` may attach it with these options. Runs as the extension's owner.
@@ -22,7 +23,7 @@ pub fn notice(table: &Relation) {
         pgrx::notice!("{} is unlogged: a crash empties it, and that is not captured", table.name);
     }
     let children = relation::inheritance_children(table.oid);
-    if table.kind == Kind::Table && !children.is_empty() {
+    if table.kind == RelationKind::Table && !children.is_empty() {
         pgrx::notice!(
             "writes to the children of {} are not captured with it; attach them one by one: {}",
             table.name,
@@ -36,7 +37,7 @@ fn check_kind(table: &Relation) -> Result<()> {
         Err(Error::new(SqlState::ERRCODE_WRONG_OBJECT_TYPE, format!("{} cannot be attached: it is {why}", table.name))
             .hint(hint))
     };
-    if let Kind::Other(what) = table.kind {
+    if let RelationKind::Other(what) = table.kind {
         return refused(what.to_owned(), "Attach the ordinary or partitioned tables that it is made from.");
     }
     if table.system {

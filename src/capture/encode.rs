@@ -1,14 +1,14 @@
-//! A datum becomes JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a `search_path` of
-//! nothing but `pg_catalog`.
+//! Writing a datum as JSON: equal to what `to_jsonb` gives in a session in UTC with default output settings and a
+//! `search_path` of `pg_catalog` alone.
 //!
 //! Common types are written here, others by PostgreSQL's own functions. The rules (what is a number, what is quoted,
 //! which casts count) are those of `json_categorize_type` in PostgreSQL's json.c.
 
 use crate::pg::buffer::Buffer;
-use crate::pg::datum::{self, Function, UsersFunction, Value};
+use crate::pg::datum::{self, Function, Output, UsersFunction, Value};
 use crate::pg::guc::Nest;
-use crate::pg::relation::{self, JsonKind};
 use crate::pg::role::ActAs;
+use crate::pg::types::{self, JsonKind};
 use pgrx::pg_sys;
 
 /// How the values of one column are written.
@@ -20,51 +20,53 @@ pub enum Encoder {
     Float4,
     Float8,
     /// Text that is a number unless it says NaN or Infinity.
-    Numeric(Function),
+    Numeric(Output),
     /// A varlena whose bytes are the text.
     Text,
     Bytea,
     Uuid,
     /// Date, timestamp or timestamptz.
     DateTime(pg_sys::Oid),
-    /// json: valid already.
+    /// json, which is valid already.
     Json,
     /// A function of PostgreSQL that gives json: arrays of its own types.
-    ToJson(Function, Names),
+    ToJson(Function, ObjectNames),
     /// A function that gives json and is, or calls, a user's cast: composites, arrays of users' types.
-    UsersJson(UsersFunction, Names),
+    UsersJson(UsersFunction, ObjectNames),
     /// An output function that gives json as it is.
-    RawOutput(Function),
+    RawOutput(Output),
     /// Anything else: its text, quoted.
-    Output(Function, Names),
+    Output(Output, ObjectNames),
 }
 
-/// How names of tables, functions, types and so on are written that are part of a value (`regclass` and its kin).
-pub enum Names {
+/// How names of tables, functions, types and so on are written where they are part of a value (`regclass` and similar
+/// types).
+pub enum ObjectNames {
     /// There are none.
     None,
     /// With their schema, unless that is `pg_catalog`, whatever the writer's `search_path` says.
     InFull,
-    /// As [`Names::InFull`], if the composite type has such a name in it by now.
+    /// As [`ObjectNames::InFull`], if this composite type contains such a name by now.
     InFullOf(pg_sys::Oid),
 }
 
-impl Names {
+impl ObjectNames {
     fn of(type_oid: pg_sys::Oid) -> Self {
-        match relation::contents(type_oid) {
-            contents if contents.composites => Names::InFullOf(type_oid),
-            contents if contents.names => Names::InFull,
-            _ => Names::None,
+        match types::contents(type_oid) {
+            contents if contents.composites => ObjectNames::InFullOf(type_oid),
+            contents if contents.names => ObjectNames::InFull,
+            _ => ObjectNames::None,
         }
     }
 
-    /// For as long as the result lives. Not where a user's cast runs as well, which finds what it names by that path.
+    /// Has names written in full for as long as the result lives. Not where a user's cast runs as well, which may rely
+    /// on the `search_path`.
     fn in_full(&self) -> Option<Nest> {
         let wanted = match self {
-            Names::None => false,
-            Names::InFull => true,
-            Names::InFullOf(type_oid) => {
-                let contents = relation::contents(*type_oid);
+            ObjectNames::None => false,
+            ObjectNames::InFull => true,
+            ObjectNames::InFullOf(type_oid) => {
+                let contents = types::contents(*type_oid);
                 contents.names && !contents.casts
             }
         };
@@ -75,7 +77,7 @@ impl Names {
 impl Encoder {
     /// The encoder of a type; domains are written as their base type.
     pub fn of(type_oid: pg_sys::Oid) -> Self {
-        let base = relation::base_type(type_oid);
+        let base = types::base_type(type_oid);
         match base {
             pg_sys::BOOLOID => Encoder::Bool,
             pg_sys::INT2OID => Encoder::Int2,
@@ -83,25 +85,26 @@ impl Encoder {
             pg_sys::INT8OID => Encoder::Int8,
             pg_sys::FLOAT4OID => Encoder::Float4,
             pg_sys::FLOAT8OID => Encoder::Float8,
-            pg_sys::NUMERICOID => Encoder::Numeric(Function::output(base)),
+            pg_sys::NUMERICOID => Encoder::Numeric(Function::output(type_oid)),
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Encoder::Text,
             pg_sys::BYTEAOID => Encoder::Bytea,
             pg_sys::UUIDOID => Encoder::Uuid,
             pg_sys::DATEOID | pg_sys::TIMESTAMPOID | pg_sys::TIMESTAMPTZOID => Encoder::DateTime(base),
             pg_sys::JSONOID => Encoder::Json,
-            pg_sys::JSONBOID => Encoder::RawOutput(Function::output(base)),
+            pg_sys::JSONBOID => Encoder::RawOutput(Function::output(type_oid)),
             _ => {
-                let names = Names::of(base);
-                let to_json = |function, names| match relation::is_users_type(base) {
-                    true => Encoder::UsersJson(UsersFunction::new(function), names),
-                    false => Encoder::ToJson(Function::new(function), names),
+                let names = match types::json_kind(base) {
+                    JsonKind::Cast(_) => ObjectNames::None,
+                    _ => ObjectNames::of(base),
                 };
-                match relation::json_kind(base) {
-                    JsonKind::Array => to_json(pg_sys::Oid::from(pg_sys::F_ARRAY_TO_JSON_ANYARRAY), names),
-                    JsonKind::Composite => to_json(pg_sys::Oid::from(pg_sys::F_ROW_TO_JSON_RECORD), names),
-                    JsonKind::Cast(function) => to_json(function, Names::None),
-                    JsonKind::Other => Encoder::Output(Function::output(base), names),
+                if types::is_users_type(base) {
+                    if let Some(function) = UsersFunction::to_json(type_oid) {
+                        return Encoder::UsersJson(function, names);
+                    }
+                } else if let Some(function) = Function::to_json(type_oid) {
+                    return Encoder::ToJson(function, names);
                 }
+                Encoder::Output(Function::output(type_oid), names)
             }
         }
     }
@@ -116,7 +119,7 @@ impl Encoder {
         matches!(self, Encoder::UsersJson(..))
     }
 
-    /// Writes the value as plain text: what JSON has between the quotes, and what is no string as JSON has it.
+    /// Writes the value as plain text: a JSON string without its quotes and escapes, anything else as in JSON.
     pub fn write_text(&self, value: Value, out: &mut Buffer) {
         match self {
             Encoder::Text => out.extend_from_slice(value.varlena()),
@@ -173,7 +176,7 @@ impl Encoder {
                 function.write_varlena(value, out);
             }
             Encoder::UsersJson(function, names) => {
-                // What the cast sets is neither left to the session nor to the next value.
+                // Settings that the cast makes must affect neither the session nor the next value.
                 let _guard = ActAs::confined();
                 let _in_full = names.in_full();
                 function.write_varlena(value, out);

@@ -1,33 +1,34 @@
-//! Putting capture's triggers on a table, and taking them off.
+//! Creating capture's triggers on a table, and dropping them.
 //!
-//! What is checked before the lock is checked again under it. Where nothing changes, no lock is taken: a reload of the
-//! configuration must not queue in front of the writers of a busy shop.
+//! What is checked before the lock is taken is checked again under it. If nothing changes, no lock is taken: applying
+//! the same configuration again must not make the writers of a busy table queue.
 
 use super::eligible;
-use super::options::Options;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::relation::LockMode;
+use crate::pg::relation_lock::LockMode;
 use crate::pg::{Oid, spi, text, xact};
 use crate::store::attached::{self, Trigger};
+use crate::store::options::Options;
 use crate::store::relation::{self, Relation};
 use crate::store::{Schema, identity, lane, quote_ident, quote_literal, target};
 
-/// Sorts before the names that people give: capture of a row comes before what their triggers do (`hard-facts` 2).
+/// Sorts before the names that people give: capture of a row comes before what their triggers do (`invariants` 2).
 const ROW_TRIGGER: &str = "!sync_outbox_row";
 const TRUNCATE_TRIGGER: &str = "!sync_outbox_truncate";
 const TRUNCATE: &str = "TRUNCATE";
 
-/// What came of it.
+/// What attaching a table has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttachOutcome {
     Attached,
     Changed,
     Unchanged,
 }
 
 /// Captures the writes to a relation with these options. Runs as the extension's owner; `caller` must own the relation.
-pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<Outcome> {
-    // While there is nothing to send: later nobody can say whether this is a copy. One that is may attach, and send later.
+pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Result<AttachOutcome> {
+    // Recorded while there is nothing to send: later it could not be found out whether this is a copy. A copy may
+    // attach tables, and send later.
     let _ = identity::admit(schema);
     target::find(schema, &options.target)?;
     let capture = schema.capture();
@@ -35,13 +36,14 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     let before = Installed::read(capture, oid);
     let wanted = before.wanted(schema, oid, options)?;
     if before.is(&wanted) {
-        return Ok(Outcome::Unchanged);
+        return Ok(AttachOutcome::Unchanged);
     }
     let target_id = target::find_and_keep(schema, &options.target)?.id;
     let changes_lane =
         |before: &Installed, wanted: &Options| !before.has_lane_of(wanted) || before.has_another_name_than(wanted);
     if changes_lane(&before, &wanted) {
-        // In front of the table's lock, behind which every writer would wait for a long backfill with us.
+        // Before the table's lock is taken: otherwise every writer would queue behind it while this waits for a long
+        // backfill.
         lane::change(schema, oid)?;
     }
     let mode =
@@ -51,16 +53,16 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         let before = Installed::read(capture, oid);
         let options = &before.wanted(schema, oid, options)?;
         if before.is(options) {
-            return Ok(Outcome::Unchanged);
+            return Ok(AttachOutcome::Unchanged);
         }
         put_triggers(schema, &table, options, &before);
-        // Behind the triggers, which also lock the partitions: nobody can be writing to any of them now.
+        // After the triggers are created, which also locks the partitions: nobody can be writing to any of them now.
         if changes_lane(&before, options) {
-            lane::change(schema, oid)?; // it is ours already, unless somebody has changed the lane meanwhile
+            lane::change(schema, oid)?; // locked already, unless somebody has changed the lane meanwhile
             check_lane(schema, &table, target_id, options)?;
         }
         eligible::notice(&table);
-        Ok(if before.0.is_empty() { Outcome::Attached } else { Outcome::Changed })
+        Ok(if before.0.is_empty() { AttachOutcome::Attached } else { AttachOutcome::Changed })
     })
 }
 
@@ -87,7 +89,7 @@ pub fn remove(schema: &Schema, caller: Oid, oid: Oid) -> Result<()> {
 }
 
 impl Options {
-    /// With what has to be kept of the columns beside their names.
+    /// Adds what has to be kept of the columns beside their names.
     fn of_relation(mut self, oid: Oid) -> Self {
         let numbers = |columns: &Option<Vec<String>>| {
             attached::attribute_numbers(oid, columns.as_deref().unwrap_or_default()).into_iter().unzip()
@@ -101,7 +103,7 @@ impl Options {
         self
     }
 
-    /// With the name that the table has now.
+    /// Adds the name that the table has now.
     fn named_now(mut self, capture: Oid, oid: Oid) -> Self {
         let (schema, table) = attached::name(oid);
         let name = [schema, table].map(|name| text::to_utf8(&name).into_owned());
@@ -111,7 +113,7 @@ impl Options {
     }
 }
 
-/// The triggers that are there.
+/// The triggers that exist.
 struct Installed(Vec<Trigger>);
 
 impl Installed {
@@ -127,15 +129,16 @@ impl Installed {
             && self.0.iter().all(|t| t.enabled == enabled && t.options.as_ref() == Some(options))
     }
 
-    /// The names of those that `options` have no use for.
+    /// The names of triggers that `options` do not need.
     fn unwanted(&self, options: &Options) -> Vec<&str> {
         let wanted = wanted(options);
         let names = self.0.iter().map(|t| t.name.as_str());
         names.filter(|name| !wanted.iter().any(|(wanted, _)| wanted == name)).collect()
     }
 
-    /// What there is to be: the options with what is kept of the table beside them. The name that it was attached under stays
-    /// while changes wait under the one that it has now in another lane, with which its own go on being compared.
+    /// The options that the triggers are to have: those given, and what is kept of the table. The name that the table
+    /// was attached under stays while changes wait in another lane under its present name, because its own changes are
+    /// compared with these.
     fn wanted(&self, schema: &Schema, oid: Oid, options: &Options) -> Result<Options> {
         let mut wanted = options.clone().of_relation(oid).named_now(schema.capture(), oid);
         if self.has_lane_of(&wanted) && self.has_another_name_than(&wanted) {
@@ -206,7 +209,7 @@ fn run(statement: &str) {
     spi::once(statement, &[], |_| ());
 }
 
-/// A new lane while changes wait in another would let later changes of a key overtake them (`hard-facts` 5).
+/// A new lane while changes wait in another would let later changes of a key overtake them (`invariants` 5).
 fn check_lane(schema: &Schema, table: &Relation, target_id: i16, options: &Options) -> Result<()> {
     if xact::uses_one_snapshot() {
         return Err(Error::new(

@@ -1,43 +1,45 @@
 //! Capture: a write to an attached table becomes a row of the outbox, in the writer's own transaction.
 //!
-//! Runs as the writer, because encoding a value can run a user's cast (`hard-facts` 1); it needs no rights on the outbox,
-//! because the row is appended to the heap directly. Any error here fails the writer's statement: a change is never lost
-//! quietly.
+//! Runs as the writer, because encoding a value can run a user's cast (`invariants` 1); it needs no rights on the
+//! outbox, because the row is appended to the heap directly. Any error here fails the writer's statement: a change is
+//! never lost quietly.
 
 mod append;
 mod eligible;
 mod encode;
 pub mod install;
-mod options;
 mod order;
 mod plan;
 mod reason;
+mod state;
 mod writer;
 
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
-use crate::pg::trigger::{Event, Fired};
+use crate::pg::text::Varlena;
+use crate::pg::trigger::Fired;
 use crate::pg::truncation::{self, Telling};
-use crate::pg::{executor, utility};
+use crate::pg::{executor, invalidation, utility};
 use crate::settings;
-pub use options::{OPERATIONS, Options, Priority};
-use pgrx::pg_sys::Datum;
 use plan::Plan;
 pub use plan::missing as missing_column;
-pub use reason::REASON_MIN_CHARS;
 use std::cell::RefCell;
+use wire::Operation;
 pub use writer::Writer;
 
 pub fn init() {
     executor::init();
     utility::init();
     truncation::init();
-    plan::init();
+    invalidation::on_change(|oid| {
+        append::forget(oid);
+        plan::forget(oid);
+    });
 }
 
-/// What one capture works with; kept from row to row so that nothing is allocated in the steady state.
+/// Buffers for one row, which are kept from row to row so that nothing is allocated in the steady state.
 #[derive(Default)]
-struct Scratch {
+struct RowBuffers {
     new: Columns,
     old: Columns,
     present: Columns,
@@ -48,15 +50,15 @@ struct Scratch {
     changed: Vec<bool>,
 }
 
-impl Scratch {
-    /// Gives back what a large row needed.
+impl RowBuffers {
+    /// Gives back the memory that a large row needed.
     fn shrink(&mut self) {
         [&mut self.pk, &mut self.data, &mut self.before, &mut self.branch].into_iter().for_each(VarlenaBuffer::shrink);
     }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
+    static BUFFERS: RefCell<Option<Box<RowBuffers>>> = const { RefCell::new(None) };
 }
 
 /// The trigger function's work.
@@ -66,53 +68,48 @@ pub fn capture(fired: &Fired<'_>) {
     }
     let plan = plan::of(fired);
     let reason = reason::of_session(&plan);
-    // Taken, not borrowed: a user's cast may write to an attached table and bring us here again.
-    let mut scratch = SCRATCH.take().unwrap_or_default();
-    capture_change(fired, &plan, reason, &mut scratch);
-    scratch.shrink();
-    SCRATCH.set(Some(scratch));
+    // Taken, not borrowed: a user's cast may write to an attached table, and so call this function again.
+    let mut buffers = BUFFERS.take().unwrap_or_default();
+    capture_change(fired, &plan, reason, &mut buffers);
+    buffers.shrink();
+    BUFFERS.set(Some(buffers));
 }
 
-fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
-    let Scratch { new, old, pk, data, before, branch, changed, .. } = scratch;
+fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, buffers: &mut RowBuffers) {
+    let RowBuffers { new, old, pk, data, before, branch, changed, .. } = buffers;
     let event = fired.event();
-    let relation = fired.relation();
-    if event == Event::Truncate {
-        return capture_truncate(fired, plan, reason, scratch);
+    if event == Operation::Truncate {
+        return capture_truncate(fired, plan, reason, buffers);
     }
     let _settings = plan.neutral_settings();
 
     if let Some(tuple) = fired.old() {
-        old.load(tuple, &relation);
+        old.load(tuple);
     }
     if let Some(tuple) = fired.new_row() {
-        new.load(tuple, &relation);
+        new.load(tuple);
     }
-    if event == Event::Update && !plan.mark_changed(old, new, changed) {
+    if event == Operation::Update && !plan.mark_changed(old, new, changed) {
         return;
     }
-    let key_changes = || event == Event::Update && plan.changes_key(changed);
-    if plan.captures_truncate && plan.captures_insert && truncation::any() {
-        match truncation::telling(plan.root(), &relation) {
-            Telling::AsUsual => {}
-            Telling::BehindTruncate => append_truncate(fired, plan, reason),
-            Telling::NotNow => return,
-        }
+    let key_changes = || event == Operation::Update && plan.changes_key(changed);
+    if !is_its_turn(fired, plan, reason) {
+        return;
     }
     if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
-        return order::tell_state(fired, plan, reason, key_changes(), scratch);
+        return state::capture_state(fired, plan, reason, key_changes(), buffers);
     }
-    let mut change = append::Change { event, pk: None, data: None, old: None, branch: None, reason };
+    let mut change = append::CapturedChange { event, pk: None, data: None, old: None, branch: None, reason };
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
     match event {
-        Event::Insert => {
+        Operation::Insert => {
             plan.write_key(new, pk.clear());
             plan.write_all(new, data.clear());
             change.data = Some(data.datum());
             change.branch = plan.branch(new, branch);
         }
-        Event::Update => {
+        Operation::Update => {
             plan.write_key(old, pk.clear());
             plan.write_changed(new, changed, data.clear());
             change.data = Some(data.datum());
@@ -122,7 +119,7 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Delete => {
+        Operation::Delete => {
             plan.write_key(old, pk.clear());
             change.branch = plan.branch(old, branch);
             if plan.include_old {
@@ -130,28 +127,45 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch
                 change.old = Some(before.datum());
             }
         }
-        Event::Truncate => return,
+        Operation::Truncate => return,
     }
     change.pk = Some(pk.datum());
     append::after_encoding(&outbox, plan).append(plan, id, &change);
 }
 
-/// What has been written to the table since it was emptied, by triggers that were fired before ours, comes behind it: either
-/// the first of that has told the TRUNCATE, or all of it is told now.
-fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>, scratch: &mut Scratch) {
+/// Captures a TRUNCATE that is still open before the first change of a row after it. Returns whether the change itself
+/// is captured now: otherwise the trigger of the TRUNCATE captures the rows that stand.
+fn is_its_turn(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) -> bool {
+    if !(plan.captures_truncate && plan.captures_insert && truncation::any()) {
+        return true;
+    }
+    match truncation::telling(plan.root(), &fired.relation()) {
+        Telling::AsUsual => true,
+        Telling::BehindTruncate => {
+            append_truncate(fired, plan, reason);
+            true
+        }
+        Telling::NotNow => false,
+    }
+}
+
+/// What other triggers, which were fired before ours, have written to the table since it was emptied must come after
+/// the TRUNCATE: either the first of these changes has captured the TRUNCATE, or all the rows are captured now.
+fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, buffers: &mut RowBuffers) {
     let settled = truncation::settle(plan.root());
     if !settled.told {
         append_truncate(fired, plan, reason);
     }
     if !settled.told || settled.kept_back {
         let _settings = plan.neutral_settings();
-        order::tell_rows(fired, plan, reason, scratch);
+        state::capture_rows(fired, plan, reason, buffers);
     }
 }
 
-fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Datum>) {
+fn append_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) {
     let outbox = append::outbox(fired.function());
     let id = outbox.draw_id();
-    let change = append::Change { event: Event::Truncate, pk: None, data: None, old: None, branch: None, reason };
+    let change =
+        append::CapturedChange { event: Operation::Truncate, pk: None, data: None, old: None, branch: None, reason };
     outbox.append(plan, id, &change);
 }

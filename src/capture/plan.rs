@@ -1,51 +1,52 @@
 //! What capture knows of an attached table: which columns are written and how, what the key is, where changes go.
 //!
-//! Made once per trigger and backend, and thrown away when PostgreSQL says that something it was made from has changed.
+//! It is made once per trigger and backend, and dropped when PostgreSQL invalidates something that it was made from.
 
 use super::encode::{Encoder, write_string};
-use super::options::{Options, Priority};
 use super::order::Order;
-use crate::error::{Error, SqlState};
+use crate::error::{Error, SqlState, or_raise};
 use crate::pg::buffer::{Buffer, VarlenaBuffer};
 use crate::pg::datum;
 use crate::pg::guc::Nest;
 use crate::pg::heap::Columns;
+use crate::pg::invalidation;
 use crate::pg::key_index::KeyIndex;
-use crate::pg::relation::{self, Borrowed};
+use crate::pg::relation::{Borrowed, Column};
 use crate::pg::role::ActAs;
-use crate::pg::text::{self, Kept};
-use crate::pg::trigger::{Event, Fired};
+use crate::pg::text::{self, KeptText, Varlena};
+use crate::pg::trigger::Fired;
+use crate::store::options::Options;
 use crate::store::{attached, quote_ident, quote_literal};
-use pgrx::pg_sys::{Datum, Oid};
-use std::cell::{Cell, OnceCell, RefCell};
+use once_cell::unsync::OnceCell;
+use pgrx::pg_sys::Oid;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use wire::{Operation, Priority};
 
 /// How one column is captured.
-struct Captured {
+struct CapturedColumn {
     index: usize,
     /// `"name":`, escaped once.
     label: Vec<u8>,
     encoder: Encoder,
-    by_value: bool,
-    length: i16,
 }
 
 pub struct Plan {
-    columns: Vec<Captured>,
+    columns: Vec<CapturedColumn>,
     /// Positions in `columns`, in the order of the key's index.
     key: Vec<usize>,
     branch: Option<(usize, Encoder)>,
     follows_settings: bool,
     /// Encoding a row can run casts of users.
     pub runs_users_code: bool,
-    pub schema_name: Kept,
-    pub table_name: Kept,
+    pub schema_name: KeptText,
+    pub table_name: KeptText,
     pub target_id: i16,
-    /// The table has got a name that another may have had, whose changes may wait in another lane.
+    /// The table has a name that another one may have had, whose changes may wait with another target or priority.
     pub is_renamed: bool,
-    /// When that was told to the sender, as [`crate::pg::executor::undone`] counts, and from which id on.
-    pub renaming_told: Cell<(u64, i64)>,
+    /// When that was recorded for the sender, as [`crate::pg::executor::undone`] counts, and from which id on.
+    pub renaming_recorded: Cell<(u64, i64)>,
     pub priority: Priority,
     pub include_old: bool,
     pub require_reason: bool,
@@ -53,40 +54,37 @@ pub struct Plan {
     pub captures_update: bool,
     pub captures_delete: bool,
     pub captures_truncate: bool,
-    /// Whether the rows that a trigger is handed say which commands have made and ended them.
+    /// Whether the rows that a trigger gets show which commands have made and ended them.
     pub knows_versions: bool,
     pub order: Rc<Order>,
     key_index: OnceCell<KeyIndex>,
-    /// The table that was attached, and the partition that is written to, if it is another.
+    /// The table that was attached, and the table or partition that is written to.
     made_from: [Oid; 2],
     valid: Cell<bool>,
 }
 
 thread_local! {
-    /// By the trigger's oid, which is another one for every partition.
+    /// By the trigger's oid, which is different for every partition.
     static PLANS: RefCell<HashMap<Oid, Rc<Plan>>> = RefCell::new(HashMap::new());
     /// The plan that was used last: most rows are of the same table as the one before.
     static LAST: RefCell<Option<(Oid, Rc<Plan>)>> = const { RefCell::new(None) };
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
-    /// What has changed while a plan is being made, if one is.
+    /// The relations that have changed while a plan is being made, if one is.
     static MEANWHILE: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
 }
 
-pub fn init() {
-    relation::on_change(|oid| {
-        super::append::forget(oid);
-        MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
-            Ok(Some(changed)) => changed.push(oid),
-            Ok(None) => {}
-            Err(_) => ALL_STALE.set(true),
-        });
-        // May run inside a look-up of ours: only take note.
-        PLANS.with(|plans| match plans.try_borrow() {
-            Ok(plans) if oid != Oid::INVALID => {
-                plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
-            }
-            _ => ALL_STALE.set(true),
-        });
+/// Takes note that a relation has changed; called from an invalidation callback, which may run while a plan is made.
+pub fn forget(oid: Oid) {
+    MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
+        Ok(Some(changed)) => changed.push(oid),
+        Ok(None) => {}
+        Err(_) => ALL_STALE.set(true),
+    });
+    PLANS.with(|plans| match plans.try_borrow() {
+        Ok(plans) if oid != Oid::INVALID => {
+            plans.values().filter(|p| p.made_from.contains(&oid)).for_each(|p| p.valid.set(false))
+        }
+        _ => ALL_STALE.set(true),
     });
 }
 
@@ -96,8 +94,8 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     let last = LAST.with_borrow(|last| last.as_ref().filter(|(of, _)| *of == trigger).map(|(_, plan)| plan.clone()));
     let known = last.or_else(|| PLANS.with_borrow(|plans| plans.get(&trigger).cloned()));
     if known.as_ref().is_some_and(|plan| plan.is_of_partition()) {
-        // Who writes to a partition directly has no lock on the root, whose name may have changed.
-        relation::accept_changes();
+        // A session that writes to a partition directly has no lock on the root, whose name may have changed.
+        invalidation::accept_changes();
     }
     let all_stale = ALL_STALE.take();
     if all_stale {
@@ -117,10 +115,10 @@ pub fn of(fired: &Fired<'_>) -> Rc<Plan> {
     plan
 }
 
-/// Makes a plan. What changes meanwhile finds none to mark; so a plan that is made from something that has is good for
-/// this row, whose table is locked, and is not kept for the next.
+/// Makes a plan. An invalidation that arrives meanwhile finds no plan to mark, so a plan that was made from something
+/// that has changed is used for this row, whose table is locked, and is not kept for the next.
 fn make(fired: &Fired<'_>) -> Plan {
-    /// Ends the listening on every way out.
+    /// Ends the listening, also after an error.
     struct Listening;
     impl Drop for Listening {
         fn drop(&mut self) {
@@ -144,7 +142,7 @@ impl Plan {
         Self::new(root, &written, &options)
     }
 
-    /// What attach was told, from the trigger's argument.
+    /// The options of attach, from the trigger's argument.
     fn options(fired: &Fired<'_>) -> Options {
         fired.argument().and_then(|json| serde_json::from_str(&text::to_utf8(json)).ok()).unwrap_or_else(|| {
             Error::new(
@@ -156,7 +154,7 @@ impl Plan {
         })
     }
 
-    /// The plan of what is written to `written`, which is the attached table `root` or a partition of it. Runs as the
+    /// The plan for writes to `written`, which is the attached table `root` or a partition of it. Runs as the
     /// extension's owner.
     pub fn new(root: Oid, written: &Borrowed<'_>, options: &Options) -> Self {
         let name = attached::name(root);
@@ -172,34 +170,8 @@ impl Plan {
         let key_names = attached::key_of(root, options.key_columns.as_deref())
             .unwrap_or_else(|error| error.hint(again(&name, "with a key that the table has")).raise());
 
-        let is_key = |column: &str| key_names.iter().any(|k| k == column);
-        let listed =
-            |list: &Option<Vec<String>>, column: &str| list.as_ref().map(|l| l.iter().any(|name| name == column));
-        if let Some(column) = options.exclude.iter().flatten().find(|column| is_key(column)) {
-            Error::new(
-                SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("column \"{column}\" of \"{}\" is excluded, and part of the key now", text::to_utf8(&name.1)),
-            )
-            .detail("Without its key a change cannot be applied anywhere.")
-            .hint(again(&name, "and leave the column out of exclude, or give the table another key"))
-            .raise()
-        }
-        let columns: Vec<Captured> = stored
-            .iter()
-            .filter(|c| {
-                let name = text::to_utf8(&c.name);
-                is_key(&name)
-                    || listed(&options.columns, &name).unwrap_or(true)
-                        && !listed(&options.exclude, &name).unwrap_or(false)
-            })
-            .map(|c| Captured {
-                index: c.index,
-                label: label(&c.name),
-                encoder: Encoder::of(c.type_oid),
-                by_value: c.by_value,
-                length: c.length,
-            })
-            .collect();
+        require_key_not_excluded(options, &key_names, &name);
+        let columns = captured_columns(&stored, options, &key_names);
         let key = key_names
             .iter()
             .map(|name| {
@@ -207,7 +179,7 @@ impl Plan {
                 columns.iter().position(|c| c.index == index).unwrap_or_default()
             })
             .collect();
-        let captures = |event: Event| options.operations.iter().any(|operation| operation == event.name());
+        let captures = |event: Operation| options.operations.iter().any(|operation| operation == event.name());
         let branch = options
             .branch_column
             .as_deref()
@@ -221,21 +193,21 @@ impl Plan {
             columns,
             key,
             branch,
-            schema_name: Kept::new(&name.0),
-            table_name: Kept::new(&name.1),
+            schema_name: KeptText::new(&name.0),
+            table_name: KeptText::new(&name.1),
             is_renamed: options
                 .named
                 .as_ref()
                 .is_some_and(|[schema, table]| *schema != text::to_utf8(&name.0) || *table != text::to_utf8(&name.1)),
-            renaming_told: Cell::new((0, i64::MAX)),
+            renaming_recorded: Cell::new((0, i64::MAX)),
             target_id: crate::store::target::id_for_capture(&options.target),
             priority: options.priority,
             include_old: options.include_old,
             require_reason: options.require_reason,
-            captures_insert: captures(Event::Insert),
-            captures_update: captures(Event::Update),
-            captures_delete: captures(Event::Delete),
-            captures_truncate: captures(Event::Truncate),
+            captures_insert: captures(Operation::Insert),
+            captures_update: captures(Operation::Update),
+            captures_delete: captures(Operation::Delete),
+            captures_truncate: captures(Operation::Truncate),
             knows_versions: written.is_heap(),
             order: Order::of(root),
             key_index: OnceCell::new(),
@@ -244,7 +216,7 @@ impl Plan {
         }
     }
 
-    /// That of a partition of the table whose trigger is being fired, for what is not written to it just now.
+    /// The plan of a partition of the table whose trigger is being fired, which is not what is being written to.
     pub fn of_partition(fired: &Fired<'_>, partition: &Borrowed<'_>) -> Self {
         let _owner = ActAs::owner();
         Self::new(fired.relation().oid(), partition, &Self::options(fired))
@@ -283,7 +255,7 @@ impl Plan {
     pub fn mark_changed(&self, old: &Columns, new: &Columns, changed: &mut Vec<bool>) -> bool {
         changed.clear();
         changed.extend(self.columns.iter().map(|c| match (old.get(c.index), new.get(c.index)) {
-            (Some(a), Some(b)) => !a.same_image(b, c.by_value, c.length),
+            (Some(a), Some(b)) => !a.same_image(b),
             (None, None) => false,
             _ => true,
         }));
@@ -297,28 +269,42 @@ impl Plan {
 
     /// The index of the table or partition that is written to, in which its rows are found by their key.
     pub fn key_index(&self) -> &KeyIndex {
-        self.key_index.get_or_init(|| {
+        or_raise(self.key_index.get_or_try_init(|| {
             let columns: Vec<usize> = self.key.iter().map(|i| self.columns[*i].index).collect();
-            KeyIndex::over(self.made_from[1], &columns).unwrap_or_else(|| {
+            KeyIndex::over(self.made_from[1], &columns).ok_or_else(|| {
                 Error::new(
                     SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("\"{}\" has no usable index on its key", String::from_utf8_lossy(self.table_name.bytes())),
+                    format!("\"{}\" has no usable index on its key", text::to_utf8(self.table_name.bytes())),
                 )
                 .hint("It needs a valid, immediate unique index on the key, as when it was attached.")
-                .raise()
             })
-        })
+        }))
     }
 
     /// The branch of a row, as plain text.
-    pub fn branch(&self, row: &Columns, text: &mut VarlenaBuffer) -> Option<Datum> {
+    pub fn branch<'b>(&self, row: &Columns, text: &'b mut VarlenaBuffer) -> Option<Varlena<'b>> {
         let (index, encoder) = self.branch.as_ref()?;
         encoder.write_text(row.get(*index)?, text.clear());
         Some(text.datum())
     }
 }
 
-fn write_object<'a>(columns: impl Iterator<Item = &'a Captured>, row: &Columns, out: &mut Buffer) {
+/// The columns that are captured: those of the key, and those that the options do not leave out.
+fn captured_columns(stored: &[Column], options: &Options, key_names: &[String]) -> Vec<CapturedColumn> {
+    let is_key = |column: &str| key_names.iter().any(|k| k == column);
+    let listed = |list: &Option<Vec<String>>, column: &str| list.as_ref().map(|l| l.iter().any(|name| name == column));
+    let is_captured = |c: &&Column| {
+        let name = text::to_utf8(&c.name);
+        is_key(&name)
+            || listed(&options.columns, &name).unwrap_or(true) && !listed(&options.exclude, &name).unwrap_or(false)
+    };
+    let captured = stored.iter().filter(is_captured);
+    captured
+        .map(|c| CapturedColumn { index: c.index, label: label(&c.name), encoder: Encoder::of(c.type_oid) })
+        .collect()
+}
+
+fn write_object<'a>(columns: impl Iterator<Item = &'a CapturedColumn>, row: &Columns, out: &mut Buffer) {
     out.push(b'{');
     for (i, column) in columns.enumerate() {
         if i > 0 {
@@ -340,8 +326,22 @@ fn label(name: &[u8]) -> Vec<u8> {
     label.to_vec()
 }
 
-/// Refuses the write if a column is called as one that was named, but is another: what was excluded has been renamed or
-/// dropped then, and may be captured under its new name, or what must not be captured has got the name of what may.
+/// Refuses the write if an excluded column has become part of the key.
+fn require_key_not_excluded(options: &Options, key_names: &[String], name: &(Vec<u8>, Vec<u8>)) {
+    if let Some(column) = options.exclude.iter().flatten().find(|column| key_names.contains(column)) {
+        Error::new(
+            SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("column \"{column}\" of \"{}\" is excluded, and part of the key now", text::to_utf8(&name.1)),
+        )
+        .detail("Without its key a change cannot be applied anywhere.")
+        .hint(again(name, "and leave the column out of exclude, or give the table another key"))
+        .raise()
+    }
+}
+
+/// Refuses the write if a column has the name of one that the options name, but is a different one. Then an excluded
+/// column may have been renamed, and would be captured under its new name, or a column that must not be captured may
+/// have taken the name of one that may.
 fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u8>)) {
     let same_table = options.attnums_of == Some(root.to_u32());
     let lists = [
@@ -354,8 +354,8 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
         let all = columns.iter().zip(now);
         let replaced = match same_table {
             true => all.zip(numbers).find(|((_, now), then)| now != *then).map(|(of, _)| of),
-            // What stood in front may have been dropped before the dump, so that every number is another one: then a
-            // column that was made later cannot be told from the one that was meant.
+            // Columns in front may have been dropped before the dump, so that every number is different. Then a column
+            // that was made later cannot be told from the one that was meant.
             false => all.zip(places).find(|((_, now), place)| now != *place).map(|(of, _)| of),
         };
         if let Some((column, _)) = replaced {
@@ -384,8 +384,8 @@ fn require_the_same_columns(root: Oid, options: &Options, name: &(Vec<u8>, Vec<u
     }
 }
 
-/// The error where a column that attach was told by name is not there: 42703. Capturing without it could mean to
-/// capture more than was said, so that nothing is written until somebody has said again what is meant.
+/// The error if a column that the options name does not exist: 42703. Capturing without it could capture more than is
+/// wanted, so writes fail until somebody attaches the table again.
 pub fn missing(column: &str, argument: &str, name: &(Vec<u8>, Vec<u8>)) -> Error {
     Error::new(
         SqlState::ERRCODE_UNDEFINED_COLUMN,

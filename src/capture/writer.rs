@@ -1,34 +1,34 @@
-//! Capturing rows that are there already, as if they were inserted now: what backfill does.
+//! Capturing rows that exist already, as if they were inserted now: what backfill does.
 //!
-//! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one. Rows are
-//! read and encoded as the table's owner, whose code that may run: nobody who backfills another's table is to run that one's
-//! code. The caller has locked the row, which is what makes its id come before that of any later change of it.
+//! The same plan, encoders and append as for a trigger, so that a backfilled row looks exactly like a captured one.
+//! Rows are read and encoded as the table's owner, because that may run the owner's code, which must not run as whoever
+//! calls the backfill. The caller has locked the row, so that the id of any later change of it is greater.
 
-use super::append::{self, Change, Outbox};
-use super::options::Options;
+use super::append::{self, CapturedChange, Outbox};
 use super::plan::Plan;
 use super::reason;
 use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::confine;
 use crate::pg::heap::Columns;
 use crate::pg::interrupt;
-use crate::pg::memory::{self, Scratch};
+use crate::pg::memory::{self, ScratchContext};
 use crate::pg::relation::Open;
 use crate::pg::role::ActAs;
 use crate::pg::spi::Row;
-use crate::pg::trigger::Event;
+use crate::pg::text::Varlena;
 use crate::store::Schema;
-use pgrx::pg_sys::Datum;
+use crate::store::options::Options;
 use std::rc::Rc;
+use wire::Operation;
 
 pub struct Writer {
     table: Open,
     plan: Plan,
     outbox: Rc<Outbox>,
-    reason: Option<Datum>,
-    /// Drawn before the first row is encoded; from the last to the first.
+    reason: Option<Varlena<'static>>,
+    /// Ids that were drawn before the first row was encoded, from the last to the first.
     ids: Vec<i64>,
-    memory: Scratch,
+    memory: ScratchContext,
     row: Columns,
     pk: VarlenaBuffer,
     data: VarlenaBuffer,
@@ -36,7 +36,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// For the rows of an attached table; `options` say which lane they go into.
+    /// For the rows of an attached table; `options` give their target and priority.
     pub fn new(schema: &Schema, table: Open, options: &Options) -> Self {
         let _owner = ActAs::owner();
         let plan = Plan::new(table.borrow().oid(), &table.borrow(), options);
@@ -47,7 +47,7 @@ impl Writer {
             outbox: append::outbox(schema.capture()),
             table,
             ids: Vec::new(),
-            memory: Scratch::new(),
+            memory: ScratchContext::new(),
             row: Columns::default(),
             pk: VarlenaBuffer::default(),
             data: VarlenaBuffer::default(),
@@ -71,12 +71,12 @@ impl Writer {
         self.ids.reverse();
     }
 
-    /// Another table may have had the name of this one.
+    /// Whether another table may have had the name of this one.
     pub fn is_renamed(&self) -> bool {
         self.plan.is_renamed
     }
 
-    /// Writes the row that stands whole in column `n` of a result; returns its id.
+    /// Writes the row that is in column `n` of a result as a whole. Returns its id.
     pub fn insert(&mut self, result: &Row, n: usize) -> Option<i64> {
         let Writer { table, plan, outbox, reason, ids, memory, row, pk, data, branch } = self;
         memory.run(|| {
@@ -91,8 +91,8 @@ impl Writer {
             let branch = plan.branch(row, branch);
             drop(settings);
             drop(restricted);
-            let change = Change {
-                event: Event::Insert,
+            let change = CapturedChange {
+                event: Operation::Insert,
                 pk: Some(pk.datum()),
                 data: Some(data.datum()),
                 old: None,
@@ -100,7 +100,7 @@ impl Writer {
                 reason: *reason,
             };
             *outbox = append::after_encoding(outbox, plan);
-            plan.order.tells_what_stands();
+            plan.order.note_backfill();
             confine::our_own(|| outbox.append(plan, id, &change));
             Some(id)
         })

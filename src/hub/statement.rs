@@ -1,18 +1,19 @@
 //! The statement that applies a change: `$1` is its key, `$2` its data, `$3` the values it found, all as json.
 //!
-//! Values are read by `json_to_record` with the types of the hub's columns, given columns only: a record of the whole row
-//! type would check the domains of columns that the change says nothing about.
+//! Values are read by `json_to_record` with the types of the hub's columns, and only those of columns that the change
+//! has: a record of the whole row type would check the domains of the other columns too.
 
-use super::body::{Change, Object, Op};
-use super::shape::{Key, Shape};
+use super::definition::{Key, TableDefinition};
 use crate::store::quote_ident;
+use wire::Operation;
+use wire::body::{Incoming, Object};
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement {
     pub sql: String,
-    /// The error that it is when no row was touched.
+    /// The error if no row was touched.
     pub if_none: Option<&'static str>,
-    /// What to look at when no row was touched, where the change says which values it found.
+    /// What to compare if no row was touched, for a change that says which values it found.
     pub compared: Option<Compared>,
 }
 
@@ -20,17 +21,17 @@ pub struct Statement {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Compared {
     pub columns: Vec<String>,
-    /// Whether each of them differs, of the row if there is one.
+    /// Returns whether each of them differs, if there is a row.
     pub sql: String,
 }
 
 /// The statement for a change, or why the table cannot take it.
-pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+pub fn of(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     must_know_columns(change, table)?;
-    match change.op {
-        Op::Insert => insert(change, table),
-        Op::Update => update(change, table),
-        Op::Delete => {
+    match change.operation {
+        Operation::Insert => insert(change, table),
+        Operation::Update => update(change, table),
+        Operation::Delete => {
             let found = matches_key(key(change, table)?, table);
             Ok(Statement {
                 sql: format!("DELETE FROM {} AS t WHERE {found}{}", from(table), and_unchanged(change, table)),
@@ -38,7 +39,7 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
                 compared: compared(change, table, &found),
             })
         }
-        Op::Truncate => Ok(Statement {
+        Operation::Truncate => Ok(Statement {
             sql: match table.referenced {
                 true => format!("DELETE FROM {}", from(table)),
                 false => format!("TRUNCATE {}", from(table)),
@@ -49,8 +50,8 @@ pub fn of(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     }
 }
 
-/// A value that has no place here would be lost, and nobody would hear of it.
-fn must_know_columns(change: &Change<'_>, table: &Shape) -> Result<(), String> {
+/// Refuses a value without a column, which would be lost silently.
+fn must_know_columns(change: &Incoming<'_>, table: &TableDefinition) -> Result<(), String> {
     if table.ignore_unknown {
         return Ok(());
     }
@@ -71,8 +72,8 @@ fn must_know_columns(change: &Change<'_>, table: &Shape) -> Result<(), String> {
     }
 }
 
-/// An upsert: a backfill, or a retry after the memory of keys was pruned, meets a row that is there already.
-fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+/// An upsert, because the row may exist: after a backfill, or if the record of applied keys was pruned before a retry.
+fn insert(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     let key = key(change, table)?;
     let given = given(&change.data, table);
     if let Some(lost) = key.keys().find(|k| !given.contains(&k.as_str()) && !table.columns[*k].generated) {
@@ -88,7 +89,7 @@ fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
             .map(|c| format!("{0} = excluded.{0}", quote_ident(c))),
     );
     let action = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {sets}") };
-    // An identity that differs cannot be set right: then no row is touched, and that is the error.
+    // An identity column cannot be updated: if its value differs, no row is touched, which is an error.
     let guard = match identity.as_slice() {
         [] => String::new(),
         _ if sets.is_empty() => String::new(),
@@ -113,12 +114,12 @@ fn insert(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     })
 }
 
-fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
+fn update(change: &Incoming<'_>, table: &TableDefinition) -> Result<Statement, String> {
     let found = matches_key(key(change, table)?, table);
     let unchanged = and_unchanged(change, table);
     let given = given(&change.data, table);
     let sql = if given.is_empty() {
-        // Nothing that the hub keeps has changed, but the row must be there.
+        // No column of the hub has changed, but the row must exist.
         format!("SELECT FROM {} AS t WHERE {found}{unchanged}", from(table))
     } else {
         format!(
@@ -131,14 +132,14 @@ fn update(change: &Change<'_>, table: &Shape) -> Result<Statement, String> {
     Ok(Statement { sql, if_none: Some("row not found"), compared: compared(change, table, &found) })
 }
 
-/// The columns that can be compared: those whose values the change knows, and the hub does not compute.
-fn known_before<'a>(change: &'a Change<'_>, table: &Shape) -> Vec<&'a str> {
+/// The columns that can be compared: those whose old values the change has, unless the hub computes them.
+fn known_before<'a>(change: &'a Incoming<'_>, table: &TableDefinition) -> Vec<&'a str> {
     change.old.as_ref().map(|old| given(old, table)).unwrap_or_default()
 }
 
-/// The condition that the row is as the sender saw it; part of the statement, so that it is checked again when the row
-/// was waited for.
-fn and_unchanged(change: &Change<'_>, table: &Shape) -> String {
+/// The condition that the row is as the sender saw it; a part of the statement, so that it is checked again after
+/// waiting for a lock of the row.
+fn and_unchanged(change: &Incoming<'_>, table: &TableDefinition) -> String {
     let columns = known_before(change, table);
     if columns.is_empty() {
         return String::new();
@@ -147,7 +148,7 @@ fn and_unchanged(change: &Change<'_>, table: &Shape) -> String {
     format!(" AND NOT (SELECT {differs} FROM {})", record("$3", "o", &columns, table))
 }
 
-fn compared(change: &Change<'_>, table: &Shape, found: &str) -> Option<Compared> {
+fn compared(change: &Incoming<'_>, table: &TableDefinition, found: &str) -> Option<Compared> {
     let columns = known_before(change, table);
     (!columns.is_empty()).then(|| Compared {
         sql: format!(
@@ -160,8 +161,8 @@ fn compared(change: &Change<'_>, table: &Shape, found: &str) -> Option<Compared>
     })
 }
 
-/// Compared as JSON values, which is how the sender saw them: not every type has an equality, and that of some takes
-/// different values for the same. IS DISTINCT FROM, which this is, would look its operator up by name.
+/// Compares JSON values, which is what the sender saw: not every type has an equality operator, and some of those take
+/// different values for equal. Not IS DISTINCT FROM, which would look its operator up by name.
 fn differs(column: &str) -> String {
     let name = quote_ident(column);
     let (here, there) = (format!("pg_catalog.to_jsonb(t.{name})"), format!("pg_catalog.to_jsonb(o.{name})"));
@@ -170,12 +171,12 @@ fn differs(column: &str) -> String {
     )
 }
 
-fn key<'t>(change: &Change<'_>, table: &'t Shape) -> Result<&'t Key, String> {
+fn key<'t>(change: &Incoming<'_>, table: &'t TableDefinition) -> Result<&'t Key, String> {
     table.key(change.pk.members.keys().map(|name| &**name))
 }
 
-/// The members that are columns here and not computed here.
-fn given<'a>(data: &'a Object<'_>, table: &Shape) -> Vec<&'a str> {
+/// The members that are columns of the table which the hub does not compute.
+fn given<'a>(data: &'a Object<'_>, table: &TableDefinition) -> Vec<&'a str> {
     data.members
         .keys()
         .map(|name| &**name)
@@ -183,13 +184,13 @@ fn given<'a>(data: &'a Object<'_>, table: &Shape) -> Vec<&'a str> {
         .collect()
 }
 
-/// Inheritance children are tables of their own; partitions are not.
-fn from(table: &Shape) -> String {
+/// ONLY, because inheritance children are tables of their own; partitions are not.
+fn from(table: &TableDefinition) -> String {
     if table.partitioned { table.name.clone() } else { format!("ONLY {}", table.name) }
 }
 
-/// Scalar subqueries, so that there is nothing to join and the key's index is used whatever the planner believes.
-fn matches_key(key: &Key, table: &Shape) -> String {
+/// Scalar subqueries, so that there is no join and the key's index is used whatever the planner estimates.
+fn matches_key(key: &Key, table: &TableDefinition) -> String {
     key.iter()
         .map(|(column, equals)| {
             let name = quote_ident(column);
@@ -201,7 +202,7 @@ fn matches_key(key: &Key, table: &Shape) -> String {
 }
 
 /// The JSON object `argument` as a row of these columns.
-fn record(argument: &str, alias: &str, columns: &[&str], table: &Shape) -> String {
+fn record(argument: &str, alias: &str, columns: &[&str], table: &TableDefinition) -> String {
     let columns = list(columns.iter().map(|c| format!("{} {}", quote_ident(c), table.columns[*c].type_name)));
     format!("pg_catalog.json_to_record({argument}) AS {alias}({columns})")
 }
@@ -212,18 +213,18 @@ fn list(parts: impl Iterator<Item = String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::body::parse;
-    use super::super::shape::Column;
     use super::*;
+    use crate::store::accepted::HubColumn;
+    use wire::body::parse;
 
-    fn table(partitioned: bool, referenced: bool) -> Shape {
-        let column = |type_name: &str, generated, always_identity| Column {
+    fn table(partitioned: bool, referenced: bool) -> TableDefinition {
+        let column = |type_name: &str, generated, always_identity| HubColumn {
             type_name: type_name.to_owned(),
             generated,
             always_identity,
         };
         let equals = "OPERATOR(\"pg_catalog\".=)".to_owned();
-        Shape {
+        TableDefinition {
             name: "\"s\".\"t\"".into(),
             partitioned,
             referenced,
@@ -244,7 +245,7 @@ mod tests {
         }
     }
 
-    fn sql(op: &str, pk: &str, data: &str, table: &Shape) -> Result<Statement, String> {
+    fn sql(op: &str, pk: &str, data: &str, table: &TableDefinition) -> Result<Statement, String> {
         let body = format!(
             r#"{{"changes": [{{"schema": "s", "table": "t", "op": "{op}", "pk": {pk}, "data": {data},
                 "dedup_key": "01920000-0000-7000-8000-000000000001"}}]}}"#

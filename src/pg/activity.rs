@@ -8,8 +8,8 @@ pub fn report(text: &str) {
     show(pg_sys::BackendState::STATE_RUNNING, text);
 }
 
-/// Shows the process as idle, with `text` as the reason, and hands over the statistics of what it did before: a process
-/// that sleeps on them keeps autovacuum from learning of its writes. Outside a transaction.
+/// Shows the process as idle, with `text` as the reason, and reports its statistics: a process that sleeps before it
+/// has done so hides its writes from autovacuum. Called outside a transaction.
 pub fn idle(text: &str) {
     show(pg_sys::BackendState::STATE_IDLE, text);
     // SAFETY: outside a transaction by contract.

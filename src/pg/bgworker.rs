@@ -1,4 +1,6 @@
-//! Background workers: registering ours, starting them, and the entry points that the postmaster's children call.
+//! Background workers: registering ours, starting them, and connecting them to a database.
+//!
+//! Their main functions are found by name; `entry.rs` exports them.
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
@@ -11,7 +13,7 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress && !pg_sys::IsBinaryUpgrade }
 }
 
-/// Has the postmaster run the launcher from the end of recovery on, so never on a standby, and again whenever it ends.
+/// Makes the postmaster start the launcher at the end of recovery, so never on a standby, and again whenever it ends.
 pub fn register_launcher() {
     BackgroundWorkerBuilder::new("sync_outbox launcher")
         .set_type("sync_outbox launcher")
@@ -27,8 +29,8 @@ pub fn register_launcher() {
 pub struct Handle(*mut pg_sys::BackgroundWorkerHandle);
 
 impl Handle {
-    /// Starts the worker of a database; `None` if `max_worker_processes` are taken. This process's latch is set when the
-    /// worker has started and when it has ended; the postmaster never restarts it.
+    /// Starts the worker of a database; `None` if `max_worker_processes` are taken. This process's latch is set when
+    /// the worker has started and when it has ended; the postmaster never restarts it.
     pub fn start(database: pg_sys::Oid) -> Option<Self> {
         // SAFETY: plain global.
         let notify = unsafe { pg_sys::MyProcPid };
@@ -70,8 +72,8 @@ impl Drop for Handle {
 /// Connects this worker as the bootstrap superuser to a database, or with `None` to the shared catalogs only. Ends the
 /// process if the database is gone.
 pub fn connect(database: Option<pg_sys::Oid>) {
-    // SAFETY: once per worker, outside a transaction, with signals unblocked. The callback is registered first, so it runs
-    // after the one that aborts an open transaction.
+    // SAFETY: once per worker, outside a transaction, with signals unblocked. The callback is registered first, so it
+    // runs after the one that aborts an open transaction.
     unsafe {
         pg_sys::before_shmem_exit(Some(release_session_locks), pg_sys::Datum::from(0));
         let database = database.unwrap_or(pg_sys::InvalidOid);
@@ -80,25 +82,9 @@ pub fn connect(database: Option<pg_sys::Oid>) {
     }
 }
 
-/// Locks held over transactions are released by the abort of a transaction, but nobody does so for a process that ends
-/// while none is open: the lock would stay, and fall to whichever process gets the PGPROC.
+/// The abort of a transaction releases session locks too, but nothing releases them if a process ends while no
+/// transaction is open: the lock would stay, and belong to whichever process gets the PGPROC next.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn release_session_locks(_code: i32, _arg: pg_sys::Datum) {
     super::lock::release_all() // no transaction is open any more
-}
-
-/// # Safety
-/// Called by the postmaster's child only.
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn sync_outbox_launcher_main(_argument: pg_sys::Datum) {
-    crate::worker::launcher::main()
-}
-
-/// # Safety
-/// Called by the postmaster's child only, with the argument given in [`Handle::start`].
-#[unsafe(no_mangle)]
-#[pgrx::pg_guard]
-pub unsafe extern "C-unwind" fn sync_outbox_worker_main(argument: pg_sys::Datum) {
-    crate::worker::database::main(pg_sys::Oid::from(argument.value() as u32))
 }

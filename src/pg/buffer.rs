@@ -1,18 +1,20 @@
-//! Bytes whose number a stored value decides: they live in PostgreSQL's memory, where too many of them are an ERROR. A
-//! Rust allocation that fails ends the process, and with it every session of the server.
+//! Buffers whose size depends on stored values. They are in PostgreSQL's memory, where an allocation that fails is an
+//! ERROR. A Rust allocation that fails ends the process, and with it every session of the server.
 
 use super::externs;
+use super::text::Varlena;
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys::{self, Datum};
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-/// What a datum can hold, its header included (`MaxAllocSize`).
+/// The greatest size of a datum, its header included (`MaxAllocSize`).
 const MOST: usize = 0x3fff_ffff;
-/// What is kept from one row to the next. Rows that need more allocate it, which is little beside what else they cost.
+/// The size that is kept from one row to the next. Rows that need more allocate it anew, which is cheap compared to
+/// their other costs.
 const KEPT: usize = 64 * 1024;
 
-/// A growing array of bytes. Growing raises 53200 where the memory cannot be had and 54000 above [`MOST`].
+/// A growing array of bytes. Growing raises 53200 if there is no memory, and 54000 above [`MOST`].
 pub struct Buffer {
     data: *mut u8,
     length: usize,
@@ -100,7 +102,7 @@ impl Buffer {
         self.room = room;
     }
 
-    /// Gives the memory of a large value back; called when it has been used.
+    /// Frees the memory of a large value; called when it has been used.
     #[inline]
     pub fn shrink(&mut self) {
         if self.room > KEPT {
@@ -152,11 +154,16 @@ impl VarlenaBuffer {
         &mut self.0
     }
 
-    /// The datum; valid until the buffer changes.
-    pub fn datum(&mut self) -> Datum {
+    /// The varlena; the buffer stays as it is as long as that lives.
+    pub fn datum(&mut self) -> Varlena<'_> {
+        if self.0.length < 4 {
+            self.clear();
+        }
         // SAFETY: the buffer holds the header's four bytes, aligned by palloc, and is not longer than a datum can be.
-        unsafe { pgrx::set_varsize_4b(self.0.data.cast(), self.0.length as i32) };
-        Datum::from(self.0.data)
+        unsafe {
+            pgrx::set_varsize_4b(self.0.data.cast(), self.0.length as i32);
+            Varlena::new(Datum::from(self.0.data))
+        }
     }
 
     /// As [`Buffer::shrink`].
@@ -166,11 +173,9 @@ impl VarlenaBuffer {
     }
 }
 
-/// 54000 if these values, which are varlenas of ours, do not fit into one row together.
-pub fn check_row<const N: usize>(values: [Option<Datum>; N]) {
-    // SAFETY: made by `VarlenaBuffer::datum`, with a header of four bytes.
-    let size = |value: Datum| unsafe { pgrx::varlena::varsize_4b(value.cast_mut_ptr()) };
-    if values.into_iter().flatten().map(size).sum::<usize>() > MOST - OTHERS {
+/// 54000 if these values do not fit into one row together.
+pub fn check_row<const N: usize>(values: [Option<Varlena<'_>>; N]) {
+    if values.into_iter().flatten().map(Varlena::size).sum::<usize>() > MOST - OTHERS {
         too_large();
     }
 }

@@ -1,14 +1,14 @@
-//! What code of others does with locks in our session: advisory locks that it leaves or takes away, and the room for locks that
-//! it uses up.
+//! What other people's code does with locks in our session: advisory locks that it leaves behind or releases, and the
+//! room in the lock table that it uses up.
 //!
-//! PostgreSQL rolls nothing back here: an advisory lock of the session stays until it is given back, and
-//! `pg_advisory_unlock_all()` gives back everybody's.
+//! A rollback does not undo this: an advisory lock of the session stays until it is released, and
+//! `pg_advisory_unlock_all()` releases those of other code, too.
 
 use super::guc::Nest;
 use super::xact;
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::mem::offset_of;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// The most locks that this process was seen to hold when a subtransaction was rolled back.
@@ -17,7 +17,7 @@ static MOST: AtomicUsize = AtomicUsize::new(0);
 /// When it is dropped, the session holds the advisory locks that it held before, and no others.
 pub struct SessionLocks(Vec<Advisory>);
 
-/// An advisory lock of the session, which it holds some times over.
+/// An advisory lock of the session, and how often it is held.
 struct Advisory {
     tag: pg_sys::LOCKTAG,
     mode: pg_sys::LOCKMODE,
@@ -26,8 +26,8 @@ struct Advisory {
 
 impl SessionLocks {
     pub fn new() -> Self {
-        static REGISTERED: Once = Once::new();
-        REGISTERED.call_once(|| {
+        static REGISTERED: OnceCell<()> = OnceCell::new();
+        REGISTERED.get_or_init(|| {
             xact::on_rollback_of_subtransaction(|| {
                 MOST.fetch_max(held(|_| {}), Relaxed);
             })
@@ -43,7 +43,8 @@ impl SessionLocks {
         if advisory.is_empty() {
             return SessionLocks(Vec::new());
         }
-        // PostgreSQL keeps to itself how often the session holds a lock, and warns when it is given back once too often.
+        // PostgreSQL does not tell how often the session holds a lock. It warns when the lock is released once too
+        // often.
         let quiet = Nest::new();
         quiet.set("client_min_messages", "error").set("log_min_messages", "fatal");
         SessionLocks(
@@ -51,7 +52,7 @@ impl SessionLocks {
                 .into_iter()
                 .filter_map(|(tag, mode)| {
                     let mut lock = Advisory { tag, mode, times: 0 };
-                    // Kept by the transaction, whatever happens to the session's.
+                    // The transaction holds the lock too, whatever happens to that of the session.
                     lock.acquire(false);
                     while lock.release(true) {
                         lock.times += 1;
@@ -66,7 +67,7 @@ impl SessionLocks {
         )
     }
 
-    /// Gives back what code has left, and takes back what it has given away.
+    /// Releases the locks that code has left behind, and acquires again those that it has released.
     pub fn restore(&self) {
         // SAFETY: touches only the lock tables, and is safe while unwinding.
         unsafe { pg_sys::LockReleaseSession(pg_sys::USER_LOCKMETHOD as u16) }
@@ -85,7 +86,7 @@ impl Drop for SessionLocks {
 }
 
 impl Advisory {
-    /// Once more: the process holds it, so that this counts and waits for nobody.
+    /// Acquires it once more. The process holds it already, so this only counts and does not wait.
     fn acquire(&self, for_session: bool) {
         // SAFETY: the tag of a lock that this process holds in this mode.
         unsafe { pg_sys::LockAcquire(&self.tag, self.mode, for_session, false) };
@@ -102,8 +103,8 @@ pub fn watch() {
     MOST.store(0, Relaxed);
 }
 
-/// Whether this process has held, when something was rolled back since [`watch`], many times the locks that
-/// `max_locks_per_transaction` sets apart for one: then it is itself why there was no room for more.
+/// Whether this process held many times `max_locks_per_transaction` when something was rolled back since [`watch`].
+/// Then it has itself used up the room for locks.
 pub fn has_held_very_many() -> bool {
     const TIMES: usize = 8;
     // SAFETY: plain global of lock.c, set when the server starts.
@@ -111,14 +112,14 @@ pub fn has_held_very_many() -> bool {
     MOST.load(Relaxed) > TIMES * usize::try_from(share).unwrap_or(usize::MAX / TIMES)
 }
 
-/// Calls `f` with each lock that this process has in the shared table of locks; returns how many there are. `f` must not
-/// raise, nor take locks.
+/// Calls `f` with each lock that this process has in the shared table of locks; returns how many there are. `f` must
+/// not raise, nor take locks.
 fn held(mut f: impl FnMut(*const pg_sys::PROCLOCK)) -> usize {
     let mut count = 0;
     for partition in 0..pg_sys::NUM_LOCK_PARTITIONS as usize {
-        // SAFETY: a list in the PGPROC of this process. Its links are those of dlist_node also where it is the older SHM_QUEUE.
-        // Only this process removes from it; another one may add a lock that we hold by the fast path, so the list is read
-        // under the lock of its partition, unless it is empty.
+        // SAFETY: a list in the PGPROC of this process. Its links are those of dlist_node also where it is the older
+        // SHM_QUEUE. Only this process removes from it; another one may add a lock that we hold by the fast path, so
+        // the list is read under the lock of its partition, unless it is empty.
         unsafe {
             let head = (&raw mut (*pg_sys::MyProc).myProcLocks[partition]).cast::<pg_sys::dlist_node>();
             let first = (&raw const (*head).next).read_volatile();

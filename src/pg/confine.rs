@@ -1,19 +1,19 @@
-//! What code of others must not do beside what PostgreSQL's security-restricted operation refuses already.
+//! What other people's code must not do, beyond what PostgreSQL's security-restricted operation already refuses:
 //!
-//! - Leave a trigger for the end of the transaction. Up to PostgreSQL 17 a deferred one fires at COMMIT as whoever commits,
-//!   outside every guard: the owner of a table that somebody else writes would run code as that somebody.
-//! - Make types and the like. In the session's temporary schema they would be found before those of `pg_catalog`, also by
-//!   what the session runs later.
+//! - Defer a trigger to the end of the transaction. Up to PostgreSQL 17 a deferred trigger fires at COMMIT as the user
+//!   who commits, outside every guard: the owner of a table that somebody else writes could run code as that user.
+//! - Create types and similar objects. In the session's temporary schema they would be found before those of
+//!   `pg_catalog`, also by later statements of the session.
 
 use super::{externs, spi};
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::c_char;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// How many guards are up, one inside the other.
+/// How many guards are active, one inside the other.
 static HELD: AtomicU32 = AtomicU32::new(0);
 
 thread_local! {
@@ -22,8 +22,8 @@ thread_local! {
 
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
-/// Fires what has been deferred so far, as who we are now, and has nothing deferred until the transaction ends: as
-/// `SET CONSTRAINTS ALL IMMEDIATE`.
+/// Fires what has been deferred so far as the current user, and defers nothing until the transaction ends, like `SET
+/// CONSTRAINTS ALL IMMEDIATE`.
 pub fn all_immediate() {
     if DEFERRED.get() == Some(Deferred::Something) {
         Error::new(
@@ -43,20 +43,20 @@ pub fn all_immediate() {
     unsafe { pg_sys::AfterTriggerSetState(&mut all) };
 }
 
-/// What had been deferred when code of others began to run.
+/// What had been deferred when other people's code began to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Deferred {
     Nothing,
     Something,
 }
 
-/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before: a transaction that only
-/// reads keeps those deferred that it has deferred. Nothing is fired then but what that code has caused itself: where something
-/// had been deferred before, the writing is refused.
+/// As long as it lives, constraints become IMMEDIATE as soon as something is written, and not before, so that a
+/// transaction that only reads keeps what it has deferred. Only what that code has caused itself is fired: if something
+/// had been deferred before, writing is refused.
 pub struct ImmediateOnWrite(Option<Deferred>);
 
 impl ImmediateOnWrite {
-    /// Looks, as who we are now, at what has been deferred so far.
+    /// Looks as the current user at what has been deferred so far.
     pub fn new() -> Self {
         let mut deferred = Deferred::Nothing;
         spi::once("SELECT DISTINCT tgrelid FROM pg_catalog.pg_trigger WHERE tgdeferrable", &[], |row| {
@@ -76,7 +76,7 @@ impl Drop for ImmediateOnWrite {
     }
 }
 
-/// What `f` writes is our own, and leaves constraints as they are.
+/// Runs `f`, whose writes are our own and leave constraints as they are.
 pub fn our_own<R>(f: impl FnOnce() -> R) -> R {
     let _before = ImmediateOnWrite(DEFERRED.take());
     f()
@@ -101,8 +101,8 @@ pub struct Held(());
 
 impl Held {
     pub fn new() -> Self {
-        static HOOKED: Once = Once::new();
-        HOOKED.call_once(|| {
+        static HOOKED: OnceCell<()> = OnceCell::new();
+        HOOKED.get_or_init(|| {
             // SAFETY: on the main thread; the hook found here is called by ours.
             unsafe {
                 NEXT = pg_sys::ProcessUtility_hook;

@@ -3,17 +3,18 @@
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
-/// `datconnlimit` of a database whose DROP was interrupted: nobody can connect any more (PostgreSQL 15.4 and later).
+/// `datconnlimit` of a database whose DROP was interrupted, so that nobody can connect any more (PostgreSQL 15.4 and
+/// later).
 const INVALID_DATABASE: i32 = -2;
 
-/// The one this process is connected to.
+/// The database that this process is connected to.
 pub fn current() -> pg_sys::Oid {
     // SAFETY: plain global.
     unsafe { pg_sys::MyDatabaseId }
 }
 
-/// Those that a worker may connect to: templates are left alone, so that they can be copied. Works without a database,
-/// inside a transaction.
+/// The databases that a worker may connect to. Templates are not among them, so that they can be copied. Works without
+/// a database, inside a transaction.
 pub fn connectable() -> Vec<pg_sys::Oid> {
     let mut found = Vec::new();
     // SAFETY: a sequential scan of a shared catalog, the only kind that works without a database; closed at the end, or
@@ -47,12 +48,5 @@ pub fn by_name(name: &CStr) -> Option<pg_sys::Oid> {
 
 /// Whether the current user owns it (superusers own all).
 pub fn is_owned(oid: pg_sys::Oid) -> bool {
-    let user = super::role::current_user();
-    // SAFETY: catalog look-up inside a transaction.
-    unsafe {
-        #[cfg(feature = "pg15")]
-        return pg_sys::pg_database_ownercheck(oid, user);
-        #[cfg(not(feature = "pg15"))]
-        return pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, user);
-    }
+    super::compat::is_database_owner(oid, super::role::current_user())
 }

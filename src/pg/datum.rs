@@ -1,72 +1,123 @@
-//! Values of rows: reading a datum of a known type, and a type's own functions kept ready.
+//! Values of rows: reading a datum of a known type, and functions of types that are called for every row.
 //!
-//! A [`Value`] is only made from a tuple and the type its descriptor gives, so the readers below may trust the type.
+//! A [`Value`] knows the type that its row's descriptor gives it. Readers that follow a pointer check it first and
+//! raise XX000 if it is another one, so that no datum is read as a value of another type.
 
 use super::buffer::Buffer;
-use super::externs;
+use super::{compat, externs, types};
+use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
+/// What has to be known about the type of a column to read its values.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct ColumnType {
+    pub oid: pg_sys::Oid,
+    /// As `pg_type.typlen`: -1 is a varlena.
+    pub length: i16,
+    pub by_value: bool,
+}
+
+impl ColumnType {
+    /// # Safety
+    /// The descriptor is alive and has more than `i` attributes.
+    pub unsafe fn of(descriptor: pg_sys::TupleDesc, i: usize) -> Self {
+        // SAFETY: by contract.
+        let attribute = unsafe { compat::attribute(descriptor, i) };
+        ColumnType { oid: attribute.atttypid, length: attribute.attlen, by_value: attribute.attbyval }
+    }
+}
+
+/// A value was about to be read as one of another type, because of a bug in this library or a damaged catalog.
+#[cold]
+pub(super) fn wrong_type(found: pg_sys::Oid, wanted: &str) -> ! {
+    Error::new(SqlState::ERRCODE_INTERNAL_ERROR, format!("a value of the type {found} cannot be read as {wanted}"))
+        .raise()
+}
+
 /// A non-NULL datum of a row, valid as long as the row.
 #[derive(Clone, Copy)]
-pub struct Value(pub(super) pg_sys::Datum);
+pub struct Value {
+    datum: pg_sys::Datum,
+    of: ColumnType,
+}
 
 impl Value {
-    pub fn bool(self) -> bool {
-        self.0.value() != 0
-    }
-    pub fn int2(self) -> i16 {
-        self.0.value() as i16
-    }
-    pub fn int4(self) -> i32 {
-        self.0.value() as i32
-    }
-    pub fn int8(self) -> i64 {
-        self.0.value() as i64
-    }
-    pub fn float4(self) -> f32 {
-        f32::from_bits(self.0.value() as u32)
-    }
-    pub fn float8(self) -> f64 {
-        f64::from_bits(self.0.value() as u64)
+    /// # Safety
+    /// A non-NULL datum of that type, which lives as long as the result is used.
+    pub(super) unsafe fn new(datum: pg_sys::Datum, of: ColumnType) -> Self {
+        Value { datum, of }
     }
 
-    pub fn oid(self) -> pg_sys::Oid {
-        pg_sys::Oid::from(self.0.value() as u32)
+    /// The datum, if it is of that type.
+    pub(super) fn datum_of(self, type_oid: pg_sys::Oid) -> pg_sys::Datum {
+        if self.of.oid != type_oid {
+            wrong_type(self.of.oid, &format!("one of the type {type_oid}"));
+        }
+        self.datum
+    }
+
+    pub fn bool(self) -> bool {
+        self.datum.value() != 0
+    }
+    pub fn int2(self) -> i16 {
+        self.datum.value() as i16
+    }
+    pub fn int4(self) -> i32 {
+        self.datum.value() as i32
+    }
+    pub fn int8(self) -> i64 {
+        self.datum.value() as i64
+    }
+    pub fn float4(self) -> f32 {
+        f32::from_bits(self.datum.value() as u32)
+    }
+    pub fn float8(self) -> f64 {
+        f64::from_bits(self.datum.value() as u64)
     }
 
     /// The 16 bytes of a uuid.
     pub fn uuid(&self) -> &[u8; 16] {
-        // SAFETY: a uuid datum points to 16 bytes inside the row.
-        unsafe { &*self.0.cast_mut_ptr::<[u8; 16]>() }
+        if self.of.by_value || self.of.length != 16 {
+            wrong_type(self.of.oid, "16 bytes");
+        }
+        // SAFETY: a datum of this type points to 16 bytes inside the row.
+        unsafe { &*self.datum.cast_mut_ptr::<[u8; 16]>() }
     }
 
     /// The bytes of a varlena (text, bytea, json), detoasted if they were stored out of line or compressed.
     pub fn varlena(&self) -> &[u8] {
-        varlena(&self.0)
+        if self.of.by_value || self.of.length != -1 {
+            wrong_type(self.of.oid, "bytes of any length");
+        }
+        // SAFETY: a varlena of a row that is still there.
+        unsafe { varlena(&self.datum) }
     }
 
-    /// Equal bytes (after detoasting), which is stricter than the type's `=`: numeric 1 and 1.0 differ.
-    pub fn same_image(self, other: Value, by_value: bool, length: i16) -> bool {
-        // SAFETY: both datums have the type that `by_value` and `length` describe; a positive length is that of what they
-        // point to.
+    /// Whether the bytes are equal after detoasting, which is stricter than the type's `=`: numeric 1 and 1.0 differ.
+    pub fn same_image(self, other: Value) -> bool {
+        let of = self.of;
+        if of != other.of {
+            wrong_type(other.of.oid, &format!("one of the type {}", of.oid));
+        }
+        // SAFETY: both datums have the same type; a positive length is that of what they point to.
         unsafe {
-            match (by_value, usize::try_from(length)) {
-                (true, _) => self.0 == other.0,
+            match (of.by_value, usize::try_from(of.length)) {
+                (true, _) => self.datum == other.datum,
                 (false, Ok(length)) => {
-                    let bytes = |value: Value| core::slice::from_raw_parts(value.0.cast_mut_ptr::<u8>(), length);
+                    let bytes = |value: Value| core::slice::from_raw_parts(value.datum.cast_mut_ptr::<u8>(), length);
                     bytes(self) == bytes(other)
                 }
-                (false, Err(_)) if length == -1 && in_line(self.0) && in_line(other.0) => {
-                    varlena(&self.0) == varlena(&other.0)
+                (false, Err(_)) if of.length == -1 && in_line(self.datum) && in_line(other.datum) => {
+                    varlena(&self.datum) == varlena(&other.datum)
                 }
-                _ => externs::datum_image_eq(self.0, other.0, by_value, length.into()),
+                _ => externs::datum_image_eq(self.datum, other.datum, of.by_value, of.length.into()),
             }
         }
     }
 }
 
-/// Whether a varlena is neither compressed nor out of line, as most are: its bytes can be read where they are.
+/// Whether a varlena is neither compressed nor out of line, so that its bytes can be read in place, as most can.
 ///
 /// # Safety
 /// The datum is a varlena.
@@ -80,8 +131,11 @@ unsafe fn in_line(datum: pg_sys::Datum) -> bool {
 }
 
 /// The bytes of a datum that is a varlena, detoasted if they were stored out of line or compressed.
-pub(super) fn varlena(datum: &pg_sys::Datum) -> &[u8] {
-    // SAFETY: a varlena by contract; the detoasted copy lives in the current memory context, longer than the row.
+///
+/// # Safety
+/// A varlena that lives as long as the result is used.
+pub(super) unsafe fn varlena(datum: &pg_sys::Datum) -> &[u8] {
+    // SAFETY: by contract; the detoasted copy lives in the current memory context, longer than the row.
     unsafe {
         let mut varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
         if !in_line(*datum) {
@@ -94,8 +148,8 @@ pub(super) fn varlena(datum: &pg_sys::Datum) -> &[u8] {
     }
 }
 
-/// Writes a finite float as `float8out` does with default settings. Not Rust's shortest digits: PostgreSQL takes no digits
-/// that only read back by rounding to even.
+/// Writes a finite float as `float8out` does with default settings. Rust's shortest digits differ: PostgreSQL avoids
+/// digits that read back only by rounding to even.
 pub fn shortest_float8(value: f64, out: &mut Buffer) {
     let mut buffer = [0; 32];
     // SAFETY: the longest result, with its NUL, is DOUBLE_SHORTEST_DECIMAL_LEN = 25 bytes.
@@ -115,69 +169,102 @@ pub fn shortest_float4(value: f32, out: &mut Buffer) {
     }
 }
 
-/// A date, timestamp or timestamptz (`type_oid` says which) as JSON has it, in UTC, handed to `write`.
+/// Passes a date, timestamp or timestamptz (which one, `type_oid` says) to `write` in the form that it has in JSON, in
+/// UTC.
 pub fn iso_datetime<R>(value: Value, type_oid: pg_sys::Oid, write: impl FnOnce(&[u8]) -> R) -> R {
+    if ![pg_sys::DATEOID, pg_sys::TIMESTAMPOID, pg_sys::TIMESTAMPTZOID].contains(&type_oid) || !value.of.by_value {
+        wrong_type(value.of.oid, "a date or a time stamp");
+    }
     let mut buffer = [0; 256];
     let utc = 0;
-    // SAFETY: the buffer is larger than MAXDATELEN + 1 and the datum has the type named.
+    // SAFETY: the buffer is larger than MAXDATELEN + 1, and these types are passed by value.
     unsafe {
-        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value.0, type_oid, &utc);
+        pg_sys::JsonEncodeDateTime(buffer.as_mut_ptr(), value.datum, type_oid, &utc);
         write(CStr::from_ptr(buffer.as_ptr()).to_bytes())
     }
 }
 
-/// A function of users, of one argument: looked up for every call, whose state ends with the current memory context. A
-/// function in SQL keeps in its state where it is: after an error in a savepoint, or where it comes back to itself, that is not
-/// one to go on from; and it can get another owner, body or language meanwhile.
-pub struct UsersFunction(pg_sys::Oid);
+/// A user's function that converts a type to json. It is looked up for every call, and its state is freed with the
+/// current memory context. An SQL function keeps its position in that state, which cannot be used again after an error
+/// in a savepoint or in a recursive call; and the function can get another owner, body or language meanwhile.
+pub struct UsersFunction {
+    oid: pg_sys::Oid,
+    takes: pg_sys::Oid,
+}
 
 impl UsersFunction {
-    pub fn new(oid: pg_sys::Oid) -> Self {
-        UsersFunction(oid)
+    /// As [`Function::to_json`].
+    pub fn to_json(type_oid: pg_sys::Oid) -> Option<Self> {
+        Some(UsersFunction { oid: types::json_function(type_oid)?, takes: type_oid })
     }
 
     /// As [`Function::write_varlena`].
     pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
-        // SAFETY: the function takes the value's type and returns a varlena.
-        let result = unsafe { pg_sys::OidFunctionCall1Coll(self.0, pg_sys::InvalidOid, value.0) };
-        out.extend_from_slice(Value(result).varlena());
+        let argument = value.datum_of(self.takes);
+        // SAFETY: the function takes the value's type and returns a json, which lives as long as the memory context.
+        unsafe {
+            let result = pg_sys::OidFunctionCall1Coll(self.oid, pg_sys::InvalidOid, argument);
+            out.extend_from_slice(varlena(&result));
+        }
     }
 }
 
 /// A function of one argument that is called for every row: looked up once.
-pub struct Function(Box<pg_sys::FmgrInfo>);
+pub struct Function {
+    info: Box<pg_sys::FmgrInfo>,
+    takes: pg_sys::Oid,
+}
 
 impl Function {
-    pub fn new(oid: pg_sys::Oid) -> Self {
+    /// # Safety
+    /// The function takes one argument, of the type `takes`.
+    unsafe fn new(oid: pg_sys::Oid, takes: pg_sys::Oid) -> Self {
         let mut info = Box::<pg_sys::FmgrInfo>::default();
         // SAFETY: the box gives the FmgrInfo a stable address; its memory context lives as long as the backend.
         unsafe { pg_sys::fmgr_info_cxt(oid, &mut *info, pg_sys::TopMemoryContext) };
-        Function(info)
+        Function { info, takes }
+    }
+
+    /// The function that converts a type to json; `None` if its json is the text of the output function.
+    pub fn to_json(type_oid: pg_sys::Oid) -> Option<Self> {
+        // SAFETY: what is looked up takes that type.
+        types::json_function(type_oid).map(|function| unsafe { Self::new(function, type_oid) })
     }
 
     /// The output function of a type.
-    pub fn output(type_oid: pg_sys::Oid) -> Self {
+    pub fn output(type_oid: pg_sys::Oid) -> Output {
         let (mut function, mut varlena) = (pg_sys::InvalidOid, false);
-        // SAFETY: catalog look-up inside a transaction.
-        unsafe { pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena) };
-        Self::new(function)
+        // SAFETY: catalog look-up inside a transaction; an output function takes its type, and domains over that.
+        Output(unsafe {
+            pg_sys::getTypeOutputInfo(type_oid, &mut function, &mut varlena);
+            Self::new(function, type_oid)
+        })
     }
 
-    /// What an output function gives, handed to `write`.
-    pub fn text<R>(&self, value: Value, write: impl FnOnce(&[u8]) -> R) -> R {
-        // SAFETY: the function is the output function of the value's type and returns a C string, which lives as long
-        // as the current memory context.
+    /// Writes the json that the function returns.
+    pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
+        let argument = value.datum_of(self.takes);
+        // SAFETY: the function takes the value's type and returns a json, which lives as long as the memory context.
         unsafe {
-            let text = pg_sys::OutputFunctionCall((&raw const *self.0).cast_mut(), value.0);
-            write(CStr::from_ptr(text).to_bytes())
+            let result = pg_sys::FunctionCall1Coll((&raw const *self.info).cast_mut(), pg_sys::InvalidOid, argument);
+            out.extend_from_slice(varlena(&result));
         }
     }
+}
 
-    /// Writes what a function that returns json or text gives.
-    pub fn write_varlena(&self, value: Value, out: &mut Buffer) {
-        // SAFETY: the function takes the value's type and returns a varlena.
-        let result = unsafe { pg_sys::FunctionCall1Coll((&raw const *self.0).cast_mut(), pg_sys::InvalidOid, value.0) };
-        out.extend_from_slice(Value(result).varlena());
+/// The output function of a type.
+pub struct Output(Function);
+
+impl Output {
+    /// Passes its result to `write`.
+    pub fn text<R>(&self, value: Value, write: impl FnOnce(&[u8]) -> R) -> R {
+        let argument = value.datum_of(self.0.takes);
+        // SAFETY: the output function of the value's type returns a C string, which lives as long as the current memory
+        // context.
+        unsafe {
+            let text = pg_sys::OutputFunctionCall((&raw const *self.0.info).cast_mut(), argument);
+            write(CStr::from_ptr(text).to_bytes())
+        }
     }
 }
 

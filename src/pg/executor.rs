@@ -1,8 +1,8 @@
-//! Which writing queries are open: what a trigger of one of them has to know about the others.
+//! Keeps track of the writing queries that are open. A trigger of one of them has to know about the others.
 //!
-//! Hooks where a query starts and finishes; its AFTER triggers are fired before it has finished. They are passed through in C,
-//! as in `utility.rs`, and look at nothing but whether the query writes. A query that fails never finishes: what it leaves
-//! here goes with its transaction or savepoint.
+//! Hooks run when a query starts and when it finishes; its AFTER triggers are fired before it has finished. The hooks
+//! pass the call on in C, as in `utility.rs`, and only look whether the query writes. A query that fails never
+//! finishes: its entry is removed at the end of its transaction or savepoint.
 
 use super::{bgworker, confine, externs, xact};
 use pgrx::pg_sys;
@@ -13,7 +13,7 @@ struct Query {
     /// Null for COPY.
     query: *const pg_sys::QueryDesc,
     command: u32,
-    /// How deep in savepoints it was started.
+    /// The nesting level of savepoints at which it was started.
     level: i32,
 }
 
@@ -22,10 +22,10 @@ thread_local! {
     static OPEN: RefCell<Vec<Query>> = const { RefCell::new(Vec::new()) };
     /// Counts the transactions that have ended.
     static ENDED: Cell<u64> = const { Cell::new(0) };
-    /// Counts those, and the savepoints rolled back.
+    /// Counts the transactions that have ended and the savepoints that were rolled back.
     static UNDONE: Cell<u64> = const { Cell::new(1) };
-    /// When the client sent what it sent as this library was loaded in the middle of it. Until it is through, queries may be
-    /// open that were started without our hooks.
+    /// If this library was loaded in the middle of a statement of the client, the time at which that was sent. Until it
+    /// has ended, queries may be open that were started without our hooks.
     static LOADED_DURING: Cell<Option<i64>> = const { Cell::new(None) };
     static IS_LOGICAL_WORKER: OnceCell<bool> = const { OnceCell::new() };
 }
@@ -56,16 +56,16 @@ pub fn init() {
 
 /// The writing queries that are open.
 #[derive(Clone, Copy)]
-pub struct Open {
-    /// The command of the outermost one: what an earlier command has written is finished, triggers included. 0 if it is not
-    /// known, and beyond all commands if there is none.
+pub struct OpenQueries {
+    /// The command of the outermost query: earlier commands have finished, triggers included. 0 if it is not known, and
+    /// greater than all commands if there is none.
     pub outermost: u32,
     /// Whether there may be more than one.
     pub nested: bool,
 }
 
-pub fn open() -> Open {
-    const UNKNOWN: Open = Open { outermost: 0, nested: true };
+pub fn open() -> OpenQueries {
+    const UNKNOWN: OpenQueries = OpenQueries { outermost: 0, nested: true };
     if let Some(since) = LOADED_DURING.get() {
         // SAFETY: plain getter.
         if unsafe { pg_sys::GetCurrentStatementStartTimestamp() } == since {
@@ -74,10 +74,10 @@ pub fn open() -> Open {
         LOADED_DURING.set(None);
     }
     OPEN.with_borrow(|open| match open.first() {
-        None => Open { outermost: u32::MAX, nested: false },
-        // Logical replication writes without executor and COPY; whatever is open here runs inside that.
+        None => OpenQueries { outermost: u32::MAX, nested: false },
+        // Logical replication writes without the executor and COPY, so the open queries run inside it.
         Some(_) if is_logical_worker() => UNKNOWN,
-        Some(first) => Open { outermost: first.command, nested: open.len() > 1 },
+        Some(first) => OpenQueries { outermost: first.command, nested: open.len() > 1 },
     })
 }
 
@@ -91,12 +91,12 @@ pub fn transaction() -> u64 {
     ENDED.get()
 }
 
-/// A number that stays the same as long as nothing that this transaction has done is undone; never 0.
+/// A number that stays the same until something that this transaction has done is undone; never 0.
 pub fn undone() -> u64 {
     UNDONE.get()
 }
 
-/// The command that the next one to write is going to be: what earlier ones have written is visible.
+/// The number that the next writing command will have; what earlier commands have written is visible.
 pub fn command() -> u32 {
     // SAFETY: plain getter inside a transaction.
     unsafe { pg_sys::GetCurrentCommandId(false) }
@@ -129,7 +129,7 @@ unsafe extern "C-unwind" fn start(query: *mut pg_sys::QueryDesc, flags: c_int) {
             None => externs::standard_ExecutorStart(query, flags),
         }
         let writes = (*query).operation != pg_sys::CmdType::CMD_SELECT || (*(*query).plannedstmt).hasModifyingCTE;
-        // What is only explained never finishes.
+        // A query that is only explained never finishes.
         if writes && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as c_int == 0 {
             confine::before_write();
             push(query, (*(*query).estate).es_output_cid);

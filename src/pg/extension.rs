@@ -2,7 +2,7 @@
 
 use pgrx::{FromDatum, pg_sys};
 
-/// Who owns it, the schema its objects are in, and which version of `sql/` they are of: the library's own may be another.
+/// Its owner, the schema of its objects, and their version of `sql/`, which may differ from the library's version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extension {
     pub oid: pg_sys::Oid,
@@ -16,7 +16,7 @@ pub struct Extension {
 pub struct Version(pub [u32; 3]);
 
 impl Version {
-    /// What is no number counts as 0.
+    /// A part that is not a number counts as 0.
     fn parse(text: &str) -> Self {
         let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
         Version(std::array::from_fn(|_| numbers.next().unwrap_or(0)))
@@ -30,10 +30,10 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// `None` where the database has no extension of ours.
+/// `None` if the extension is not installed in this database.
 pub fn installed() -> Option<Extension> {
-    // SAFETY: an ordinary catalog scan inside a transaction with an explicit key; closed on every path. The version is read
-    // while its tuple is held.
+    // SAFETY: an ordinary catalog scan inside a transaction with an explicit key; closed on every path. The version is
+    // read while its tuple is held.
     unsafe {
         let oid = pg_sys::get_extension_oid(c"sync_outbox".as_ptr(), true);
         if oid == pg_sys::InvalidOid {

@@ -1,5 +1,6 @@
 //! C functions of the server that pgrx does not bind. Signatures are those of the server headers, equal in 15 to 18.
 
+use super::compat;
 use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{self, Datum, Oid};
@@ -29,11 +30,12 @@ mod raw {
         pub fn get_timeout_active(id: c_int) -> bool;
         /// `utils/timeout.h`
         pub fn get_timeout_finish_time(id: c_int) -> i64;
-        /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding has not
+        /// `tcop/tcopprot.h`; here for its address, which pgrx's guarded binding does not have
         pub fn die(signal: c_int);
         /// `postmaster/interrupt.h`; as above
         pub fn SignalHandlerForConfigReload(signal: c_int);
-        // For `append`, whose calls share one guard: `access/heapam.h`, `access/genam.h`, `access/table.h`, `catalog/index.h`.
+        // For `append`, whose calls share one guard: `access/heapam.h`, `access/genam.h`, `access/table.h`,
+        // `catalog/index.h`.
         pub fn table_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
         pub fn table_close(relation: pg_sys::Relation, lock: pg_sys::LOCKMODE);
         pub fn index_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
@@ -58,8 +60,6 @@ mod raw {
             unchanged: bool,
             info: *mut pg_sys::IndexInfo,
         ) -> bool;
-        #[cfg(any(feature = "pg17", feature = "pg18"))]
-        pub fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo);
         // For `sequence`, likewise: `access/relation.h`, `access/xact.h`, `access/xlog.h`, `access/xloginsert.h`,
         // `storage/bufmgr.h`, `utils/syscache.h`.
         pub fn relation_open(relation: Oid, lock: pg_sys::LOCKMODE) -> pg_sys::Relation;
@@ -78,6 +78,8 @@ mod raw {
         pub fn XLogRegisterBuffer(block: u8, buffer: pg_sys::Buffer, flags: u8);
         pub fn XLogRegisterData(data: *mut c_char, length: u32);
         pub fn XLogInsert(resource_manager: pg_sys::RmgrId, info: u8) -> pg_sys::XLogRecPtr;
+        /// `access/xact.h`
+        pub fn GetTopFullTransactionIdIfAny() -> pg_sys::FullTransactionId;
         /// `utils/palloc.h`; raises nothing, so that it can be called while unwinding
         pub fn pfree(pointer: *mut core::ffi::c_void);
         /// `executor/executor.h`; unguarded, for a caller that an ERROR may jump over
@@ -100,27 +102,26 @@ mod raw {
 
 // Cannot raise errors, so they need no guard.
 pub use raw::{
-    SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts, double_to_shortest_decimal_buf,
-    float_to_shortest_decimal_buf,
+    GetTopFullTransactionIdIfAny, SignalHandlerForConfigReload, bytea_output, die, disable_all_timeouts,
+    double_to_shortest_decimal_buf, float_to_shortest_decimal_buf,
 };
 
-/// Members of `TimeoutId` (`utils/timeout.h`), the same in 15 to 18. The last one stands for the next that is free.
+/// A member of `TimeoutId` (`utils/timeout.h`), the same in every major.
 pub const STATEMENT_TIMEOUT: c_int = 3;
-const USER_TIMEOUT: c_int = 12;
 
-/// A timeout of our own, which runs `handler` in a signal handler.
+/// Registers a timeout of our own, which runs `handler` in a signal handler.
 pub fn register_timeout(handler: unsafe extern "C-unwind" fn()) -> c_int {
     // SAFETY: on the main thread of a backend; can only FATAL.
-    unsafe { raw::RegisterTimeout(USER_TIMEOUT, handler) }
+    unsafe { raw::RegisterTimeout(compat::USER_TIMEOUT, handler) }
 }
 
-/// Has a timeout go off again and again.
+/// Makes a timeout fire periodically.
 pub fn enable_timeout_every(id: c_int, first: i64, interval_ms: c_int) {
     // SAFETY: as below.
     unsafe { raw::enable_timeout_every(id, first, interval_ms) }
 }
 
-/// Has a timeout go off at a time, instead of when it would have.
+/// Makes a timeout fire at this time, instead of any earlier setting.
 pub fn enable_timeout_at(id: c_int, at: i64) {
     // SAFETY: on the main thread, a registered timeout; can only FATAL.
     unsafe { raw::enable_timeout_at(id, at) }
@@ -131,13 +132,13 @@ pub fn disable_timeout(id: c_int, keep_indicator: bool) {
     unsafe { raw::disable_timeout(id, keep_indicator) }
 }
 
-/// When an active timeout goes off.
+/// When an active timeout will fire.
 pub fn timeout_finishes(id: c_int) -> Option<i64> {
     // SAFETY: plain getters.
     unsafe { raw::get_timeout_active(id).then(|| raw::get_timeout_finish_time(id)) }
 }
 
-// The caller's business.
+// Their safety is up to the caller.
 pub use raw::{
     GetRedoRecPtr, GetTopTransactionId, LockBuffer, MarkBufferDirty, PreventCommandIfParallelMode,
     PreventCommandIfReadOnly, ReadBuffer, ReleaseSysCache, SearchSysCache1, UnlockReleaseBuffer, XLogBeginInsert,
@@ -168,29 +169,39 @@ pub struct NewRow<'a> {
     pub key: &'a [Datum],
 }
 
-/// Appends a row to a heap and its entry to one unique index over columns that are not NULL.
+/// Appends a row to a heap and its entry to one unique index over columns that are not NULL, if `fits` accepts the two.
 ///
 /// # Safety
-/// Both relations are locked by this transaction; values and NULLs are as many as the table has columns, and `key` as the
-/// index has, of their types; the index is a plain unique btree.
-pub unsafe fn append(table: Oid, index: Oid, row: &NewRow<'_>) {
+/// Both relations are locked by this transaction; `fits` says of the open ones that values and NULLs are as many as the
+/// table has columns, and `key` as the index has, of their types, and that the index is a btree. It raises nothing.
+pub unsafe fn append(
+    table: Oid,
+    index: Oid,
+    row: &NewRow<'_>,
+    fits: impl FnOnce(pg_sys::Relation, pg_sys::Relation) -> bool,
+) -> bool {
     const KEY_NULLS: [bool; 8] = [false; 8];
     let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
     // SAFETY: by contract; an ERROR becomes an unwind at the boundary, and nothing inside has to be dropped.
     unsafe {
         pg_guard_ffi_boundary(|| {
             let table = raw::table_open(table, no_lock);
+            let index = raw::index_open(index, no_lock);
+            if !fits(table, index) {
+                raw::index_close(index, no_lock);
+                raw::table_close(table, no_lock);
+                return false;
+            }
             let tuple = raw::heap_form_tuple((*table).rd_att, row.values.as_ptr(), row.nulls.as_ptr());
             raw::heap_insert(table, tuple, raw::GetCurrentCommandId(true), 0, core::ptr::null_mut());
-            let index = raw::index_open(index, no_lock);
             let info = raw::BuildIndexInfo(index);
             let place = &raw mut (*tuple).t_self;
             let unique = pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES;
             raw::index_insert(index, row.key.as_ptr(), KEY_NULLS.as_ptr(), place, table, unique, false, info);
-            #[cfg(any(feature = "pg17", feature = "pg18"))]
-            raw::index_insert_cleanup(index, info);
+            compat::index_insert_cleanup(index, info);
             raw::index_close(index, no_lock);
             raw::table_close(table, no_lock);
+            true
         })
     }
 }

@@ -1,14 +1,14 @@
-//! Settings that hold for the length of a block (`guc.c` nest levels), and nothing that is set in between holds longer.
+//! Settings that apply to a block (nest levels of `guc.c`). Nothing that is set in between applies any longer.
 
 use pgrx::pg_sys;
 use std::ffi::{CStr, CString};
 
-/// A nest level. When it is dropped, every setting is what it was, and so is the current user: not only what was set
-/// through it, but whatever code that ran in between has set, with `set_config(.., false)` as well. PostgreSQL itself puts
-/// such a guard around code of a table's owner, for instance when it builds an index.
+/// A nest level. When it is dropped, every setting and the current user are restored: not only what was set through it,
+/// but also what code that ran in between has set, even with `set_config(.., false)`. PostgreSQL does the same around
+/// code of a table's owner, for instance when it builds an index.
 ///
-/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that catches
-/// the error, restores both, because it was opened before this level was.
+/// While an error unwinds, nothing is restored here: the abort of the transaction, or of the subtransaction that
+/// catches the error, restores both, because it was opened before this level was.
 pub struct Nest {
     level: i32,
     user: pg_sys::Oid,
@@ -26,8 +26,8 @@ impl Nest {
         Nest { level, user, context }
     }
 
-    /// Default output settings in UTC: those under which values are captured, and read again by a hub. Real settings and not
-    /// just C variables: a user's cast may change and restore them in between.
+    /// Sets the default output settings in UTC, with which values are captured, and read by a hub. Real settings and
+    /// not just C variables: a user's cast may change and restore them in between.
     pub fn neutral_output() -> Self {
         let nest = Nest::new();
         nest.set("DateStyle", "ISO")
@@ -39,21 +39,21 @@ impl Nest {
         nest
     }
 
-    /// Has names of objects written with their schema, unless they are PostgreSQL's own.
+    /// Makes names of objects be written with their schema, unless they are PostgreSQL's own.
     pub fn names_in_full() -> Self {
         let nest = Nest::new();
         nest.set("search_path", "pg_catalog, pg_temp");
         nest
     }
 
-    /// Sets `name`; the value must be valid for it, else PostgreSQL raises an `ERROR`.
+    /// Sets `name`; the value must be valid, otherwise PostgreSQL raises an `ERROR`.
     pub fn set(&self, name: &str, value: &str) -> &Self {
         set(name, value);
         self
     }
 }
 
-/// Sets `name` until the nest level that is open now ends.
+/// Sets `name` until the current nest level ends.
 fn set(name: &str, value: &str) {
     let name = CString::new(name).unwrap_or_default();
     let value = CString::new(value).unwrap_or_default();
@@ -80,8 +80,8 @@ impl Nest {
     }
 }
 
-/// Waits at most `ms` milliseconds for a lock, or as long as the session allows, if that is less: until the nest level that
-/// is open now ends.
+/// Limits the wait for a lock to `ms` milliseconds, or to what the session allows if that is less, until the current
+/// nest level ends.
 pub fn limit_lock_wait(ms: i32) {
     // SAFETY: plain global of proc.c; 0 is no limit.
     let session = unsafe { pg_sys::LockTimeout };
@@ -93,9 +93,10 @@ pub fn limit_lock_wait(ms: i32) {
 impl Drop for Nest {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the stack.
-            // As an abort, not as a commit, which would hand a SET made in between on to the level below. The user comes
-            // last, because restoring the setting `role` or `session_authorization` also sets the current user.
+            // SAFETY: the level was opened by us, and what was opened above it ends with it: guards nest like the
+            // stack. As an abort, not as a commit, which would hand a SET made in between on to the level below. The
+            // user comes last, because restoring the setting `role` or `session_authorization` also sets the current
+            // user.
             unsafe {
                 pg_sys::AtEOXact_GUC(false, self.level);
                 pg_sys::SetUserIdAndSecContext(self.user, self.context);
@@ -104,7 +105,8 @@ impl Drop for Nest {
     }
 }
 
-/// Sets `name` for the rest of this process, above what the database or role says: for background workers.
+/// Sets `name` for the rest of this process, with precedence over settings of the database or role. For background
+/// workers.
 pub fn pin(name: &str, value: &str) {
     let name = CString::new(name).unwrap_or_default();
     let value = CString::new(value).unwrap_or_default();
@@ -119,7 +121,7 @@ pub fn pin(name: &str, value: &str) {
     }
 }
 
-/// Hands the bytes of a text setting to `f`, which sets none.
+/// Passes the bytes of a text setting to `f`, which must not change settings.
 pub fn with_text<R>(setting: &'static pgrx::GucSetting<Option<CString>>, f: impl FnOnce(Option<&[u8]>) -> R) -> R {
     // SAFETY: on the main thread; guc.c keeps a C string there, or null, until the setting is set again.
     unsafe {
@@ -134,7 +136,7 @@ pub fn reload() {
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) }
 }
 
-/// Refuses placeholders of our prefix from now on: a misspelt setting is an error, not silence.
+/// Refuses placeholders of our prefix from now on: a misspelt setting is an error and not ignored.
 pub fn reserve_prefix() {
     // SAFETY: called from _PG_init, after all settings are defined.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"sync_outbox".as_ptr()) }

@@ -1,37 +1,37 @@
-//! Locks that keep the lane of a table's changes as it is, while changes of it are written that nobody sees yet.
+//! Locks that keep the lane of a table's changes as it is while changes are written that are not visible yet.
 //!
-//! A change that is not committed is invisible to whoever asks whether changes of a table wait in another lane. An
-//! ordinary writer's lock on its table tells; a backfill and an import have none that would stand in the way of
-//! `sync_outbox_attach()` and of nobody else. So they take a lock of the kind that `pg/lock.rs` describes, in the
-//! shared mode or the other, and keep it to the end of their transaction.
+//! Whoever checks whether changes of a table wait in another lane does not see changes that are not committed. For
+//! ordinary writers it is enough to wait for their locks on the table. A backfill or import holds no lock on the table
+//! that conflicts with `sync_outbox_attach()` and nothing else. So these take a lock of the kind that `pg/lock.rs`
+//! describes, in shared or exclusive mode, and keep it to the end of their transaction.
 
 use super::xact::{self, Caught};
 use pgrx::pg_sys;
 
-/// What is locked. The number tells the tags apart, of which 0 is the sender's.
+/// What is locked. The lock tags differ by a number, which is 0 for the sender's lock.
 #[derive(Clone, Copy)]
 pub enum Lanes {
-    /// That of one table.
+    /// The lane of one table.
     Of(pg_sys::Oid),
-    /// Those of all tables: an import brings changes of tables that it knows by name only.
+    /// The lanes of all tables, because an import contains changes of tables that it knows by name only.
     OfAll,
 }
 
 #[derive(Clone, Copy)]
-pub enum Mode {
+pub enum LaneLockMode {
     Shared,
     Exclusive,
 }
 
-/// Locks to the end of the transaction, waiting at most `ms` milliseconds: 55P03 then.
-pub fn acquire(outbox: pg_sys::Oid, lanes: Lanes, mode: Mode, ms: i32) -> Result<(), Caught> {
+/// Locks to the end of the transaction. Waits at most `ms` milliseconds, after which it fails with 55P03.
+pub fn acquire(outbox: pg_sys::Oid, lanes: Lanes, mode: LaneLockMode, ms: i32) -> Result<(), Caught> {
     let (object, number) = match lanes {
         Lanes::Of(table) => (table, 1),
         Lanes::OfAll => (pg_sys::InvalidOid, 2),
     };
     let mode = match mode {
-        Mode::Shared => pg_sys::ShareLock,
-        Mode::Exclusive => pg_sys::ExclusiveLock,
+        LaneLockMode::Shared => pg_sys::ShareLock,
+        LaneLockMode::Exclusive => pg_sys::ExclusiveLock,
     };
     let tag = pg_sys::LOCKTAG {
         // SAFETY: set once at connection time.

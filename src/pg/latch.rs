@@ -24,7 +24,7 @@ impl Bell {
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Takes the signal back, so that the next wait waits.
+    /// Clears the signal, so that the next wait blocks.
     pub fn clear(&self) {
         let mut count: u64 = 0;
         // SAFETY: reads eight bytes into a live variable from our own non-blocking descriptor.
@@ -36,8 +36,8 @@ impl Bell {
     }
 }
 
-/// Sleeps until the latch is set, `bell` rings or `timeout` is over; serves interrupts (raises on cancel or termination).
-/// Leaves the process if the postmaster has died.
+/// Sleeps until the latch is set, `bell` rings or `timeout` is over. Processes interrupts (raises on cancel or
+/// termination). Exits the process if the postmaster has died.
 pub fn wait(bell: Option<&Bell>, timeout: Duration) {
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     if bell.is_some() {

@@ -1,8 +1,8 @@
 //! The sender's lock: one sender per target.
 //!
 //! The tag is of the kind that DDL uses for objects, with the outbox table as class: no SQL function reaches it, unlike
-//! advisory locks, which any role can take (`hard-facts` 15). Who has to wait stands in PostgreSQL's own queue for it: first
-//! come, first served. The holder asks between two requests whether somebody waits.
+//! advisory locks, which any role can take (`invariants` 15). Processes that wait are in PostgreSQL's own queue for the
+//! lock, first come, first served. The holder checks between two requests whether somebody waits.
 
 use super::xact;
 use crate::error::{Error, SqlState};
@@ -10,26 +10,26 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 use std::time::Duration;
 
-/// How long a lock lives.
+/// How long a lock is held.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Until the transaction ends: a rollback gives it back together with the changes it protected.
+pub enum LockScope {
+    /// Until the transaction ends: a rollback releases it together with the changes that it protected.
     Transaction,
-    /// Until it is released: over the transactions of a drain or a worker. Released by [`SenderLock`]'s drop, also
-    /// when an error unwinds.
+    /// Until it is released, across the transactions of a drain or worker. Dropping the [`SenderLock`] releases it,
+    /// also when an error unwinds.
     Session,
 }
 
 /// The held lock of one target.
 pub struct SenderLock {
     tag: pg_sys::LOCKTAG,
-    scope: Scope,
+    scope: LockScope,
 }
 
 impl SenderLock {
-    /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout` allows, if
-    /// that is less. Inside a transaction. Raises on cancel.
-    pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: Scope, patience: Duration) -> Option<Self> {
+    /// Takes the lock, waiting in the queue at most `patience` for it, or as long as the session's `lock_timeout`
+    /// allows, if that is less. Inside a transaction. Raises on cancel.
+    pub fn acquire(outbox: pg_sys::Oid, target: i16, scope: LockScope, patience: Duration) -> Option<Self> {
         let lock = Self::try_acquire(outbox, target, scope);
         let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         if lock.is_some() || patience == 0 {
@@ -43,16 +43,17 @@ impl SenderLock {
     }
 
     /// Takes the lock if it is free.
-    pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: Scope) -> Option<Self> {
+    pub fn try_acquire(outbox: pg_sys::Oid, target: i16, scope: LockScope) -> Option<Self> {
         Self::lock(outbox, target, scope, true)
     }
 
-    fn lock(outbox: pg_sys::Oid, target: i16, scope: Scope, only_if_free: bool) -> Option<Self> {
+    fn lock(outbox: pg_sys::Oid, target: i16, scope: LockScope, only_if_free: bool) -> Option<Self> {
         let tag = tag(outbox, target);
         // SAFETY: a well-formed object tag, inside a transaction; an ERROR while waiting takes us out of the queue.
-        let result =
-            unsafe { pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == Scope::Session, only_if_free) };
-        // Lazily: a SenderLock that is dropped releases.
+        let result = unsafe {
+            pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as i32, scope == LockScope::Session, only_if_free)
+        };
+        // Not `then_some`, because dropping a SenderLock releases the lock.
         (result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL).then(|| SenderLock { tag, scope })
     }
 
@@ -60,16 +61,16 @@ impl SenderLock {
     pub fn is_wanted(&self) -> bool {
         // SAFETY: a lock that this process holds in this mode, or has lost with an aborted transaction, of which
         // LockHasWaiters says nothing worse than a WARNING.
-        unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == Scope::Session) }
+        unsafe { pg_sys::LockHasWaiters(&self.tag, pg_sys::ExclusiveLock as i32, self.scope == LockScope::Session) }
     }
 
-    /// It has been released with all other locks of the process.
+    /// Forgets a lock that was released with all other locks of the process.
     pub fn was_lost(self) {
         std::mem::forget(self);
     }
 }
 
-/// Releases every lock of the process, those that outlive transactions too: what an abort does if a transaction was open.
+/// Releases every lock of the process, including session locks, as the abort of an open transaction does.
 pub fn release_all() {
     // SAFETY: outside a transaction, where the process holds only locks that it has taken for its session.
     unsafe { pg_sys::LockReleaseAll(pg_sys::DEFAULT_LOCKMETHOD as u16, true) }
@@ -77,7 +78,7 @@ pub fn release_all() {
 
 impl Drop for SenderLock {
     fn drop(&mut self) {
-        if self.scope == Scope::Session {
+        if self.scope == LockScope::Session {
             // SAFETY: a session lock we hold; LockRelease only touches the lock tables and is safe while unwinding.
             unsafe { pg_sys::LockRelease(&self.tag, pg_sys::ExclusiveLock as i32, true) };
         }
@@ -87,7 +88,7 @@ impl Drop for SenderLock {
 /// Who holds the lock of a target.
 pub struct Holder {
     pub pid: i32,
-    /// Since when its transaction has been open; `None` between two transactions, or where the caller may not know.
+    /// Since when its transaction has been open; `None` between two transactions, or if the caller may not see it.
     pub since: Option<TimestampWithTimeZone>,
 }
 

@@ -1,12 +1,12 @@
-//! Memory contexts, and room in Rust's memory that may not be had.
+//! Memory contexts, and allocations in Rust's memory that may fail.
 
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 use std::hash::Hash;
 
-/// Makes room for so many more, whose number a value decides: 53200 where the memory cannot be had, which would end the
-/// server otherwise. On the main thread.
+/// Reserves room for `more` items, a number that depends on values. Raises 53200 if there is no memory, which would end
+/// the server otherwise. On the main thread.
 pub fn reserve<T>(items: &mut Vec<T>, more: usize) {
     if items.try_reserve(more).is_err() {
         Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
@@ -15,7 +15,7 @@ pub fn reserve<T>(items: &mut Vec<T>, more: usize) {
     }
 }
 
-/// Makes room for one more member of a set, of which there are as many as somebody's rows; as [`reserve`].
+/// Reserves room for one more member of a set whose size depends on the number of rows; as [`reserve`].
 pub fn reserve_one<T: Eq + Hash>(set: &mut HashSet<T>) {
     if set.try_reserve(1).is_err() {
         Error::new(SqlState::ERRCODE_OUT_OF_MEMORY, "out of memory")
@@ -32,13 +32,13 @@ pub fn copy(bytes: &[u8]) -> Vec<u8> {
     copy
 }
 
-/// A memory context for one round of a loop: emptied after each.
-pub struct Scratch(pg_sys::MemoryContext);
+/// A memory context for one iteration of a loop, reset after each.
+pub struct ScratchContext(pg_sys::MemoryContext);
 
-impl Scratch {
+impl ScratchContext {
     pub fn new() -> Self {
         // SAFETY: a child of the current context, which deletes it if an error gets in the way of Drop.
-        Scratch(unsafe {
+        ScratchContext(unsafe {
             pg_sys::AllocSetContextCreateInternal(
                 pg_sys::CurrentMemoryContext,
                 c"sync_outbox scratch".as_ptr(),
@@ -49,7 +49,7 @@ impl Scratch {
         })
     }
 
-    /// Runs `f` with everything PostgreSQL allocates in this context, then empties it. The result must not point there.
+    /// Runs `f` with this context as the current one, then resets it. The result must not point into it.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> R {
         // SAFETY: the context lives as long as self; after an error the handler sets its own context.
         unsafe {
@@ -62,7 +62,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchContext {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: made in `new`, and not the current context: `run` has switched back.

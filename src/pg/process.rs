@@ -1,17 +1,14 @@
-//! Processes: this one's signals and exit, and waking or ending another.
+//! Processes: the signals and exit of this one, and waking or terminating another.
 
+use super::compat::pqsignal;
 use super::externs;
 use pgrx::pg_sys;
-#[cfg(not(feature = "pg18"))]
-use pgrx::pg_sys::pqsignal;
-#[cfg(feature = "pg18")]
-use pgrx::pg_sys::pqsignal_be as pqsignal;
 
-/// A running process of this server, as another one can reach it.
+/// A running process of this server, which another one can wake or terminate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Process {
     pid: i32,
-    /// Its place in the array of PGPROCs, which holds its latch.
+    /// Its index in the array of PGPROCs, which contains its latch.
     slot: i32,
 }
 
@@ -24,26 +21,27 @@ impl Process {
         }
     }
 
-    /// Its number among the PGPROCs of the server.
+    /// The index of its PGPROC.
     pub fn slot(self) -> usize {
         self.slot as usize
     }
 
-    /// Sets its latch. If it has ended meanwhile, whoever has its slot now wakes for nothing.
+    /// Sets its latch. If it has ended meanwhile, the process that has its slot now is woken for nothing.
     pub fn wake(self) {
         // SAFETY: the slot came from `me`; latches in the array of PGPROCs are there as long as the server.
         unsafe { pg_sys::SetLatch(&raw mut (*(*pg_sys::ProcGlobal).allProcs.offset(self.slot as isize)).procLatch) }
     }
 
-    /// Asks it to end, as `pg_terminate_backend` does. It must still be alive, or just ending.
+    /// Asks it to end, as `pg_terminate_backend` does. It must not have ended for long, so that its pid is not another
+    /// process's.
     pub fn terminate(self) {
         // SAFETY: plain system call.
         unsafe { libc::kill(self.pid, libc::SIGTERM) };
     }
 }
 
-/// Handles the signals of a background worker: SIGTERM ends it even in a lock wait inside a statement, SIGHUP is noted
-/// for [`reload_requested`].
+/// Handles the signals of a background worker: SIGTERM ends it even in a lock wait inside a statement, SIGHUP sets a
+/// flag for [`reload_requested`].
 pub fn handle_signals() {
     // SAFETY: first thing in a background worker, where signals are still blocked; the handlers are the server's own.
     unsafe {
@@ -53,7 +51,7 @@ pub fn handle_signals() {
     }
 }
 
-/// Whether SIGHUP has come and was not taken note of.
+/// Whether SIGHUP has come that was not handled yet.
 pub fn reload_pending() -> bool {
     // SAFETY: a sig_atomic_t that the handler sets, together with the latch.
     unsafe { (&raw const pg_sys::ConfigReloadPending).read_volatile() != 0 }
@@ -80,7 +78,7 @@ pub fn at_exit(f: fn()) {
     unsafe { pg_sys::on_shmem_exit(Some(callback), pg_sys::Datum::from(f as usize)) }
 }
 
-/// Runs `f(argument)` when it is dropped, or when the process ends before that: for what must not stay in shared memory.
+/// Runs `f(argument)` when it is dropped, or when the process ends before that: for cleaning up shared memory.
 pub struct Cleanup {
     job: *mut Job,
 }

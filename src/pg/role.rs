@@ -1,11 +1,11 @@
-//! Who the code acts as: the extension's owner, with a search_path nobody else can put objects in.
+//! The user that code runs as: the extension's owner, with a search_path in which nobody else can create objects.
 
 use super::confine::Held;
 use super::guc::Nest;
 use pgrx::pg_sys;
 
-/// While it lives, SQL runs as another user with `search_path = pg_catalog, pg_temp`. The end of the nest level undoes
-/// both, together with whatever the code that ran in between has set; so does an abort.
+/// While it lives, SQL runs as another user with `search_path = pg_catalog, pg_temp`. The end of the nest level
+/// restores both, together with everything that code has set in between; so does an abort.
 #[expect(dead_code, reason = "held for their Drop")]
 pub struct ActAs {
     nest: Nest,
@@ -18,24 +18,24 @@ impl ActAs {
         ActAs { nest: switch(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE), held: None }
     }
 
-    /// As `user`, unable to leave that role or to plant anything that outlives the block: for statements that can run
-    /// code of that user (`hard-facts` 1: casts, checks, expressions of indexes). Call [`super::confine::all_immediate`]
-    /// before, as the caller, or hold a [`super::confine::ImmediateOnWrite`].
+    /// As `user`, without a way to leave that role or to leave anything behind that outlives the block: for statements
+    /// that can run code of that user (`invariants` 1: casts, checks, expressions of indexes). Call
+    /// [`super::confine::all_immediate`] before, as the caller, or hold a [`super::confine::ImmediateOnWrite`].
     pub fn restricted(user: pg_sys::Oid) -> Self {
         let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
         ActAs { nest: switch(user, flags), held: Some(Held::new()) }
     }
 
-    /// As `user`, otherwise as [`ActAs::confined`]: for a statement of ours, with names as the caller writes them, in which that
-    /// user's code can run while it is planned or read.
+    /// As `user`, otherwise as [`ActAs::confined`]: for a statement of ours, with names as the caller writes them, that
+    /// can run that user's code while it is planned or read.
     pub fn confined_as(user: pg_sys::Oid) -> Self {
         let nest = Nest::new();
         enter(user, pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION);
         ActAs { nest, held: Some(Held::new()) }
     }
 
-    /// As who we are now, and otherwise as [`ActAs::restricted`]: for code of others that PostgreSQL has us run as
-    /// ourselves, as a table's triggers are run by whoever writes to it. `search_path` stays.
+    /// As the current user, otherwise as [`ActAs::restricted`]: for other people's code that PostgreSQL runs as the
+    /// current user, like the triggers of a table that we write to. `search_path` stays.
     pub fn confined() -> Self {
         let nest = Nest::new();
         enter(current_user(), pg_sys::SECURITY_RESTRICTED_OPERATION);
@@ -50,7 +50,7 @@ fn switch(to: pg_sys::Oid, flags: u32) -> Nest {
     nest
 }
 
-/// Takes a user on, until the nest level around it ends.
+/// Becomes a user until the current nest level ends.
 fn enter(to: pg_sys::Oid, flags: u32) {
     let (mut user, mut context) = (pg_sys::InvalidOid, 0);
     // SAFETY: plain getter and setter of miscinit.c; the nest level knows the previous pair.

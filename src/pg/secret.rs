@@ -1,11 +1,11 @@
-//! Keeping the text of a statement that holds a secret out of the server's log.
+//! Keeps the text of a statement that contains a secret out of the server's log.
 
 use pgrx::pg_sys;
 
 /// While it lives, and for the error that ends it, the log shows neither STATEMENT nor CONTEXT of an error.
 ///
-/// An error becomes a log line only when the unwind has reached the function's entry point. So an unwind leaves the
-/// callback in place; whoever catches the error puts PostgreSQL's stack of callbacks back to what it was.
+/// An error is logged only when the unwind has reached the function's entry point. So an unwind leaves the callback in
+/// place, and whoever catches the error restores PostgreSQL's stack of callbacks.
 pub struct HiddenStatement(*mut pg_sys::ErrorContextCallback);
 
 impl HiddenStatement {

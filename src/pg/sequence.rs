@@ -1,23 +1,24 @@
-//! Drawing numbers from a sequence without leaving a trace in the session.
+//! Draws numbers from a sequence without a trace in the session.
 //!
-//! `nextval()` makes its sequence the one that `lastval()` speaks of, so that capture would change what an application
-//! reads right behind its own INSERT. This draws from the same sequence in the same way, but for that: the page, the
-//! WAL records and the numbers are those of `nextval()`, so that whoever else uses, alters, restarts, dumps or
-//! replicates the sequence sees no difference.
+//! `nextval()` changes the result of `lastval()`, which an application may read right after its own INSERT. Apart from
+//! that, this does the same as `nextval()`, with the same page, WAL records and numbers, so that others who use, alter,
+//! restart, dump or replicate the sequence see no difference.
 
-use super::{externs, text};
+use super::relation_lock::WriteLocks;
+use super::{compat, externs, text};
 use crate::error::{Error, SqlState};
 use pgrx::pg_sys;
 use std::ffi::CStr;
 
 /// How many numbers a WAL record covers beyond those that are drawn (`SEQ_LOG_VALS` in sequence.c): a crash skips at
-/// most so many, and most draws write no record.
+/// most this many, and most draws write no record.
 const LOGGED_AHEAD: i64 = 32;
 
-/// What stands in the special space of a sequence's page.
+/// The magic number in the special space of a sequence's page.
 const MAGIC: u32 = 0x1717;
 
-/// The definition of a sequence, as far as drawing depends on it. CACHE does not: nothing is kept in the session.
+/// The definition of a sequence, as far as drawing depends on it. CACHE does not matter, because nothing is kept in the
+/// session.
 #[derive(Clone, Copy)]
 struct Definition {
     increment: i64,
@@ -28,25 +29,25 @@ struct Definition {
 
 /// The state of a sequence, which is its only row.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct State {
+struct SequenceState {
     last_value: i64,
     log_cnt: i64,
     is_called: bool,
 }
 
-/// What a draw makes of it.
+/// The result of a draw.
 #[derive(Debug, PartialEq)]
 struct Draw {
     first: i64,
-    after: State,
-    /// What replay makes of the sequence, if a record has to be written.
-    logged: Option<State>,
+    after: SequenceState,
+    /// The state that replay restores, if a record has to be written.
+    logged: Option<SequenceState>,
 }
 
 impl Definition {
-    /// Draws `n` numbers, each `increment` behind the one before. `must_log`: nothing has been logged since the last
-    /// checkpoint. `None` if the sequence has no such numbers left.
-    fn draw(&self, state: State, n: i64, must_log: bool) -> Option<Draw> {
+    /// Draws `n` numbers, each `increment` after the one before. `must_log` says that nothing has been logged since the
+    /// last checkpoint. `None` if the sequence has not enough numbers left.
+    fn draw(&self, state: SequenceState, n: i64, must_log: bool) -> Option<Draw> {
         let (increment, n) = (i128::from(self.increment), i128::from(n));
         let fits = |value: i128| i128::from(self.least) <= value && value <= i128::from(self.most);
         let before = i128::from(state.last_value);
@@ -58,7 +59,7 @@ impl Definition {
             }
         }
         let last = first + (n - 1) * increment;
-        // The number that has not been called yet needs no record of its own.
+        // A first number that has not been drawn yet needs no record of its own.
         let needed = n - i128::from(!state.is_called);
         let logs = must_log || !state.is_called || i128::from(state.log_cnt) < needed;
         let ahead = if logs {
@@ -67,8 +68,11 @@ impl Definition {
         } else {
             i128::from(state.log_cnt) - needed
         };
-        let called =
-            |value: i128, log_cnt: i128| State { last_value: value as i64, log_cnt: log_cnt as i64, is_called: true };
+        let called = |value: i128, log_cnt: i128| SequenceState {
+            last_value: value as i64,
+            log_cnt: log_cnt as i64,
+            is_called: true,
+        };
         Some(Draw {
             first: first as i64,
             after: called(last, ahead),
@@ -77,11 +81,14 @@ impl Definition {
     }
 }
 
-/// Draws `n` numbers, at least 1, from a sequence that this transaction has locked with ROW EXCLUSIVE. Returns the
-/// first; each of the others is one increment behind the one before. No rights are asked for: capture works for a
-/// writer who has none on the outbox. 2200H when there are none left.
-pub fn draw(sequence: pg_sys::Oid, n: i64) -> i64 {
-    // SAFETY: inside a transaction on the main thread, the sequence is locked by contract.
+/// Draws `n` numbers, at least 1, from a sequence that is among `locks`. Returns the first; each of the others is one
+/// increment after the one before. Checks no privileges, because capture works for writers who have none on the outbox.
+/// Raises 2200H when there are no numbers left.
+pub fn draw(locks: &WriteLocks, sequence: pg_sys::Oid, n: i64) -> i64 {
+    if !locks.hold(sequence) {
+        pgrx::error!("a number was to be drawn from a sequence that is not locked");
+    }
+    // SAFETY: inside a transaction on the main thread, and the sequence is locked.
     match unsafe { externs::guarded(|| draw_unguarded(sequence, n)) } {
         Ok(first) => first,
         Err(refusal) => refusal.raise(),
@@ -118,7 +125,7 @@ impl Refusal {
 /// what it holds.
 ///
 /// # Safety
-/// As [`draw`], inside a guard.
+/// Inside a transaction on the main thread, and a guard; this transaction has locked the sequence with ROW EXCLUSIVE.
 unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
     // SAFETY: the steps of nextval_internal in sequence.c: the relation is locked; its only block is read under an
     // exclusive lock, verified before anything is changed, and changed in a critical section in which nothing can fail
@@ -142,9 +149,12 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
         let item = *(*header).pd_linp.as_ptr();
         let magic = *page.cast::<u8>().add(usize::from((*header).pd_special)).cast::<u32>();
         let tuple = page.cast::<u8>().add(item.lp_off() as usize).cast::<pg_sys::HeapTupleHeaderData>();
-        let stored = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff)).cast::<Stored>();
-        let state =
-            State { last_value: (*stored).last_value, log_cnt: (*stored).log_cnt, is_called: (*stored).is_called };
+        let stored = tuple.cast::<u8>().add(usize::from((*tuple).t_hoff)).cast::<SequenceTuple>();
+        let state = SequenceState {
+            last_value: (*stored).last_value,
+            log_cnt: (*stored).log_cnt,
+            is_called: (*stored).is_called,
+        };
         let lsn = (u64::from((*header).pd_lsn.xlogid) << 32) | u64::from((*header).pd_lsn.xrecoff);
         let drawn = match &definition {
             Some(definition) if magic == MAGIC => {
@@ -163,10 +173,11 @@ unsafe fn draw_unguarded(oid: pg_sys::Oid, n: i64) -> Result<i64, Refusal> {
 
         let logged = drawn.logged.filter(|_| needs_wal(sequence));
         if logged.is_some() {
-            // So that the commit flushes the record, also where it is the only one.
+            // So that the commit flushes the record, even if it is the only one.
             externs::GetTopTransactionId();
         }
-        let mut record = record_of(sequence);
+        // The head of the WAL record, `xl_seq_rec` of `commands/sequence.h`.
+        let mut record = compat::file_locator(sequence);
         pg_sys::CritSectionCount += 1;
         externs::MarkBufferDirty(buffer);
         if let Some(logged) = logged {
@@ -192,7 +203,7 @@ const XLOG_SEQ_LOG: u8 = 0;
 
 /// `FormData_pg_sequence_data` of `commands/sequence.h`, the same in 15 to 18.
 #[repr(C)]
-struct Stored {
+struct SequenceTuple {
     last_value: i64,
     log_cnt: i64,
     is_called: bool,
@@ -200,33 +211,13 @@ struct Stored {
 
 /// # Safety
 /// `place` is a sequence's row in a buffer that is locked exclusively.
-unsafe fn store(place: *mut Stored, State { last_value, log_cnt, is_called }: State) {
+unsafe fn store(place: *mut SequenceTuple, SequenceState { last_value, log_cnt, is_called }: SequenceState) {
     // SAFETY: by contract.
     unsafe {
         (*place).last_value = last_value;
         (*place).log_cnt = log_cnt;
         (*place).is_called = is_called;
     }
-}
-
-/// The head of the WAL record (`xl_seq_rec` of `commands/sequence.h`): where the sequence's file is.
-///
-/// # Safety
-/// An open relation.
-#[cfg(feature = "pg15")]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileNode {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_node }
-}
-
-/// As above: since 16 it is called a locator.
-///
-/// # Safety
-/// An open relation.
-#[cfg(not(feature = "pg15"))]
-unsafe fn record_of(sequence: pg_sys::Relation) -> pg_sys::RelFileLocator {
-    // SAFETY: by contract.
-    unsafe { (*sequence).rd_locator }
 }
 
 /// `InvalidSubTransactionId` of `c.h`.
@@ -239,10 +230,7 @@ const NO_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
 unsafe fn needs_wal(relation: pg_sys::Relation) -> bool {
     // SAFETY: by contract; plain globals and fields.
     unsafe {
-        #[cfg(feature = "pg15")]
-        let new_file = (*relation).rd_firstRelfilenodeSubid;
-        #[cfg(not(feature = "pg15"))]
-        let new_file = (*relation).rd_firstRelfilelocatorSubid;
+        let new_file = compat::first_new_file_in(relation);
         (*(*relation).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_PERMANENT
             && (pg_sys::wal_level >= pg_sys::WalLevel::WAL_LEVEL_REPLICA as i32
                 || ((*relation).rd_createSubid == NO_SUBTRANSACTION && new_file == NO_SUBTRANSACTION))
@@ -262,7 +250,7 @@ struct CatalogRow {
     seqcycle: bool,
 }
 
-/// What `pg_sequence` says.
+/// The definition in `pg_sequence`.
 ///
 /// # Safety
 /// Inside a transaction and a guard.
@@ -289,12 +277,12 @@ mod tests {
     const UP_TO_10: Definition = Definition { most: 10, ..BIGINT };
     const DOWN: Definition = Definition { increment: -3, least: -10, most: -1, cycles: true };
 
-    fn called(last_value: i64, log_cnt: i64) -> State {
-        State { last_value, log_cnt, is_called: true }
+    fn called(last_value: i64, log_cnt: i64) -> SequenceState {
+        SequenceState { last_value, log_cnt, is_called: true }
     }
 
     /// What nextval() of sequence.c does, number by number.
-    fn nextval(definition: &Definition, state: State, must_log: bool) -> Option<Draw> {
+    fn nextval(definition: &Definition, state: SequenceState, must_log: bool) -> Option<Draw> {
         let step = |from: i64| {
             from.checked_add(definition.increment).filter(|to| definition.least <= *to && *to <= definition.most)
         };
@@ -319,7 +307,7 @@ mod tests {
         for definition in [BIGINT, UP_TO_10, DOWN, Definition { cycles: true, ..UP_TO_10 }] {
             for must_log in [false, true, false] {
                 let start = if definition.increment > 0 { definition.least } else { definition.most };
-                let mut state = State { last_value: start, log_cnt: 0, is_called: false };
+                let mut state = SequenceState { last_value: start, log_cnt: 0, is_called: false };
                 for _ in 0..100 {
                     let drawn = definition.draw(state, 1, must_log);
                     assert_eq!(drawn, nextval(&definition, state, must_log));
@@ -342,7 +330,7 @@ mod tests {
 
     #[test]
     fn several_numbers_follow_each_other() {
-        let drawn = BIGINT.draw(State { last_value: 1, log_cnt: 0, is_called: false }, 10, false).unwrap();
+        let drawn = BIGINT.draw(SequenceState { last_value: 1, log_cnt: 0, is_called: false }, 10, false).unwrap();
         assert_eq!(drawn, Draw { first: 1, after: called(10, 32), logged: Some(called(42, 0)) });
         let drawn = BIGINT.draw(called(10, 32), 30, false).unwrap();
         assert_eq!(drawn, Draw { first: 11, after: called(40, 2), logged: None });

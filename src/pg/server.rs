@@ -1,4 +1,4 @@
-//! Which server this is: what tells a copy of a data directory from the original.
+//! Identifies this server, so that a copy of a data directory can be told from the original.
 
 use pgrx::pg_sys;
 use std::ffi::CStr;

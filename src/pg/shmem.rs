@@ -1,14 +1,15 @@
 //! Shared memory: a value that every process of the server sees, behind a lightweight lock.
 //!
-//! It exists only where the library was preloaded; nothing that runs without preloading may touch it. A crash of any
-//! process makes the postmaster set it up anew.
+//! It exists only where the library was preloaded; nothing that runs without preloading may touch it. After a crash of
+//! any process, the postmaster initializes it again.
 
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::{AssertPGRXSharedMemory, PgLwLock, PgSharedMemoryInitialization};
 use std::ffi::CStr;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Types that may live in shared memory.
@@ -17,9 +18,6 @@ use std::time::{Duration, Instant};
 /// The type holds no pointer and nothing that belongs to one process, and is `Sync`.
 pub unsafe trait Shared: Sync + 'static {}
 
-// SAFETY: oids, numbers, flags and points in time of CLOCK_MONOTONIC, which all processes share.
-unsafe impl Shared for crate::worker::shared::Table {}
-
 /// A value in shared memory. No `ERROR` can be raised while a guard of it lives, because interrupts are held off.
 pub struct Locked<T> {
     lock: PgLwLock<AssertPGRXSharedMemory<T>>,
@@ -27,13 +25,13 @@ pub struct Locked<T> {
 }
 
 impl<T: Shared> Locked<T> {
-    /// `name` is that of the segment and of the lock's wait event.
+    /// `name` is the name of the segment and of the lock's wait event.
     pub const fn new(name: &'static CStr, initial: fn() -> T) -> Self {
-        // SAFETY: the caller gives a name of its own.
+        // SAFETY: names must differ, and no more than one lock is ever requested, see `request`.
         Locked { lock: unsafe { PgLwLock::new(name) }, initial }
     }
 
-    /// Has the postmaster set it up. Called from `_PG_init` while preloading.
+    /// Makes the postmaster allocate and initialize it. Called from `_PG_init` while preloading.
     pub fn request(&'static self) {
         if SEGMENT.set(self).is_err() {
             return;
@@ -47,26 +45,27 @@ impl<T: Shared> Locked<T> {
         }
     }
 
-    /// Read access, shared with other readers: for what is atomic in it.
+    /// Read access, shared with other readers, who may change what is atomic.
     pub fn share(&self) -> impl Deref<Target = T> {
         Guard(self.lock.share())
     }
 
-    /// Write access, alone.
+    /// Exclusive write access.
     pub fn exclusive(&self) -> impl DerefMut<Target = T> {
         Guard(self.lock.exclusive())
     }
 }
 
-/// Crashes of the server in a row, each within a minute of the start before it: 0 after an ordinary start.
+/// The number of successive crashes of the server, each within a minute after the start before it; 0 after an ordinary
+/// start.
 ///
-/// Only the postmaster survives a crash, and it sets shared memory up anew after each; the processes made afterwards
-/// inherit what it counted.
+/// Only the postmaster survives a crash. It initializes shared memory after each one, and processes that are forked
+/// afterwards inherit its count.
 pub fn crashes() -> u32 {
     STARTS.lock().map_or(0, |starts| starts.crashes)
 }
 
-/// How long the server has to live for its next crash to count as the first.
+/// How long the server has to run so that its next crash counts as the first one.
 const HEALTHY: Duration = Duration::from_secs(60);
 
 static STARTS: Mutex<Starts> = Mutex::new(Starts { last: None, crashes: 0 });
@@ -103,7 +102,7 @@ impl<T, G: DerefMut<Target = AssertPGRXSharedMemory<T>>> DerefMut for Guard<G> {
     }
 }
 
-/// What the hooks need of the one [`Locked`] there is, whatever its type.
+/// What the hooks need from the only [`Locked`], whatever its type.
 trait Segment: Sync {
     fn on_request(&'static self);
     fn on_startup(&'static self);
@@ -125,7 +124,7 @@ struct Hooks {
     startup: pg_sys::shmem_startup_hook_type,
 }
 
-static SEGMENT: OnceLock<&'static dyn Segment> = OnceLock::new();
+static SEGMENT: OnceCell<&'static dyn Segment> = OnceCell::new();
 static mut NEXT: Hooks = Hooks { request: None, startup: None };
 
 #[pgrx::pg_guard]

@@ -1,51 +1,78 @@
 //! Text datums from bytes in the server encoding, and UTF-8 from them.
 
-use super::memory;
+use super::{memory, xact};
+use pgrx::PgLogLevel;
 use pgrx::pg_sys::{self, Datum};
 use std::borrow::Cow;
+use std::marker::PhantomData;
 
-/// A text datum holding a copy of `bytes`.
-pub fn datum(bytes: &[u8]) -> Datum {
-    // SAFETY: copies `len` bytes into a fresh varlena.
-    Datum::from(unsafe { pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32) })
+/// A varlena that PostgreSQL reads in place. It lives as long as what it borrows.
+#[derive(Clone, Copy)]
+pub struct Varlena<'a>(Datum, PhantomData<&'a ()>);
+
+impl Varlena<'_> {
+    /// # Safety
+    /// A varlena with a header of four bytes, neither compressed nor out of line, that lives as long as the result.
+    pub(super) unsafe fn new(datum: Datum) -> Self {
+        Varlena(datum, PhantomData)
+    }
+
+    pub(super) fn datum(self) -> Datum {
+        self.0
+    }
+
+    /// The size in bytes, the header included.
+    pub(super) fn size(self) -> usize {
+        // SAFETY: by the contract of `new`.
+        unsafe { pgrx::varlena::varsize_4b(self.0.cast_mut_ptr()) }
+    }
 }
 
-/// How many characters `bytes`, which are in the server encoding, are.
+/// A text holding a copy of `bytes`, which lives as long as the current memory context.
+pub fn datum(bytes: &[u8]) -> Varlena<'static> {
+    // SAFETY: copies `len` bytes into a fresh varlena.
+    unsafe {
+        let text = pg_sys::cstring_to_text_with_len(bytes.as_ptr().cast(), bytes.len() as i32);
+        Varlena::new(Datum::from(text))
+    }
+}
+
+/// The number of characters of `bytes`, which are in the server encoding.
 pub fn characters(bytes: &[u8]) -> usize {
     // SAFETY: reads no further than the length.
     unsafe { pg_sys::pg_mbstrlen_with_len(bytes.as_ptr().cast(), bytes.len() as i32) as usize }
 }
 
-/// A text that is kept ready as a datum.
-pub struct Kept(Vec<u8>);
+/// A text that is kept as a datum.
+pub struct KeptText(Vec<u8>);
 
-impl Kept {
+impl KeptText {
     /// `bytes` in the server encoding.
     pub fn new(bytes: &[u8]) -> Self {
         let mut varlena = vec![0; 4];
         varlena.extend_from_slice(bytes);
         // SAFETY: the four bytes of a varlena's header are there, aligned by the allocator; a name is short.
         unsafe { pgrx::set_varsize_4b(varlena.as_mut_ptr().cast(), varlena.len() as i32) };
-        Kept(varlena)
+        KeptText(varlena)
     }
 
     pub fn bytes(&self) -> &[u8] {
         &self.0[4..]
     }
 
-    /// Valid as long as self; PostgreSQL only reads it.
-    pub fn datum(&self) -> Datum {
-        Datum::from(self.0.as_ptr().cast_mut())
+    pub fn datum(&self) -> Varlena<'_> {
+        // SAFETY: a varlena that self holds; PostgreSQL only reads it.
+        unsafe { Varlena::new(Datum::from(self.0.as_ptr().cast_mut())) }
     }
 }
 
-/// Whether the database stores UTF-8, so that nothing has to be converted on the way out.
+/// Whether the database encoding is UTF-8, so that nothing has to be converted.
 pub fn server_is_utf8() -> bool {
     // SAFETY: plain getter.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
 
-/// Whether the database does not know what its bytes mean.
+/// Whether the database has no encoding, so that the meaning of its bytes is unknown.
 pub fn server_is_sql_ascii() -> bool {
     // SAFETY: plain getter.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_SQL_ASCII as i32 }
@@ -80,16 +107,16 @@ pub fn to_utf8(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Bytes of a name with the NUL at its end.
+/// The most bytes of a name, including the NUL at its end.
 pub const NAME_BYTES: usize = pg_sys::NAMEDATALEN as usize;
 
-/// `text` in the server encoding; characters that it does not have become question marks.
+/// `text` in the server encoding; characters that it lacks become question marks.
 pub fn from_utf8(text: &str) -> Vec<u8> {
     if server_is_utf8() || text.is_ascii() {
         return memory::copy(text.as_bytes());
     }
     let convert = |text: &str| {
-        super::xact::subtransaction(|| {
+        xact::subtransaction(|| {
             // SAFETY: the input is a live slice of valid UTF-8; the result is NUL-terminated or the input itself.
             unsafe {
                 let converted =
@@ -105,13 +132,31 @@ pub fn from_utf8(text: &str) -> Vec<u8> {
     convert(text).unwrap_or_else(|_| text.chars().map(|c| if c.is_ascii() { c as u8 } else { b'?' }).collect())
 }
 
-/// A name as SQL gives it, as UTF-8.
+/// Makes a text of an error reportable. pgrx passes the bytes of a `String` to PostgreSQL as they are, which takes them
+/// for text in the server's encoding. If that is not UTF-8, non-ASCII characters are escaped as in SQL's `U&'..'`. The
+/// text of an error that we are going to catch ourselves is not changed.
+pub fn reportable(text: String, level: PgLogLevel) -> String {
+    let comes_back = level == PgLogLevel::ERROR && xact::is_catching();
+    if text.is_ascii() || server_is_utf8() || server_is_sql_ascii() || comes_back {
+        return text;
+    }
+    text.chars().fold(String::new(), |mut out, c| {
+        match u32::from(c) {
+            0..0x80 => out.push(c),
+            code @ 0x80..0x1_0000 => out += &format!("\\{code:04X}"),
+            code => out += &format!("\\+{code:06X}"),
+        }
+        out
+    })
+}
+
+/// A name that SQL passes, as UTF-8.
 pub fn name(name: &std::ffi::CStr) -> String {
     to_utf8(name.to_bytes()).into_owned()
 }
 
-/// `bytes`, which are in the server encoding, as UTF-8; or why that cannot be: a character that has no counterpart, or too
-/// little memory. Raises nothing.
+/// `bytes`, which are in the server encoding, as UTF-8; or the reason why it cannot be converted: a character without a
+/// counterpart, or too little memory. Raises nothing.
 pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     if server_is_utf8() || bytes.is_ascii() {
         return std::str::from_utf8(bytes)
@@ -123,8 +168,8 @@ pub fn checked_utf8(bytes: &[u8]) -> Result<Cow<'_, str>, String> {
     let mut piece = [0u8; ROOM];
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the function
-        // stops in front of what it cannot convert and says how far it came.
+        // SAFETY: the source and the room for the result are live slices of the given lengths; with noError the
+        // function stops in front of what it cannot convert and says how far it came.
         let (done, made) = unsafe {
             let (from, to) = (pg_sys::GetDatabaseEncoding(), pg_sys::pg_enc::PG_UTF8 as i32);
             let conversion = pg_sys::FindDefaultConversionProc(from, to);

@@ -1,30 +1,9 @@
-//! What a trigger function is told (`TriggerData`).
+//! The arguments of a trigger function (`TriggerData`).
 
 use super::heap::Tuple;
 use pgrx::pg_sys;
 use std::ffi::CStr;
-
-/// Which operation fired the trigger.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    Insert,
-    Update,
-    Delete,
-    Truncate,
-}
-
-impl Event {
-    pub const ALL: [Event; 4] = [Event::Insert, Event::Update, Event::Delete, Event::Truncate];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Event::Insert => "INSERT",
-            Event::Update => "UPDATE",
-            Event::Delete => "DELETE",
-            Event::Truncate => "TRUNCATE",
-        }
-    }
-}
+use wire::Operation;
 
 /// A trigger that is being fired.
 pub struct Fired<'a>(&'a pg_sys::TriggerData);
@@ -43,12 +22,13 @@ impl<'a> Fired<'a> {
         }
     }
 
-    pub fn event(&self) -> Event {
+    /// Which operation fired it.
+    pub fn event(&self) -> Operation {
         match self.0.tg_event & pg_sys::TRIGGER_EVENT_OPMASK {
-            pg_sys::TRIGGER_EVENT_INSERT => Event::Insert,
-            pg_sys::TRIGGER_EVENT_UPDATE => Event::Update,
-            pg_sys::TRIGGER_EVENT_DELETE => Event::Delete,
-            _ => Event::Truncate,
+            pg_sys::TRIGGER_EVENT_INSERT => Operation::Insert,
+            pg_sys::TRIGGER_EVENT_UPDATE => Operation::Update,
+            pg_sys::TRIGGER_EVENT_DELETE => Operation::Delete,
+            _ => Operation::Truncate,
         }
     }
 
@@ -60,7 +40,7 @@ impl<'a> Fired<'a> {
         self.0.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0
     }
 
-    /// The trigger's own oid: a partition's clone has one of its own.
+    /// The trigger's oid; the clone on a partition has an oid of its own.
     pub fn oid(&self) -> pg_sys::Oid {
         // SAFETY: PostgreSQL sets tg_trigger for every call.
         unsafe { (*self.0.tg_trigger).tgoid }
@@ -76,7 +56,7 @@ impl<'a> Fired<'a> {
         unsafe { super::relation::Borrowed::new(self.0.tg_relation) }
     }
 
-    /// The only argument our triggers have, or nothing.
+    /// The only argument of our triggers, if there is one.
     pub fn argument(&self) -> Option<&'a [u8]> {
         // SAFETY: tgargs holds tgnargs C strings that live as long as the relation is open.
         unsafe {
@@ -88,7 +68,7 @@ impl<'a> Fired<'a> {
     /// The row before the change: UPDATE and DELETE.
     pub fn old(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Event::Update | Event::Delete => Tuple::new(self.0.tg_trigtuple),
+            Operation::Update | Operation::Delete => self.tuple(self.0.tg_trigtuple),
             _ => None,
         }
     }
@@ -96,9 +76,14 @@ impl<'a> Fired<'a> {
     /// The row after the change: INSERT and UPDATE.
     pub fn new_row(&self) -> Option<Tuple<'a>> {
         match self.event() {
-            Event::Insert => Tuple::new(self.0.tg_trigtuple),
-            Event::Update => Tuple::new(self.0.tg_newtuple),
+            Operation::Insert => self.tuple(self.0.tg_trigtuple),
+            Operation::Update => self.tuple(self.0.tg_newtuple),
             _ => None,
         }
+    }
+
+    fn tuple(&self, tuple: pg_sys::HeapTuple) -> Option<Tuple<'a>> {
+        // SAFETY: the rows that a trigger is handed are of its relation, which stays open and locked while it runs.
+        unsafe { Tuple::new(tuple, (*self.0.tg_relation).rd_att) }
     }
 }

@@ -1,13 +1,14 @@
-//! Which TRUNCATE statements are open, and what they have emptied by now.
+//! Which TRUNCATE statements are open, and which tables they have emptied so far.
 //!
-//! PostgreSQL empties all tables of a statement at once, and fires their AFTER TRUNCATE triggers one by one then: what one of
-//! them writes to a table of the statement is captured before that table's own trigger is fired. Here a trigger of a row learns
-//! that its table has been emptied, which it sees by the table's file: it is another one. A table that has got its file in the
-//! same savepoint keeps it, and then it cannot be seen; the changes of its rows are kept back until the TRUNCATE is told, behind
-//! which the rows are that stand there.
+//! PostgreSQL empties all tables of a statement at once, and then fires their AFTER TRUNCATE triggers one by one. What
+//! one of them writes to a table of the statement is captured before that table's own trigger is fired. This module
+//! tells a row trigger that its table has been emptied, which shows in the table's file, because it is a new one. A
+//! table that has got its file in the same savepoint keeps it, so that nothing shows. Then changes of its rows are held
+//! back until the TRUNCATE is captured, after which the rows that are in the table are captured.
 //!
-//! Hooks where such a statement begins and where it names a table, also one that CASCADE has brought; passed through in C, as in
-//! `utility.rs`. A statement that fails never ends: what it leaves here goes with its transaction or savepoint.
+//! Hooks run when such a statement begins and when it names a table, including tables of CASCADE. They pass the call on
+//! in C, as in `utility.rs`. A statement that fails never ends: its entry is removed at the end of its transaction or
+//! savepoint.
 
 use super::relation::Borrowed;
 use super::{externs, xact};
@@ -19,13 +20,13 @@ use std::ffi::{c_int, c_void};
 struct Truncate {
     /// Tables and partitions, with the files they had when they were named.
     named: Vec<(pg_sys::Oid, pg_sys::Oid)>,
-    /// The attached tables whose TRUNCATE has been told, with the savepoint in which.
+    /// The attached tables whose TRUNCATE has been captured, and the savepoint in which it was.
     told: Vec<(pg_sys::Oid, pg_sys::SubTransactionId)>,
-    /// Those of which changes of rows were not told.
+    /// The attached tables with changes of rows that were held back.
     kept_back: Vec<pg_sys::Oid>,
-    /// Those whose own trigger has been fired.
+    /// The attached tables whose own trigger has been fired.
     settled: Vec<pg_sys::Oid>,
-    /// The savepoint in which it began, and how deep that is.
+    /// The savepoint in which it began, and its nesting level.
     savepoint: pg_sys::SubTransactionId,
     level: i32,
 }
@@ -39,8 +40,8 @@ static mut NEXT: pg_sys::object_access_hook_type = None;
 
 /// Installs the hook. Called from `_PG_init`.
 pub fn init() {
-    // SAFETY: a process with one thread; the hook found here is called by ours. The callback lives as long as the library,
-    // which is never unloaded.
+    // SAFETY: a process with one thread; the hook found here is called by ours. The callback lives as long as the
+    // library, which is never unloaded.
     unsafe {
         NEXT = pg_sys::object_access_hook;
         pg_sys::object_access_hook = Some(object_access);
@@ -62,7 +63,8 @@ pub(super) fn begins() -> usize {
     })
 }
 
-/// Raises 55000 if what was kept back has not been told: somebody has switched the trigger off that does.
+/// Raises 55000 if changes were held back and have not been captured, because somebody has disabled the trigger that
+/// does it.
 pub(super) fn ends(before: usize) {
     let keeps_back = OPEN.with_borrow_mut(|open| open.drain(before..).any(|truncate| !truncate.kept_back.is_empty()));
     if keeps_back {
@@ -76,36 +78,41 @@ pub(super) fn ends(before: usize) {
 unsafe extern "C-unwind" fn refuse() {
     Error::new(
         SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        "changes of a table that was truncated could not be captured: the trigger \"!sync_outbox_truncate\" was not fired",
+        "changes of a table that was truncated could not be captured: \
+         the trigger \"!sync_outbox_truncate\" was not fired",
     )
-    .hint("Leave that trigger enabled, and sync_outbox.capture as it is, while a trigger of TRUNCATE writes to the table.")
+    .hint(
+        "Leave that trigger enabled, and sync_outbox.capture as it is, \
+         while a trigger of TRUNCATE writes to the table.",
+    )
     .raise()
 }
 
-/// Whether one is open of which this is a trigger, or code of a trigger's.
+/// Whether this runs inside a trigger of an open TRUNCATE.
 #[inline]
 pub fn any() -> bool {
     OPEN.with_borrow(|open| !open.is_empty())
 }
 
-/// How a change of a row is told while a TRUNCATE of its table is open.
+/// How a change of a row is captured while a TRUNCATE of its table is open.
 pub enum Telling {
     AsUsual,
-    /// Behind the TRUNCATE, which nobody has told yet.
+    /// After the TRUNCATE, which has to be captured first.
     BehindTruncate,
-    /// Not at all: nobody can say whether it comes before or behind. [`settle`] says that something was kept back.
+    /// Not now, because nothing shows whether it comes before or after the TRUNCATE. [`settle`] returns that something
+    /// was held back.
     NotNow,
 }
 
-/// How a change of `written` is told, which is the attached table `root` or a partition of it. From now on somebody has told the
-/// TRUNCATE if that is the answer, unless it is rolled back.
+/// How a change of `written` is captured, which is the attached table `root` or a partition of it. If the answer is
+/// that the TRUNCATE comes first, it counts as captured from now on, unless that is rolled back.
 pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
     OPEN.with_borrow_mut(|open| {
         let of_root = |truncate: &&mut Truncate| truncate.named.iter().any(|(oid, _)| *oid == root);
         let Some(truncate) = open.iter_mut().rev().find(of_root) else { return Telling::AsUsual };
         let file = truncate.named.iter().rev().find(|(oid, _)| *oid == written.oid()).map(|(_, file)| *file);
         let Some(file) = file.filter(|_| !truncate.settled.contains(&root)) else { return Telling::AsUsual };
-        // Another file by somebody else, who had the table when it was named, is none of ours.
+        // A new file that another transaction gave it, while we waited for the table's lock, does not count.
         if file != written.file() && written.has_got_its_file_now() {
             if truncate.is_told(root) {
                 return Telling::AsUsual;
@@ -115,7 +122,7 @@ pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
             return Telling::BehindTruncate;
         }
         if !written.is_emptied_where_it_is(truncate.savepoint) {
-            return Telling::AsUsual; // it still is to be emptied
+            return Telling::AsUsual; // it has not been emptied yet
         }
         let keeps_back = truncate.kept_back.contains(&root);
         if truncate.is_told(root) && !keeps_back {
@@ -128,14 +135,14 @@ pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
     })
 }
 
-/// What has become of an open TRUNCATE of an attached table so far.
+/// What has been captured so far of an open TRUNCATE of an attached table.
 pub struct Settled {
     pub told: bool,
-    /// Changes of rows were.
+    /// Whether changes of rows were held back.
     pub kept_back: bool,
 }
 
-/// Called by the trigger of the TRUNCATE, which tells what was not: from now on all is told as usual.
+/// Called by the trigger of the TRUNCATE, which captures what is missing. From now on everything is captured as usual.
 pub fn settle(root: pg_sys::Oid) -> Settled {
     OPEN.with_borrow_mut(|open| match open.last_mut() {
         None => Settled { told: false, kept_back: false },

@@ -1,24 +1,34 @@
-//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the background
-//! processes must know of.
+//! Utility statements: a hook around COPY and TRUNCATE, which write without the executor, and around the few that the
+//! background processes must know about.
 //!
-//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names that
-//! psql shows, and nobody's DDL may look different because this library is loaded.
+//! All others pass straight through, in C: an `ERROR` that travels through Rust loses the position and object names
+//! that psql shows, and errors of other people's DDL must not look different because this library is loaded.
 
 use super::{executor, externs, truncation};
-use crate::worker::hooks;
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use std::ffi::{CStr, c_char};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
 
-/// Whether there are background processes.
-static IN_BACKGROUND: AtomicBool = AtomicBool::new(false);
+/// What is called around other people's statements for the background processes.
+pub struct BackgroundHooks {
+    /// Called before CREATE, ALTER or DROP EXTENSION.
+    pub before_extension_change: fn(),
+    /// Called before COMMIT PREPARED.
+    pub before_commit_prepared: fn(),
+    /// Runs a statement, which needs the named database to have no connections. It calls its last argument exactly
+    /// once.
+    pub without_worker: fn(Option<&CStr>, &mut dyn FnMut()),
+}
 
-/// Has the background processes told what they must know. Called from `_PG_init` while preloading.
-pub fn tell_background() {
-    IN_BACKGROUND.store(true, Relaxed);
+/// Set once if there are background processes.
+static BACKGROUND: OnceCell<BackgroundHooks> = OnceCell::new();
+
+/// Sets these hooks. Called from `_PG_init` while preloading.
+pub fn set_background_hooks(background: BackgroundHooks) {
+    let _ = BACKGROUND.set(background); // a library is loaded once in a process
 }
 
 /// Installs the hook. Called from `_PG_init`.
@@ -67,42 +77,46 @@ impl Call {
     }
 }
 
-/// What a statement means to us.
+/// The kinds of statements that we handle.
 #[derive(Clone, Copy)]
 #[repr(C)]
-enum Kind {
+enum StatementKind {
     Other,
     CopyFrom,
     Truncate,
-    /// CREATE, ALTER or DROP EXTENSION, of whichever: CASCADE can bring or take ours.
+    /// CREATE, ALTER or DROP EXTENSION, of any extension, because CASCADE can create or drop ours.
     Extension,
     CommitPrepared,
-    /// A database named in it must have no connection but that of the user.
+    /// A database that it names must have no connection except the user's.
     EmptiesDatabase,
 }
 
-fn kind(statement: *mut pg_sys::PlannedStmt) -> Kind {
+fn kind(statement: *mut pg_sys::PlannedStmt) -> StatementKind {
     use pg_sys::{NodeTag::*, ObjectType, TransactionStmtKind};
     // SAFETY: a utility statement's node is of the struct that its tag names.
     unsafe {
         let node = (*statement).utilityStmt;
         match (*node).type_ {
-            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Kind::CopyFrom,
-            T_TruncateStmt => Kind::Truncate,
-            _ if !IN_BACKGROUND.load(Relaxed) => Kind::Other,
+            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => StatementKind::CopyFrom,
+            T_TruncateStmt => StatementKind::Truncate,
+            _ if BACKGROUND.get().is_none() => StatementKind::Other,
             T_TransactionStmt => {
                 let kind = (*node.cast::<pg_sys::TransactionStmt>()).kind;
-                if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED { Kind::CommitPrepared } else { Kind::Other }
+                if kind == TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
+                    StatementKind::CommitPrepared
+                } else {
+                    StatementKind::Other
+                }
             }
-            T_CreateExtensionStmt | T_AlterExtensionStmt => Kind::Extension,
+            T_CreateExtensionStmt | T_AlterExtensionStmt => StatementKind::Extension,
             T_DropStmt if (*node.cast::<pg_sys::DropStmt>()).removeType == ObjectType::OBJECT_EXTENSION => {
-                Kind::Extension
+                StatementKind::Extension
             }
             T_RenameStmt if (*node.cast::<pg_sys::RenameStmt>()).renameType == ObjectType::OBJECT_DATABASE => {
-                Kind::EmptiesDatabase
+                StatementKind::EmptiesDatabase
             }
-            T_DropdbStmt | T_CreatedbStmt | T_AlterDatabaseStmt => Kind::EmptiesDatabase,
-            _ => Kind::Other,
+            T_DropdbStmt | T_CreatedbStmt | T_AlterDatabaseStmt => StatementKind::EmptiesDatabase,
+            _ => StatementKind::Other,
         }
     }
 }
@@ -122,43 +136,48 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: called by PostgreSQL with the arguments of ProcessUtility.
     unsafe {
         match kind(statement) {
-            Kind::Other => call.next(),
-            Kind::CopyFrom => {
+            StatementKind::Other => call.next(),
+            StatementKind::CopyFrom => {
                 let before = executor::copy_begins();
                 call.next();
                 executor::copy_ends(before);
             }
-            Kind::Truncate => {
+            StatementKind::Truncate => {
                 let before = truncation::begins();
                 call.next();
                 truncation::ends(before);
             }
-            kind @ (Kind::Extension | Kind::CommitPrepared) => {
+            kind @ (StatementKind::Extension | StatementKind::CommitPrepared) => {
                 before(kind);
                 call.next();
             }
-            Kind::EmptiesDatabase => around(call),
+            StatementKind::EmptiesDatabase => around(call),
         }
     }
 }
 
 /// Turns a Rust unwind into an `ERROR` before it reaches the unguarded caller.
 #[pgrx::pg_guard]
-unsafe extern "C-unwind" fn before(kind: Kind) {
+unsafe extern "C-unwind" fn before(kind: StatementKind) {
+    let Some(background) = BACKGROUND.get() else { return };
     match kind {
-        Kind::CommitPrepared => hooks::before_commit_prepared(),
-        _ => hooks::before_extension_change(),
+        StatementKind::CommitPrepared => (background.before_commit_prepared)(),
+        _ => (background.before_extension_change)(),
     }
 }
 
-/// Runs the statement while the worker of the database stays away.
+/// Runs the statement while the worker of the database is kept away.
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn around(call: Call) {
-    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so that
-    // the guard in `without_worker` is dropped.
+    // SAFETY: as in `kind`; the names live as long as the statement. The boundary turns an ERROR into an unwind, so
+    // that the guard in `without_worker` is dropped.
     unsafe {
         let name = database_named(call.statement).map(|name| CStr::from_ptr(name));
-        hooks::without_worker(name, || pg_guard_ffi_boundary(|| call.next()));
+        let mut statement = || pg_guard_ffi_boundary(|| call.next());
+        match BACKGROUND.get() {
+            Some(background) => (background.without_worker)(name, &mut statement),
+            None => statement(),
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use pgrx::pg_sys;
 
 /// Makes the WAL of everything visible so far durable, also that of commits made with `synchronous_commit = off`.
 ///
-/// The insert position can stand right behind a page header, where nothing has been written yet; flushing up to there
-/// raises an ERROR (`hard-facts` 13), so the header is taken off first.
+/// The insert position can be right after a page header, where nothing has been written yet. A flush up to there raises
+/// an ERROR (`invariants` 13), so the header is subtracted first.
 pub fn flush() {
     // SAFETY: plain calls of xlog.c outside recovery; XLogFlush returns at once when the position is flushed already.
     unsafe {

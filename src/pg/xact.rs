@@ -1,11 +1,12 @@
-//! Transactions: what kind we are in, and short ones of our own.
+//! Transactions: what kind the current one is, and short ones of our own.
 
 use super::externs;
 use super::guc::Nest;
 use crate::error::{Error, SqlState};
+use once_cell::sync::OnceCell;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 pub fn is_read_only() -> bool {
     // SAFETY: plain global of xact.c.
@@ -29,21 +30,21 @@ pub fn commits_asynchronously() -> bool {
     unsafe { pg_sys::synchronous_commit == pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32 }
 }
 
-/// Has this transaction's commit wait until it is on this server's disk, whatever `synchronous_commit` says by then, and
-/// for standbys if that says so. Nothing takes it back.
+/// Makes the commit of this transaction wait until it is on this server's disk, whatever `synchronous_commit` is by
+/// then, and for standbys if that requires it. Nothing can undo this.
 pub fn commit_durably() {
     // SAFETY: inside a transaction; sets a flag of xact.c that the next transaction clears.
     unsafe { pg_sys::ForceSyncCommit() }
 }
 
-/// Makes everything this transaction did visible to its next statement.
+/// Makes everything that this transaction did visible to its next statement.
 pub fn command_counter_increment() {
     // SAFETY: inside a transaction, between statements.
     unsafe { pg_sys::CommandCounterIncrement() }
 }
 
 /// Runs `f` in a transaction of its own, with a snapshot: for background workers. An `ERROR` aborts the transaction and
-/// goes on to the caller.
+/// is passed on to the caller.
 pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: a background worker outside any transaction; an unwind leaves through the worker's main loop, which
     // aborts what is open.
@@ -57,7 +58,7 @@ pub fn transaction<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f` with a fresh snapshot, as a statement has it.
+/// Runs `f` with a new snapshot, as a statement has one.
 pub fn with_snapshot<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction; after an error the abort pops the snapshot.
     unsafe {
@@ -68,16 +69,39 @@ pub fn with_snapshot<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f`, outside or between transactions, and survives what it raises: whatever is open is aborted, as the main loop
-/// of a backend does after an `ERROR`. For background workers.
+/// Runs `f`, outside or between transactions, and survives what it raises: whatever is open is aborted, as the main
+/// loop of a backend does after an `ERROR`. For background workers.
 pub fn survive<R>(f: impl FnOnce() -> R) -> Result<R, Error> {
+    catching(f, recover)
+}
+
+thread_local! {
+    /// How many calls of [`catching`] are running, one inside the other.
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether an error that is raised now is caught by us, and not by PostgreSQL.
+pub fn is_catching() -> bool {
+    CATCHING.get() > 0
+}
+
+/// Runs `f`, and converts an error that it raises with `caught`.
+fn catching<R, E>(f: impl FnOnce() -> R, caught: fn(CaughtError) -> E) -> Result<R, E> {
+    struct CatchingGuard;
+    impl Drop for CatchingGuard {
+        fn drop(&mut self) {
+            CATCHING.set(CATCHING.get() - 1);
+        }
+    }
     let f = std::panic::AssertUnwindSafe(f);
     pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
         let f = f;
+        CATCHING.set(CATCHING.get() + 1);
+        let _running = CatchingGuard;
         Ok((f.0)())
     }))
-    .catch_others(|error| Err(recover(error)))
-    .catch_rust_panic(|error| Err(recover(error)))
+    .catch_others(|error| Err(caught(error)))
+    .catch_rust_panic(|error| Err(caught(error)))
     .execute()
 }
 
@@ -97,7 +121,7 @@ fn recover(error: CaughtError) -> Error {
 /// How a transaction ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// About to commit: nothing of it is visible to others yet. Followed by one of the others.
+    /// It is about to commit, and nothing of it is visible to others yet. Followed by one of the others.
     PreCommit,
     /// Committed, and visible to others.
     Commit,
@@ -105,8 +129,8 @@ pub enum End {
     Prepare,
 }
 
-/// Registers `f` to be told of the end of every transaction. It must not raise an `ERROR`: after a commit that would be a
-/// PANIC.
+/// Registers `f` to be called at the end of every transaction. It must not raise an `ERROR`: after a commit that would
+/// be a PANIC.
 pub fn on_end(f: fn(End)) {
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, arg: *mut core::ffi::c_void) {
@@ -124,7 +148,8 @@ pub fn on_end(f: fn(End)) {
     unsafe { pg_sys::RegisterXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
-/// Registers `f` to be told of every subtransaction that is rolled back, while it still holds its locks. It must not raise.
+/// Registers `f` to be called for every subtransaction that is rolled back, while it still holds its locks. It must not
+/// raise.
 pub fn on_rollback_of_subtransaction(f: fn()) {
     /// Not guarded: nothing in it raises, and it is called for every event of every subtransaction.
     unsafe extern "C-unwind" fn callback(
@@ -143,18 +168,17 @@ pub fn on_rollback_of_subtransaction(f: fn()) {
     unsafe { pg_sys::RegisterSubXactCallback(Some(callback), f as *mut core::ffi::c_void) }
 }
 
-/// Something to be done, and the subtransaction that said so.
+/// A function to be called, and the subtransaction in which it was registered.
 type Waiting = (pg_sys::SubTransactionId, Box<dyn FnOnce()>);
 
 thread_local! {
     static AT_COMMIT: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f` once the current transaction has committed, and never if it, or the savepoint it was said under, is rolled
-/// back or prepared. It must not raise an `ERROR`: after a commit that would be a PANIC.
+/// Runs `f` once the current transaction has committed, and never if the transaction is rolled back or prepared, or the
+/// current savepoint is rolled back. It must not raise an `ERROR`: after a commit that would be a PANIC.
 pub fn at_commit(f: impl FnOnce() + 'static) {
-    use std::sync::Once;
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -179,7 +203,7 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
         })
     }
     // SAFETY: the callbacks live as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe {
+    REGISTERED.get_or_init(|| unsafe {
         pg_sys::RegisterXactCallback(Some(transaction), core::ptr::null_mut());
         pg_sys::RegisterSubXactCallback(Some(subtransaction), core::ptr::null_mut());
     });
@@ -188,12 +212,11 @@ pub fn at_commit(f: impl FnOnce() + 'static) {
     AT_COMMIT.with_borrow_mut(|waiting| waiting.push((current, Box::new(f))));
 }
 
-/// Has this transaction refuse PREPARE TRANSACTION: what it holds must not live on without a session (`hard-facts` 12).
+/// Makes this transaction refuse PREPARE TRANSACTION: what it holds must not outlive the session (`invariants` 12).
 pub fn forbid_prepare() {
-    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     static FORBIDDEN: AtomicBool = AtomicBool::new(false);
-    static REGISTERED: Once = Once::new();
+    static REGISTERED: OnceCell<()> = OnceCell::new();
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, _arg: *mut core::ffi::c_void) {
         match event {
@@ -211,7 +234,7 @@ pub fn forbid_prepare() {
     }
     FORBIDDEN.store(true, Relaxed);
     // SAFETY: the callback lives as long as the library, which is never unloaded.
-    REGISTERED.call_once(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
+    REGISTERED.get_or_init(|| unsafe { pg_sys::RegisterXactCallback(Some(callback), core::ptr::null_mut()) });
 }
 
 /// Commits the transaction of a procedure and starts the next, which holds no snapshot until it runs a statement.
@@ -233,14 +256,7 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(core::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let f = std::panic::AssertUnwindSafe(f);
-        let result = pgrx::PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
-            let f = f;
-            Ok((f.0)())
-        }))
-        .catch_others(|error| Err(Caught::from(error)))
-        .catch_rust_panic(|error| Err(Caught::from(error)))
-        .execute();
+        let result = catching(f, Caught::from);
         pg_sys::MemoryContextSwitchTo(context);
         if result.is_ok() {
             pg_sys::ReleaseCurrentSubTransaction();
@@ -253,7 +269,8 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
     }
 }
 
-/// As [`subtransaction`], in which no lock is waited for longer than `ms` milliseconds, nor than the session allows.
+/// As [`subtransaction`], but waits for each lock at most `ms` milliseconds, or as long as the session allows if that
+/// is less.
 pub fn subtransaction_in_time<R>(ms: i32, f: impl FnOnce() -> R) -> Result<R, Caught> {
     subtransaction(|| {
         let limits = Nest::new();
@@ -268,7 +285,8 @@ pub struct Caught {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
-    /// By a RAISE of PL/pgSQL: then the SQLSTATE is what somebody wrote, and says nothing about the server.
+    /// Whether a RAISE of PL/pgSQL raised it. Then somebody has chosen the SQLSTATE, which says nothing about the
+    /// server.
     pub raised_by_code: bool,
 }
 
@@ -287,7 +305,7 @@ impl From<CaughtError> for Caught {
                 message: report.message().to_owned(),
                 detail: report.detail().map(str::to_owned),
                 hint: report.hint().map(str::to_owned),
-                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its own.
+                // The file of exec_stmt_raise(); an error that is caught and raised again keeps its file.
                 raised_by_code: report.file().ends_with("pl_exec.c"),
             },
         }

@@ -1,9 +1,9 @@
-use super::text;
 use crate::api::config::Config;
-use crate::capture::OPERATIONS;
-use crate::delivery::token;
 use crate::error::SqlState;
 use std::collections::HashSet;
+use wire::Operation;
+use wire::properties::text;
+use wire::token;
 
 /// A configuration is taken with options that make sense, or refused as an argument, with words and a hint.
 pub fn config(input: &[u8]) {
@@ -19,7 +19,7 @@ pub fn config(input: &[u8]) {
     assert!(config.url.is_none_or(|url| !url.trim().is_empty()));
     for given in config.tables.into_iter().flatten().map(|entry| entry.given) {
         if let Some(operations) = &given.operations {
-            assert!(operations.iter().all(|op| OPERATIONS.contains(&op.as_str())));
+            assert!(operations.iter().all(|op| Operation::parse(op).is_some()));
         }
         for list in [given.columns, given.exclude, given.key_columns, given.operations].into_iter().flatten() {
             assert!(!list.is_empty() && list.iter().collect::<HashSet<_>>().len() == list.len());

@@ -1,9 +1,11 @@
 //! The corpus of the fuzzer, without a fuzzer.
 
 use super::*;
+use delivery::properties::{address_list, endpoint, keys_of_body, retry_after};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use wire::properties::{answer, body, signing_secret, token};
 
 type Property = fn(&[u8]);
 
@@ -11,7 +13,7 @@ type Property = fn(&[u8]);
 const TARGETS: [(&str, Property); 9] = [
     ("address_list", address_list),
     ("answer", answer),
-    ("body", body),
+    ("body", body_and_keys),
     ("config", config),
     ("endpoint", endpoint),
     ("kept_token", kept_token),
@@ -19,6 +21,12 @@ const TARGETS: [(&str, Property); 9] = [
     ("signing_secret", signing_secret),
     ("token", token),
 ];
+
+/// What `fuzz_targets/body.rs` checks.
+fn body_and_keys(input: &[u8]) {
+    body(input);
+    keys_of_body(input);
+}
 
 fn fuzz(directory: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(directory)

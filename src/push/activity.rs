@@ -1,5 +1,5 @@
-//! What a worker did for one target, in the history: one row per period of activity of work, however many sessions that were. It is
-//! written when the period of activity begins, and brought up to date now and then.
+//! What a worker did for one target, in the history: one row for each period of activity. The row is inserted when the
+//! period begins, and updated now and then.
 
 use super::manual::fill;
 use super::report::Report;
@@ -14,10 +14,10 @@ const IDLE: Duration = Duration::from_secs(10);
 const UPDATE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
-pub struct Activity(Option<Running>);
+pub struct Activity(Option<OpenEntry>);
 
 /// A row of the history that is still being written.
-struct Running {
+struct OpenEntry {
     id: i64,
     entry: Entry,
     total: Report,
@@ -26,12 +26,12 @@ struct Running {
 }
 
 impl Activity {
-    /// Adds a session.
+    /// Adds what a session has reported.
     pub fn add(&mut self, schema: &Schema, target: &str, who: String, report: &Report) {
         if report.sent == 0 && report.stop.is_none() {
             return;
         }
-        if self.0.as_ref().is_some_and(|running| running.total.stop.is_none()) {
+        if self.0.as_ref().is_some_and(|open| open.total.stop.is_none()) {
             self.end_if_idle(schema);
         }
         let now = Instant::now();
@@ -44,37 +44,37 @@ impl Activity {
                     history::prune(schema, settings::history_retention());
                     history::insert(schema, &entry)
                 });
-                // Where somebody's lock was in the way, the next report begins the row.
+                // If somebody's lock was in the way, the next report inserts the row.
                 if let Ok(id) = inserted {
-                    self.0 = Some(Running { id, entry, total: report.clone(), last_busy: now, written: now });
+                    self.0 = Some(OpenEntry { id, entry, total: report.clone(), last_busy: now, written: now });
                 }
             }
-            Some(running) => {
-                let ended_otherwise = running.total.stop != report.stop;
-                running.add(report);
-                running.last_busy = now;
-                if ended_otherwise || running.written.elapsed() > UPDATE {
-                    running.write(schema);
+            Some(open) => {
+                let ended_otherwise = open.total.stop != report.stop;
+                open.add(report);
+                open.last_busy = now;
+                if ended_otherwise || open.written.elapsed() > UPDATE {
+                    open.write(schema);
                 }
             }
         }
     }
 
-    /// Ends the period of activity if there has been nothing to do for long.
+    /// Ends the period of activity if there has been nothing to do for a while.
     pub fn end_if_idle(&mut self, schema: &Schema) {
-        if self.0.as_ref().is_some_and(|running| running.last_busy.elapsed() > IDLE) {
+        if self.0.as_ref().is_some_and(|open| open.last_busy.elapsed() > IDLE) {
             self.end(schema);
         }
     }
 
     pub fn end(&mut self, schema: &Schema) {
-        if let Some(mut running) = self.0.take() {
-            running.write(schema);
+        if let Some(mut open) = self.0.take() {
+            open.write(schema);
         }
     }
 }
 
-impl Running {
+impl OpenEntry {
     fn add(&mut self, report: &Report) {
         let total = &mut self.total;
         total.pending = total.pending.max(total.acked + report.pending);
@@ -90,6 +90,6 @@ impl Running {
     fn write(&mut self, schema: &Schema) {
         fill(&mut self.entry, &self.total);
         self.written = Instant::now();
-        let _ = Own.step(|| history::update(schema, self.id, &self.entry)); // another time will do
+        let _ = Own.step(|| history::update(schema, self.id, &self.entry)); // if this fails, it is done next time
     }
 }

@@ -1,9 +1,9 @@
-//! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of all
-//! targets share one bell, which the worker sleeps on together with its latch.
+//! Pushing in the background: what the worker of a database calls whenever it is woken. It never waits; the sessions of
+//! all targets share one bell, which the worker sleeps on together with its latch.
 
-use super::reader::News;
+use super::announcements::{Announcements, Announcer, Next, Signals};
 use super::sender::Sender;
-use super::transactions::{Own, Transactions, Undone};
+use super::transactions::{Own, StepError, Transactions};
 use super::watch::Watch;
 use crate::error::or_raise;
 use crate::pg::activity;
@@ -15,108 +15,34 @@ use crate::store::Schema;
 use crate::store::identity::{self, Copied, Standing};
 use crate::store::target::{self, State, Target};
 use crate::wake;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often a copy says that it is one, and how soon it looks again: adoption wakes the worker.
+/// How often a copy logs that it is one, and how soon it checks again: adoption wakes the worker.
 pub const CLONED: Duration = Duration::from_secs(3600);
 /// How often the activity that others see is brought up to date.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
-/// No id.
-const NOTHING: i64 = i64::MAX;
-
-/// When to look again.
-#[derive(Clone, Copy, Debug)]
-pub struct Next {
-    /// Something is due then, whether or not anything new is committed.
-    pub due: Option<Instant>,
-    /// Nothing deliverable is left.
-    pub idle: bool,
-    /// A request is out, or something is to be settled.
-    pub busy: bool,
-    /// Nothing is due then, but a look at what waits.
-    pub look_in: Option<Duration>,
-    /// The database is a copy, so that nothing is sent until somebody adopts it.
-    pub cloned: Option<Copied>,
-}
-
-impl Next {
-    pub fn idle() -> Self {
-        Next { due: None, idle: true, busy: false, look_in: None, cloned: None }
-    }
-}
-
-/// What writers tell the worker of a database.
-pub trait Signals {
-    /// The first id of what has been committed since the last call, or may have been.
-    fn take_first_id(&self) -> i64;
-    /// Takes the announcement of work down; whether it was up.
-    fn take_wanted(&self) -> bool;
-}
-
-/// The announcements, handed on to the session of each target.
-pub struct Announcements {
-    signals: Rc<dyn Signals>,
-    /// By target: whether there is news that its session has not asked for, and the first id of what it has not been told.
-    untold: RefCell<BTreeMap<i16, (bool, i64)>>,
-}
-
-impl Announcements {
-    /// Those for one target.
-    pub fn of(&self, target_id: i16) -> impl News {
-        TargetNews { all: self, target_id }
-    }
-
-    /// Takes the flag down that writers raise: the next one who commits wakes us.
-    fn look(&self) {
-        if self.signals.take_wanted() {
-            self.untold.borrow_mut().values_mut().for_each(|(is_there, _)| *is_there = true);
-        }
-    }
-}
-
-struct TargetNews<'a> {
-    all: &'a Announcements,
-    target_id: i16,
-}
-
-impl News for TargetNews<'_> {
-    fn first_id(&self) -> i64 {
-        let first_id = self.all.signals.take_first_id();
-        let mut untold = self.all.untold.borrow_mut();
-        untold.values_mut().for_each(|(_, first)| *first = first_id.min(*first));
-        let told = untold.insert(self.target_id, (false, NOTHING));
-        told.map_or(first_id, |(_, first)| first)
-    }
-
-    fn is_there(&self) -> bool {
-        self.all.look();
-        self.all.untold.borrow().get(&self.target_id).is_none_or(|(is_there, _)| *is_there)
-    }
-}
-
 /// A database's senders, one for each target. They live as long as the worker.
-pub struct Background {
-    announcements: Announcements,
+pub struct BackgroundPush {
+    announcer: Announcer,
     pub bell: Arc<Bell>,
     senders: BTreeMap<i16, Sender>,
     installed: Option<Oid>,
     schema: Option<Schema>,
-    /// The control number under which all was last looked up, and when.
+    /// When everything was last looked up, and under which control number.
     looked: Option<(Option<u64>, Instant)>,
     standing: Option<Copied>,
     watch: Watch,
     shown: Instant,
 }
 
-impl Background {
+impl BackgroundPush {
     pub fn new(signals: Rc<dyn Signals>) -> std::io::Result<Self> {
-        Ok(Background {
-            announcements: Announcements { signals, untold: RefCell::default() },
+        Ok(BackgroundPush {
+            announcer: Announcer::new(signals),
             bell: Arc::new(Bell::new()?),
             senders: BTreeMap::new(),
             installed: None,
@@ -133,27 +59,27 @@ impl Background {
         self.looked = None;
     }
 
-    /// An ERROR outside of every step has come up to the worker: if a transaction was open, its abort has released every lock of
-    /// the process. With `cancelled`, somebody wants no longer to wait for what is out.
+    /// An ERROR outside of every step has reached the worker. If a transaction was open, its abort has released every
+    /// lock of the process. With `cancelled`, somebody does not want to wait for the requests that are out.
     pub fn recover(&mut self, cancelled: bool) {
         self.looked = None;
         lock::release_all();
         self.senders.values_mut().for_each(|sender| sender.recover(cancelled));
     }
 
-    /// Whether the extension is there, as far as has been seen.
+    /// Whether the extension was installed at the last look.
     pub fn is_installed(&self) -> bool {
         self.schema.is_some()
     }
 
-    /// Pushes what may be pushed now, for every target. With `closing`, no request is begun any more; what is out is taken.
-    /// Called outside any transaction.
+    /// Pushes what may be pushed now, for every target. With `closing`, no new request is begun, but replies to
+    /// requests that are out are taken. Called outside any transaction.
     pub fn run(&mut self, closing: bool) -> Next {
         self.bell.clear();
         if self.is_out_of_date() && !self.look_around() {
             return Next { due: Some(Instant::now() + Duration::from_secs(1)), idle: false, ..Next::idle() };
         }
-        let Background { announcements, senders, schema: Some(schema), standing, watch, .. } = self else {
+        let BackgroundPush { announcer, senders, schema: Some(schema), standing, watch, .. } = self else {
             return Next::idle();
         };
         if let Some(copied) = *standing {
@@ -161,14 +87,14 @@ impl Background {
         }
         let mut next = Next { look_in: watch.too_old_in(), ..Next::idle() };
         for sender in senders.values_mut() {
-            let one = sender.advance(schema, announcements, closing);
-            sender.write_books(schema);
+            let one = sender.advance(schema, announcer, closing);
+            sender.write_counters(schema);
             next.idle &= one.idle;
             next.busy |= one.busy;
             next.due = [next.due, one.due].into_iter().flatten().min();
         }
-        // Who commits from here on finds the flag down, and wakes us.
-        if senders.values().any(|sender| sender.listens() && announcements.of(sender.id).is_there()) {
+        // Transactions that commit from here on find the flag cleared, and wake the worker.
+        if senders.values().any(|sender| sender.listens() && announcer.for_target(sender.id).are_there()) {
             next.due = Some(Instant::now());
         }
         self.show();
@@ -179,10 +105,11 @@ impl Background {
         self.looked.is_none_or(|(control, at)| control != wake::control() || at.elapsed() >= settings::interval())
     }
 
-    /// Looks up what is installed, whether it may send, and which targets there are; `false` if somebody's lock is in the way.
+    /// Looks up what is installed, whether it may send, and which targets there are; `false` if somebody's lock is in
+    /// the way.
     fn look_around(&mut self) -> bool {
         let control = wake::control(); // before the snapshot
-        let said = self.looked.is_none_or(|(then, _)| then != control);
+        let control_changed = self.looked.is_none_or(|(then, _)| then != control);
         let watch = &mut self.watch;
         let found = Own.step(|| {
             let installed = extension::installed()?;
@@ -203,8 +130,8 @@ impl Background {
         });
         let found = match found {
             Ok(found) => found,
-            Err(Undone::Locked) => return false,
-            Err(Undone::Failed(error)) => error.raise(),
+            Err(StepError::Locked) => return false,
+            Err(StepError::Failed(error)) => error.raise(),
         };
         self.looked = Some((control, Instant::now()));
         let Some((installed, schema, copied, targets)) = found else {
@@ -217,16 +144,16 @@ impl Background {
         }
         self.schema = Some(schema.clone());
         self.standing = copied;
-        // What was acknowledged by a target that is gone is still to be settled.
+        // What a target acknowledged is still to be settled, even if the target is gone.
         self.senders.retain(|id, sender| sender.is_busy() || targets.iter().any(|(_, target)| target.id == *id));
         for (state, target) in &targets {
             match self.senders.get_mut(&target.id) {
-                Some(sender) if said => sender.control(state),
+                Some(sender) if control_changed => sender.control(state),
                 Some(_) => {}
                 None => {
                     let sender = Sender::new(&schema, target, state, &self.bell);
                     self.senders.insert(target.id, sender);
-                    self.announcements.untold.borrow_mut().insert(target.id, (true, NOTHING));
+                    self.announcer.begin(target.id);
                 }
             }
         }
@@ -250,11 +177,11 @@ impl Background {
         }
     }
 
-    /// Brings everything up to date that is written down now and then, before the worker leaves.
+    /// Writes everything that is otherwise written now and then, before the worker leaves.
     pub fn finish(&mut self) {
-        // What nobody listens to is no reason to stay: who comes next begins at the head.
+        // Announcements that no sender waits for are no reason to stay: the next worker begins at the head.
         if !self.senders.values().any(Sender::listens) {
-            self.announcements.look();
+            self.announcer.look();
         }
         if let Some(schema) = &self.schema {
             self.senders.values_mut().for_each(|sender| sender.finish(schema));

@@ -1,56 +1,56 @@
 //! Where to send, and with which token.
 //!
-//! A token goes only to the origin it was set for. One from the settings or the environment has no origin of its own: it
-//! belongs to the URL that whoever runs the server gave in the same way, and never goes to a URL of the target's row,
-//! which an admin of this database may set (`hard-facts` 22).
+//! A token goes only to the origin it was set for. A token from the settings or the environment has no origin of its
+//! own: it belongs to the URL that the server's operator has set in the same way, and never goes to a URL of the
+//! target's row, which an admin of this database may set (`invariants` 22).
 
-use super::token_file::{self, FileError, Kept, TokenFile};
-use crate::delivery::address::Allowed;
-use crate::delivery::endpoint::{self, Endpoint};
-use crate::delivery::secret_file;
-use crate::delivery::signature::Secrets;
-use crate::delivery::token as rules;
+use super::token_file::{self, CredentialFileError, StoredToken, TokenFile};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::{extension, xact};
 use crate::settings;
 use crate::store::target::Target;
+use delivery::address::Allowed;
+use delivery::endpoint::{self, Endpoint};
+use delivery::secret_file;
 use std::path::Path;
 use std::rc::Rc;
+use wire::signature::Secrets;
+use wire::token as rules;
 
 const URL_VARIABLE: &str = "WEBAPP_BASE_URL";
 const TOKEN_VARIABLE: &str = "SYNC_UPLOAD_TOKEN";
 
-/// Who said where to send.
+/// Where a target's URL comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum UrlSource {
     Target,
     Setting,
     Environment,
 }
 
-impl Source {
+impl UrlSource {
     pub fn name(self) -> &'static str {
         match self {
-            Source::Target => "sync_outbox_target.base_url",
-            Source::Setting => "sync_outbox.base_url",
-            Source::Environment => "environment WEBAPP_BASE_URL",
+            UrlSource::Target => "sync_outbox_target.base_url",
+            UrlSource::Setting => "sync_outbox.base_url",
+            UrlSource::Environment => "environment WEBAPP_BASE_URL",
         }
     }
 }
 
-/// The base URL of a target as it was given, unchecked, and where it comes from; `None` if nobody gave one.
-pub fn base_url(target: &Target) -> Option<(String, Source)> {
+/// The base URL of a target as it was set, unchecked, and where it comes from; `None` if there is none.
+pub fn base_url(target: &Target) -> Option<(String, UrlSource)> {
     [
-        (target.base_url.clone(), Source::Target),
-        (settings::base_url(), Source::Setting),
-        (variable(URL_VARIABLE), Source::Environment),
+        (target.base_url.clone(), UrlSource::Target),
+        (settings::base_url(), UrlSource::Setting),
+        (variable(URL_VARIABLE), UrlSource::Environment),
     ]
     .into_iter()
     .find_map(|(url, source)| url.filter(|u| !u.trim().is_empty()).map(|url| (url, source)))
 }
 
-/// A target's URL, checked, and where it comes from; `None` if nobody gave one.
-pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option<(Endpoint, Source)>> {
+/// A target's URL, checked, and where it comes from; `None` if there is none.
+pub fn endpoint(target: &Target, delivery: &delivery::Settings) -> Result<Option<(Endpoint, UrlSource)>> {
     let Some((url, source)) = base_url(target) else { return Ok(None) };
     parse(target, &url, delivery)
         .map(|endpoint| Some((endpoint, source)))
@@ -58,11 +58,11 @@ pub fn endpoint(target: &Target, delivery: &settings::Delivery) -> Result<Option
 }
 
 /// What `base_url` would mean for a target: 22023 with a hint if it cannot be used.
-pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> Result<Endpoint> {
+pub fn parse(target: &Target, base_url: &str, delivery: &delivery::Settings) -> Result<Endpoint> {
     let path = target.upload_path.clone().unwrap_or_else(settings::upload_path);
     let endpoint = endpoint::parse(base_url, &path, delivery.allow_http)
         .map_err(|error| Error::argument(error.to_string()).hint(error.hint()))?;
-    // A name is looked at when it has been resolved; an address can be told at once, also where a proxy connects.
+    // A host name is checked when it has been resolved. An address can be checked at once, also where a proxy connects.
     if let Some(address) = endpoint.address {
         let allowed = Allowed::from_setting(&delivery.allowed_addresses).map_err(|error| {
             Error::new(SqlState::ERRCODE_CONFIG_FILE_ERROR, error)
@@ -77,7 +77,7 @@ pub fn parse(target: &Target, base_url: &str, delivery: &settings::Delivery) -> 
 }
 
 /// The secrets that requests to a target are signed with, if any.
-pub fn signing_secrets(delivery: &settings::Delivery) -> Result<Option<Rc<Secrets>>> {
+pub fn signing_secrets(delivery: &delivery::Settings) -> Result<Option<Rc<Secrets>>> {
     let Some(path) = &delivery.signing_secret_file else { return Ok(None) };
     token_file::read_secrets(Path::new(path)).map(|secrets| Some(Rc::new(secrets))).map_err(|error| {
         file_error("the file named by sync_outbox.signing_secret_file", error).hint(
@@ -98,7 +98,7 @@ const SETTING: &str = "sync_outbox.upload_token";
 const ENVIRONMENT: &str = "environment SYNC_UPLOAD_TOKEN";
 
 /// The token for `endpoint`. With `persist`, one that is found only in the environment is kept in our own file.
-pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool) -> Result<Token> {
+pub fn token(target: &Target, endpoint: &Endpoint, source: UrlSource, persist: bool) -> Result<Token> {
     let own = own_file(target)?;
     let elsewhere = match read(&own)? {
         Some(kept) if kept.origin == endpoint.origin => return Ok(Token::Found { value: kept.token, source: KEPT }),
@@ -109,7 +109,7 @@ pub fn token(target: &Target, endpoint: &Endpoint, source: Source, persist: bool
         None => None,
     };
     match server_wide()? {
-        Some((_, name)) if source == Source::Target => Ok(Token::Missing {
+        Some((_, name)) if source == UrlSource::Target => Ok(Token::Missing {
             why: elsewhere.or_else(|| Some(format!("the token of {name} is not sent to a URL of {}", source.name()))),
         }),
         Some((value, name)) => {
@@ -129,7 +129,7 @@ pub fn kept_for(target: &Target) -> Result<Option<String>> {
 
 /// Keeps a token for the origin of `endpoint`: replaces what was kept for the target. The token has been checked.
 pub fn keep(target: &Target, endpoint: &Endpoint, token: String) -> Result<()> {
-    own_file(target)?.write(&Kept { origin: endpoint.origin.clone(), token }).map_err(|error| {
+    own_file(target)?.write(&StoredToken { origin: endpoint.origin.clone(), token }).map_err(|error| {
         Error::new(SqlState::ERRCODE_IO_ERROR, format!("could not write the token file: {error}"))
             .hint("The server's user must be able to write to the directory sync_outbox below the data directory.")
     })
@@ -173,13 +173,13 @@ fn checked(token: String, name: &str) -> Result<String> {
 
 /// A token that cannot be kept is still good for this flush.
 fn persist_quietly(own: &TokenFile, origin: &str, token: &str) {
-    let kept = Kept { origin: origin.to_owned(), token: token.to_owned() };
+    let kept = StoredToken { origin: origin.to_owned(), token: token.to_owned() };
     if let Err(error) = own.write(&kept) {
         pgrx::warning!("could not keep the token of {ENVIRONMENT}: {error}");
     }
 }
 
-fn read(own: &TokenFile) -> Result<Option<Kept>> {
+fn read(own: &TokenFile) -> Result<Option<StoredToken>> {
     own.read().map_err(|error| {
         file_error("the token file written by sync_outbox_set_token()", error)
             .hint("Call sync_outbox_set_token() again; it writes the file anew.")
@@ -191,16 +191,16 @@ fn own_file(target: &Target) -> Result<TokenFile> {
     Ok(TokenFile::new(extension.oid, target.id))
 }
 
-fn file_error(which: &str, error: FileError) -> Error {
+fn file_error(which: &str, error: CredentialFileError) -> Error {
     let sqlstate = match error {
-        FileError::File(secret_file::FileError::Missing) => SqlState::ERRCODE_UNDEFINED_FILE,
-        FileError::File(secret_file::FileError::Unreadable(_)) => SqlState::ERRCODE_IO_ERROR,
+        CredentialFileError::File(secret_file::FileError::Missing) => SqlState::ERRCODE_UNDEFINED_FILE,
+        CredentialFileError::File(secret_file::FileError::Unreadable(_)) => SqlState::ERRCODE_IO_ERROR,
         _ => SqlState::ERRCODE_CONFIG_FILE_ERROR,
     };
     Error::new(sqlstate, format!("{which} {error}"))
 }
 
-/// A variable of the server process's environment, if it says something.
+/// A variable of the server process's environment, if it is not blank.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }

@@ -1,25 +1,28 @@
-//! Where a session sends, and with what: everything that a person may have changed since it was last asked.
+//! Where a session sends, and with which credentials and settings: everything that an administrator may have changed
+//! since the last look.
 
 use super::credentials::{self, Token};
 use super::report::Stop;
-use crate::delivery::endpoint::Endpoint;
-use crate::delivery::signature::Secrets;
 use crate::error::{Error, Result, SqlState};
-use crate::settings::{self, Delivery};
+use crate::settings;
 use crate::store::{Schema, identity, target};
+use delivery::Settings;
+use delivery::endpoint::Endpoint;
 use std::rc::Rc;
+use wire::signature::Secrets;
 
 #[derive(Clone, PartialEq)]
 pub struct Destination {
     pub endpoint: Endpoint,
     pub token: String,
     pub signing: Option<Rc<Secrets>>,
-    pub settings: Delivery,
+    pub settings: Settings,
 }
 
 impl Destination {
-    /// Where to send to the target of that name, or why nothing can be sent. Inside a transaction. 22023 for a target that is
-    /// not there, 55000 where nobody has said where or the extension's objects are too old, F0000 for a file or setting that cannot be used.
+    /// Where to send changes for the target of that name, or why nothing can be sent. Inside a transaction. 22023 if
+    /// the target does not exist, 55000 if it has no URL or the extension's objects are too old, F0000 for a file or
+    /// setting that cannot be used.
     pub fn find(schema: &Schema, name: &str) -> Result<std::result::Result<Self, Stop>> {
         Schema::installed()?; // its objects may be of an old version by now
         if identity::admit(schema).is_err() {
@@ -29,7 +32,7 @@ impl Destination {
         if target.paused {
             return Ok(Err(Stop::Paused));
         }
-        let settings = settings::delivery().for_target(&target);
+        let settings = target.settings(settings::delivery());
         let Some((endpoint, source)) = credentials::endpoint(&target, &settings)? else {
             return Err(no_url(name));
         };
@@ -43,7 +46,7 @@ impl Destination {
         })
     }
 
-    /// Whether a target that turned the other one away may take this one's requests.
+    /// Whether a target that did not accept the other one's credentials may accept these.
     pub fn has_other_credentials(&self, other: &Self) -> bool {
         (&self.endpoint.url, &self.token, &self.signing) != (&other.endpoint.url, &other.token, &other.signing)
     }

@@ -1,80 +1,55 @@
 //! Having one batch answered: requests, halving and bisecting, until every change has a verdict or the target is found
-//! unreachable. Nothing here waits: a request is made, sent by the session, and its reply is handed back.
+//! unreachable. Nothing here waits: it makes a request, the session sends it and hands back the reply.
 
 use super::destination::Destination;
-use crate::delivery::answer::{Answer, Word};
-use crate::delivery::batch::Batch;
-use crate::delivery::http::{Reply, Request};
-use crate::delivery::keys::Parked;
-use crate::delivery::outcome::{self, Outcome};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use delivery::batch::Batch;
+use delivery::http::{Reply, Request};
+use delivery::keys::Parked;
+use delivery::outcome::{self, Failure, FailureKind, Outcome};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
+use wire::answer::{Answer, Verdict};
+use wire::reason;
 
-/// Unreserved characters and spaces of a reason stay readable; everything else is percent-encoded (UTF-8).
-const REASON: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b' ').remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b',');
-/// Servers limit the size of headers; a longer reason stands in the body alone.
-const REASON_HEADER_BYTES: usize = 1024;
-/// So many changes refused one by one by the status of the response, and nothing answered, are enough to suspect the target.
+/// The target is suspected to be at fault after so many changes that were refused one by one by the status of the
+/// response, while none was answered.
 const SUSPECT_AFTER: usize = 10;
 
-/// The word on a change of the batch, by its position.
-pub struct Said {
+/// The verdict on a change of the batch, by its position.
+pub struct Judged {
     pub change: usize,
-    pub word: Word,
+    pub verdict: Verdict,
 }
 
-/// Why no word came for the rest of a batch.
-pub enum Trouble {
-    /// These changes went out and did not get through.
-    NotThrough {
-        changes: Vec<usize>,
-        error: String,
-        retry_after: Option<Duration>,
-    },
-    /// These changes were refused one by one by the status of the response, and so was everything else that was tried.
-    Rejected {
-        changes: Vec<usize>,
-        error: String,
-    },
-    Unauthorized {
-        error: String,
-    },
-    Misconfigured {
-        error: String,
-    },
-    Gone {
-        error: String,
-    },
-    /// A setting of ours, or a file that one names.
-    Unusable {
-        error: String,
-    },
+/// Why there is no verdict on the rest of a batch.
+pub struct Trouble {
+    pub failure: Failure,
+    /// What went out and did not get through, or was refused with everything else.
+    pub changes: Vec<usize>,
 }
 
 /// What came of a batch, or of some changes of it.
 #[derive(Default)]
 pub struct Answered {
-    pub said: Vec<Said>,
+    pub judged: Vec<Judged>,
     /// Changes whose turn did not come because an earlier one of their key was refused in this very batch.
     pub blocked: Vec<usize>,
     pub trouble: Option<Trouble>,
-    /// The server said 413: read less at a time from now on.
+    /// The server has answered 413: less is to be read at a time from now on.
     pub too_large: bool,
 }
 
-/// The end of an exchange.
-pub struct Ended {
+/// What came of an exchange.
+pub struct ExchangeResult {
     pub batch: Rc<Batch>,
     pub answered: Answered,
-    /// Refusals by the status of a response, where the target had no word on any change: then it may be the target's
-    /// trouble, see [`super::suspicion`].
-    pub refused_by_status: Vec<Said>,
+    /// Refusals by the status of a response, where the target gave no verdict on any change: then it may be the
+    /// target's trouble, see [`super::suspicion`].
+    pub refused_by_status: Vec<Judged>,
     /// What was picked and is still where it was.
     pub unsent: Vec<usize>,
-    /// The target had a word on a single change.
-    pub got_words: bool,
+    /// The target gave a verdict on a single change.
+    pub got_verdicts: bool,
 }
 
 /// A batch on its way.
@@ -86,17 +61,17 @@ pub struct Exchange {
     out: Option<Vec<usize>>,
     answered: Answered,
     /// Alone in their requests, and refused by 400 or 422.
-    refused_by_status: Vec<Said>,
+    refused_by_status: Vec<Judged>,
     /// What has not been sent stays where it is.
     abandoned: bool,
     trusted: bool,
-    /// The target had a word on single changes.
-    got_words: bool,
+    /// The target gave verdicts on single changes.
+    got_verdicts: bool,
 }
 
 impl Exchange {
-    /// For the picked changes of a batch; a target that is `trusted` has lately had a word on changes between others that it
-    /// refused. What can never be sent has its verdict at once, and parks its keys.
+    /// For the picked changes of a batch; a target that is `trusted` has lately given verdicts on changes between
+    /// others that it refused. What can never be sent has its verdict at once, and parks its keys.
     pub fn new(batch: Batch, picked: Vec<usize>, trusted: bool, parked: &mut Parked) -> Self {
         let mut exchange = Exchange {
             batch: Rc::new(batch),
@@ -106,7 +81,7 @@ impl Exchange {
             refused_by_status: Vec::new(),
             abandoned: false,
             trusted,
-            got_words: false,
+            got_verdicts: false,
         };
         let mut sendable = Vec::with_capacity(picked.len());
         for i in picked {
@@ -153,15 +128,15 @@ impl Exchange {
     pub fn take(&mut self, reply: Reply, parked: &mut Parked) {
         let Some(part) = self.out.take() else { return };
         match outcome::classify(reply) {
-            Outcome::Answered(answer) => self.take_words(&part, &answer, parked),
+            Outcome::Answered(answer) => self.take_answer(&part, &answer, parked),
             Outcome::TooLarge { error } if part.len() == 1 => {
                 self.park(part[0], parked);
-                self.answered.said.push(Said { change: part[0], word: Word::Refused(error) });
+                self.answered.judged.push(Judged { change: part[0], verdict: Verdict::Refused(error) });
             }
             Outcome::Poison { error } if part.len() == 1 => {
                 self.park(part[0], parked);
-                self.refused_by_status.push(Said { change: part[0], word: Word::Refused(error) });
-                let suspect = !self.got_words && !self.trusted && self.refused_by_status.len() >= SUSPECT_AFTER;
+                self.refused_by_status.push(Judged { change: part[0], verdict: Verdict::Refused(error) });
+                let suspect = !self.got_verdicts && !self.trusted && self.refused_by_status.len() >= SUSPECT_AFTER;
                 self.abandoned |= suspect;
             }
             Outcome::TooLarge { .. } => {
@@ -169,24 +144,17 @@ impl Exchange {
                 self.halve(part)
             }
             Outcome::Poison { .. } => self.halve(part),
-            Outcome::Unauthorized { error } => self.stop(Trouble::Unauthorized { error }, part),
-            Outcome::Misconfigured { error } => self.stop(Trouble::Misconfigured { error }, part),
-            Outcome::Gone { error } => self.stop(Trouble::Gone { error }, part),
-            Outcome::Unusable { error } => self.stop(Trouble::Unusable { error }, part),
-            Outcome::NotThrough { error, retry_after } => {
-                let changes = part.clone();
-                self.stop(Trouble::NotThrough { changes, error, retry_after }, part)
-            }
+            Outcome::Failure(failure) => self.stop(failure, part),
         }
     }
 
-    /// Sends what a trouble has stopped after all: the credentials are others now.
+    /// Sends after all what the failure has stopped: the credentials have changed.
     pub fn resume(&mut self) {
         self.answered.trouble = None;
     }
 
     pub fn is_unauthorized(&self) -> bool {
-        matches!(self.answered.trouble, Some(Trouble::Unauthorized { .. }))
+        self.answered.trouble.as_ref().is_some_and(|trouble| trouble.failure.kind == FailureKind::Unauthorized)
     }
 
     /// Leaves what has not been sent where it is.
@@ -195,16 +163,16 @@ impl Exchange {
     }
 
     /// What came of it.
-    pub fn end(mut self) -> Ended {
-        if self.got_words {
-            self.answered.said.append(&mut self.refused_by_status);
+    pub fn end(mut self) -> ExchangeResult {
+        if self.got_verdicts {
+            self.answered.judged.append(&mut self.refused_by_status);
         }
-        Ended {
+        ExchangeResult {
             batch: self.batch,
             answered: self.answered,
             refused_by_status: self.refused_by_status,
             unsent: self.parts.concat(),
-            got_words: self.got_words,
+            got_verdicts: self.got_verdicts,
         }
     }
 
@@ -213,8 +181,10 @@ impl Exchange {
         self.answered.trouble.is_some()
     }
 
-    fn stop(&mut self, trouble: Trouble, part: Vec<usize>) {
-        self.answered.trouble = Some(trouble);
+    fn stop(&mut self, failure: Failure, part: Vec<usize>) {
+        let through = !matches!(failure.kind, FailureKind::NotThrough { .. });
+        let changes = if through { Vec::new() } else { part.clone() };
+        self.answered.trouble = Some(Trouble { failure, changes });
         self.parts.push(part); // should it be resumed
     }
 
@@ -244,19 +214,19 @@ impl Exchange {
             .collect()
     }
 
-    fn take_words(&mut self, part: &[usize], answer: &Answer, parked: &mut Parked) {
-        self.got_words = true;
-        for (change, word) in part.iter().zip(outcome::words(&self.batch, part, answer)) {
-            if word != Word::Acked {
+    fn take_answer(&mut self, part: &[usize], answer: &Answer, parked: &mut Parked) {
+        self.got_verdicts = true;
+        for (change, verdict) in part.iter().zip(outcome::verdicts(&self.batch, part, answer)) {
+            if verdict != Verdict::Acked {
                 self.park(*change, parked);
             }
-            self.answered.said.push(Said { change: *change, word });
+            self.answered.judged.push(Judged { change: *change, verdict });
         }
     }
 
     fn give_up_on(&mut self, change: usize, why: String, parked: &mut Parked) {
         self.park(change, parked);
-        self.answered.said.push(Said { change, word: Word::Unsendable(why) });
+        self.answered.judged.push(Judged { change, verdict: Verdict::Unsendable(why) });
     }
 
     fn park(&self, change: usize, parked: &mut Parked) {
@@ -270,18 +240,15 @@ fn request(batch: &Batch, part: &[usize], body: Vec<u8>, destination: &Destinati
     let id = batch.idempotency_key(part);
     let mut headers = vec![("Authorization", format!("Bearer {token}")), ("X-Upload-Token", token.to_owned())];
     if let Some(secrets) = signing {
-        // A clock before 1970 is as wrong as one that is a day late: the receiver says so.
+        // A clock before 1970 is as wrong as one that is a day late: the receiver refuses both.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         headers.push(("webhook-id", id.clone()));
         headers.push(("webhook-timestamp", now.to_string()));
         headers.push(("webhook-signature", secrets.sign(&id, now, &body)));
     }
     headers.push(("Idempotency-Key", id));
-    if let Some(reason) = batch.shared_reason(part).filter(|reason| reason.len() <= REASON_HEADER_BYTES) {
-        let reason = utf8_percent_encode(reason, REASON).to_string();
-        if reason.len() <= REASON_HEADER_BYTES {
-            headers.push(("X-Reason", reason));
-        }
+    if let Some(reason) = batch.shared_reason(part).and_then(reason::header) {
+        headers.push(("X-Reason", reason));
     }
     Request { url: endpoint.url.clone(), headers, body, changes: part.len() }
 }

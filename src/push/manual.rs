@@ -1,33 +1,34 @@
-//! Pushing by hand or by cron: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, whatever the breaker
-//! says, with a small probe first; only a pause stops them, and that the database is a copy.
+//! Pushing on request: `sync_outbox_flush()` and `sync_outbox_drain()`. They always try, even while the circuit breaker
+//! is open, with a small probe first. Only a pause stops them, or that the database is a copy.
 
-use super::reader::{News, Scope};
+use super::announcements::{Announcements, NOTHING};
+use super::bounds::{Bounds, Selection};
 use super::report::{Report, Stop};
-use super::session::{Bounds, Session, Wait};
-use super::transactions::{Callers, Procedures, Transactions, Undone};
-use crate::delivery::http;
+use super::session::{Session, Wait};
+use super::transactions::{Callers, Procedures, StepError, Transactions};
 use crate::error::{Error, Result, SqlState};
 use crate::pg::latch::{self, Bell};
-use crate::pg::lock::{Scope as LockScope, SenderLock};
-use crate::pg::{guc, heap, process, role, xact};
+use crate::pg::lock::{LockScope, SenderLock};
+use crate::pg::{guc, process, role, transaction_id, xact};
 use crate::settings;
-use crate::store::history::{self, Action, Entry, Mode, Status};
+use crate::store::history::{self, Action, Entry, HistoryStatus, Mode};
 use crate::store::{Schema, backlog, target};
 use crate::wake;
+use delivery::http;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How soon to try a step again that somebody's lock was in the way of.
+/// How soon to try a step again that somebody's lock has blocked.
 const LOCKED: Duration = Duration::from_millis(50);
-/// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them: each
-/// has memory and files of its own.
+/// How many HTTP threads that were given up by cancelled calls a session may have running, before it waits for them:
+/// each has memory and files of its own.
 const MOST_GIVEN_UP: usize = 4;
 const GIVEN_UP: Duration = Duration::from_millis(10);
 /// How long to sleep where nothing is due.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How often a drain says how far it is.
+/// How often a drain reports its progress.
 const NOTICE_EVERY: Duration = Duration::from_secs(2);
 
 /// `sync_outbox_flush(branch, max_rows, target)`: the answer as JSON text.
@@ -39,9 +40,9 @@ pub fn flush(branch: Option<String>, max_rows: Option<i32>, target: &str) -> Res
         n => n.map(|n| n as usize),
     };
     refuse_transaction()?;
-    let own_txid = Some(heap::top_transaction_id_if_any()).filter(|id| *id != 0);
+    let own_txid = Some(transaction_id::top_if_any()).filter(|id| *id != 0);
     let bounds = Bounds {
-        scope: Scope { branch, own_txid },
+        selection: Selection { branch, own_txid },
         max_rows,
         until: settings::flush_timeout().map(|t| Instant::now() + t),
     };
@@ -56,16 +57,16 @@ pub fn flush(branch: Option<String>, max_rows: Option<i32>, target: &str) -> Res
 /// `CALL sync_outbox_drain(branch, target)`: returns when nothing deliverable is left; what went wrong is a WARNING.
 pub fn drain(branch: Option<String>, target: &str) -> Result<()> {
     refuse_transaction()?;
-    let bounds = Bounds { scope: Scope { branch, own_txid: None }, ..Bounds::default() };
+    let bounds = Bounds { selection: Selection { branch, own_txid: None }, ..Bounds::default() };
     let started = Instant::now();
-    let mut told = Instant::now();
-    let mut tell = |report: &Report| {
-        if told.elapsed() >= NOTICE_EVERY {
-            told = Instant::now();
+    let mut reported = Instant::now();
+    let mut report_progress = |report: &Report| {
+        if reported.elapsed() >= NOTICE_EVERY {
+            reported = Instant::now();
             pgrx::notice!("{}", progress(report, started.elapsed()));
         }
     };
-    let report = push(&mut Procedures, target, bounds, &mut tell)?;
+    let report = push(&mut Procedures, target, bounds, &mut report_progress)?;
     pgrx::notice!("{}", progress(&report, started.elapsed()));
     if let Some(error) = report.error() {
         pgrx::warning!("sync_outbox_drain stopped: {error}");
@@ -91,7 +92,7 @@ fn push<T: Transactions>(
         latch::wait(None, GIVEN_UP);
     }
     let who = role::name(role::current_user());
-    let branch = bounds.scope.branch.clone();
+    let branch = bounds.selection.branch.clone();
     let mut history = Entry::begin(Action::Push, Mode::Manual, who);
     let (schema, target) = now(transactions, |transactions| {
         transactions.step(|| {
@@ -105,20 +106,20 @@ fn push<T: Transactions>(
             .hint("Raise the limit of open files.")
     })?);
     let mut session = Session::new::<T>(schema.clone(), (target.id, target.name.clone()), bounds, bell.clone());
-    let mut running = Running { transactions, schema: &schema, target_id: target.id, bell: &bell, lock: None };
+    let mut running = ManualPush { transactions, schema: &schema, target_id: target.id, bell: &bell, lock: None };
     let stop = running.run(&mut session, progress);
-    let Running { transactions, lock, .. } = running;
+    let ManualPush { transactions, lock, .. } = running;
     if let Some(Stop::Unusable(error)) = stop {
         return Err(error);
     }
-    let mut report = std::mem::take(&mut session.report);
+    let mut report = session.take_report();
     report.stop = stop;
     report.warn_of_waiting_tables(&BTreeSet::new());
     now(transactions, |transactions| {
         transactions.step(|| {
-            session.books.write(&schema, target.id);
+            session.counters_mut().write(&schema, target.id);
             if report.acked > 0 {
-                wake::control_at_commit(); // a worker that waits because the target was down need not wait any more
+                wake::control_at_commit(); // a worker that waits because the target was down can go on
             }
         })
     });
@@ -138,8 +139,8 @@ fn push<T: Transactions>(
     Ok(report)
 }
 
-/// Whose session waits here, and for what.
-struct Running<'a, T> {
+/// A session that is run to its end, waiting where it has to.
+struct ManualPush<'a, T> {
     transactions: &'a mut T,
     schema: &'a Schema,
     target_id: i16,
@@ -147,7 +148,7 @@ struct Running<'a, T> {
     lock: Option<SenderLock>,
 }
 
-impl<T: Transactions> Running<'_, T> {
+impl<T: Transactions> ManualPush<'_, T> {
     /// Runs the session to its end; returns why it ended early.
     fn run(&mut self, session: &mut Session, progress: &mut dyn FnMut(&Report)) -> Option<Stop> {
         if !self.take_the_turn(session) {
@@ -163,7 +164,7 @@ impl<T: Transactions> Running<'_, T> {
             // A flush keeps its turn: what it has deleted is not committed before its caller's transaction is.
             let turn_wanted = || T::LOCK == LockScope::Session && lock.is_some_and(SenderLock::is_wanted);
             self.bell.clear();
-            match session.advance(self.transactions, &NoNews, &turn_wanted) {
+            match session.advance(self.transactions, &NoAnnouncements, &turn_wanted) {
                 Ok(Wait::Reply) => self.wait_for_reply(session),
                 Ok(Wait::Turn) => {
                     self.lock = None;
@@ -178,10 +179,10 @@ impl<T: Transactions> Running<'_, T> {
                     now(self.transactions, |transactions| session.count_what_is_left(transactions));
                     return session.stop().cloned();
                 }
-                Err(Undone::Failed(error)) => error.raise(),
-                Err(Undone::Locked) => latch::wait(Some(self.bell), LOCKED),
+                Err(StepError::Failed(error)) => error.raise(),
+                Err(StepError::Locked) => latch::wait(Some(self.bell), LOCKED),
             }
-            progress(&session.report);
+            progress(session.report());
         }
     }
 
@@ -192,13 +193,13 @@ impl<T: Transactions> Running<'_, T> {
         }
     }
 
-    /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn comes
-    /// again behind all who wait.
+    /// Takes the sender's lock, waiting up to `sync_outbox.lock_wait` for another sender; a drain that has had its turn
+    /// queues again behind all that wait.
     fn take_the_turn(&mut self, session: &mut Session) -> bool {
         if T::LOCK == LockScope::Transaction {
             xact::forbid_prepare();
         }
-        let Running { transactions, schema, target_id, .. } = self;
+        let ManualPush { transactions, schema, target_id, .. } = self;
         let patience = settings::lock_wait();
         self.lock = transactions.patiently(|| SenderLock::acquire(schema.outbox(), *target_id, T::LOCK, patience));
         wake::turn_taken();
@@ -208,25 +209,28 @@ impl<T: Transactions> Running<'_, T> {
 }
 
 /// Nobody announces anything to a session that sees what was committed at its beginning.
-struct NoNews;
+struct NoAnnouncements;
 
-impl News for NoNews {
+impl Announcements for NoAnnouncements {
     fn first_id(&self) -> i64 {
-        i64::MAX
+        NOTHING
     }
 
-    fn is_there(&self) -> bool {
+    fn are_there(&self) -> bool {
         false
     }
 }
 
-/// Has a step done, however long somebody's lock is in its way.
-fn now<T: Transactions, R>(transactions: &mut T, mut step: impl FnMut(&mut T) -> std::result::Result<R, Undone>) -> R {
+/// Repeats a step until it succeeds, however long somebody's lock blocks it.
+fn now<T: Transactions, R>(
+    transactions: &mut T,
+    mut step: impl FnMut(&mut T) -> std::result::Result<R, StepError>,
+) -> R {
     loop {
         match step(transactions) {
             Ok(result) => return result,
-            Err(Undone::Failed(error)) => error.raise(),
-            Err(Undone::Locked) => latch::wait(None, LOCKED),
+            Err(StepError::Failed(error)) => error.raise(),
+            Err(StepError::Locked) => latch::wait(None, LOCKED),
         }
     }
 }
@@ -240,13 +244,13 @@ pub fn fill(entry: &mut Entry, report: &Report) {
     entry.failed = report.failed + report.conflicts + report.dead;
     entry.error = report.error();
     entry.status = match (report.nothing_left, report.acked) {
-        (true, _) => Status::Success,
-        (false, 0) => Status::Failed,
-        _ => Status::Partial,
+        (true, _) => HistoryStatus::Success,
+        (false, 0) => HistoryStatus::Failed,
+        _ => HistoryStatus::Partial,
     };
 }
 
-/// Refuses, before anything is sent, a transaction in which a flush cannot be right (`hard-facts` 8).
+/// Refuses, before anything is sent, a transaction in which a flush cannot be right (`invariants` 8).
 fn refuse_transaction() -> Result<()> {
     if xact::in_recovery() {
         return Err(Error::new(SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "a standby does not send changes")
@@ -274,7 +278,7 @@ thread_local! {
     static SENDING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Refuses a push inside a push of the same session, which the lock would let pass.
+/// Refuses a push inside a push of the same session, which the sender's lock would allow.
 struct Once;
 
 impl Once {

@@ -1,19 +1,20 @@
 //! Pushing: read, send, settle.
 //!
-//! [`session::Session`] is the journey of a batch, top down, as a state machine that never waits: [`destination`] says where
-//! to send, [`reader`] fetches batches in order, [`exchange`] has each answered over a [`link`], [`settle`] writes the
-//! answers down, [`report`] counts, [`books`] keeps the counts that the overview shows. Who waits is the caller: [`manual`]
-//! for flush and drain, which advance one session, and [`background`] for the worker, which advances those of all targets.
-//! Who owns the transactions differs by caller: [`transactions`].
+//! [`session::Session`] is the journey of a batch, top down, as a state machine that never waits: [`destination`] says
+//! where to send, [`reader`] reads batches in order, [`exchange`] has each answered over an [`http_link`], [`settle`]
+//! writes the verdicts down, [`report`] counts, [`counters`] keeps the counts that the overview shows. The caller does
+//! the waiting: [`manual`] for flush and drain, which advance one session, and [`background`] for the worker, which
+//! advances those of all targets. They differ in whose transactions they use: [`transactions`].
 
 mod activity;
+mod announcements;
 mod background;
-mod books;
+mod bounds;
+mod counters;
 pub mod credentials;
-mod crossing;
 mod destination;
 mod exchange;
-mod link;
+mod http_link;
 mod manual;
 mod reader;
 mod report;
@@ -25,5 +26,6 @@ pub mod token_file;
 pub mod transactions;
 mod watch;
 
-pub use background::{Background, CLONED, Next, Signals};
+pub use announcements::{Next, Signals};
+pub use background::{BackgroundPush, CLONED};
 pub use manual::{drain, flush};

@@ -1,15 +1,15 @@
-//! What a session did, and how a flush says it.
+//! What a session did, and how a flush reports it.
 
-use crate::delivery::keys::MOST_KEYS;
 use crate::error::Error;
+use delivery::keys::MOST_KEYS;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// What a session counted. Changes are counted once, however often halving and bisecting sent them.
+/// What a session has counted. A change counts once, however often halving and bisecting have sent it.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// In scope when it began, whatever their status.
+    /// The changes that it was about when it began, whatever their status.
     pub pending: i64,
     pub sent: i64,
     pub acked: i64,
@@ -19,7 +19,7 @@ pub struct Report {
     pub blocked: i64,
     /// Tables that wait as a whole because too many of their keys are parked, quoted.
     pub waiting_tables: BTreeSet<String>,
-    /// Nothing of what was in scope is left.
+    /// None of the changes that it was about is left.
     pub nothing_left: bool,
     /// Why it ended before everything was tried.
     pub stop: Option<Stop>,
@@ -61,7 +61,7 @@ impl Report {
         }
     }
 
-    /// The answer of `sync_outbox_flush()`: four members always, the others only when they say something.
+    /// The answer of `sync_outbox_flush()`: four members always, the others only where they apply.
     pub fn to_json(&self, retry_at: Option<String>) -> String {
         let mut members: Vec<(&str, Value)> = vec![
             ("ok", self.nothing_left.into()),
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_of_the_seeds() {
+    fn the_answer_of_the_scripts() {
         let report = Report { pending: 3, sent: 3, acked: 3, nothing_left: true, ..Report::default() };
         assert_eq!(report.to_json(None), r#"{"ok": true, "pending": 3, "sent": 3, "acked": 3}"#);
     }

@@ -1,14 +1,15 @@
-//! Telling a target's trouble from a change's: a proxy that answers 400 to everything must not turn a backlog into dead
-//! changes, and a run of changes that the target really refuses must not stop the others.
+//! Telling a target that is at fault from changes that are: a proxy that answers 400 to everything must not turn a
+//! backlog into dead changes, and a run of changes that the target really refuses must not stop the others.
 //!
-//! Refusals by the status of a response (400, 422) count only if the target has had a word on some other change. Where a
-//! batch meets nothing but such refusals, they are held back, and further changes are tried one by one: the first of each of
-//! the batches that follow. One that is answered proves the target, and the refusals that were held back count. If none is,
-//! it is the target's trouble. A proof holds for a while, in which each change can be refused once more before another word
-//! has to come: so a long run of bad changes is through soon, and a proxy that breaks in that time kills nothing.
+//! Refusals by the status of a response (400, 422) count only if the target has given a verdict on some other change.
+//! Where a batch meets nothing but such refusals, they are held back, and further changes are tried one by one: the
+//! first of each of the batches that follow. One that is answered proves that the target works, and the refusals that
+//! were held back count. If none is, the target is at fault. A proof holds for a while, in which each change can be
+//! refused once more before another verdict is needed: so a long run of bad changes is soon dealt with, and a proxy
+//! that breaks in that time makes no change DEAD.
 
-use super::exchange::Said;
-use crate::delivery::batch::Batch;
+use super::exchange::Judged;
+use delivery::batch::Batch;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -19,18 +20,18 @@ const SAMPLES: u32 = 16;
 /// Refusals that are held back.
 #[derive(Default)]
 pub struct Suspicion {
-    pub held: Vec<(Rc<Batch>, Vec<Said>)>,
+    pub held: Vec<(Rc<Batch>, Vec<Judged>)>,
     samples: u32,
 }
 
 impl Suspicion {
     /// Holds back the refusals of another batch.
-    pub fn hold(&mut self, batch: Rc<Batch>, refused: Vec<Said>) {
+    pub fn hold(&mut self, batch: Rc<Batch>, refused: Vec<Judged>) {
         self.held.push((batch, refused));
         self.samples += 1;
     }
 
-    /// Whether it is the target's trouble: enough others have been tried.
+    /// Whether the target is at fault: enough other changes have been tried.
     pub fn is_certain(&self) -> bool {
         self.samples > SAMPLES
     }
@@ -41,7 +42,7 @@ const PROOF: Duration = Duration::from_secs(60);
 /// Refused changes that are remembered.
 const MOST_REFUSED: usize = 100_000;
 
-/// That the target is up although it refuses changes by the status of its responses.
+/// The proof that the target works although it refuses changes by the status of its responses.
 #[derive(Default)]
 pub struct Proof {
     at: Option<Instant>,
@@ -50,12 +51,12 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// The target has had a word on a change, between others that it refused.
+    /// The target has given a verdict on a change, between others that it refused.
     pub fn give(&mut self) {
         self.at = Some(Instant::now());
     }
 
-    /// The target has had a word on a change.
+    /// The target has given a verdict on a change.
     pub fn renew(&mut self) {
         if self.holds() {
             self.give();
@@ -71,7 +72,7 @@ impl Proof {
         *self = Proof::default();
     }
 
-    /// Whether a refusal of this change counts: a word has come since its last one.
+    /// Whether a refusal of this change counts: a verdict on another change has come since its last one.
     pub fn convicts(&mut self, id: i64) -> bool {
         let Some(at) = self.at.filter(|_| self.holds()) else { return false };
         if self.refused.get(&id).is_some_and(|last| *last >= at) {

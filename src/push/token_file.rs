@@ -1,20 +1,21 @@
-//! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data directory.
+//! Files that hold a secret: those of an administrator, and our own with a token, in `sync_outbox` below the data
+//! directory.
 //!
 //! Nothing here is transactional, and no error shows any of a file's content.
 
-use crate::delivery::secret_file;
-use crate::delivery::signature::{SecretError, Secrets};
-use crate::delivery::token::{self, TokenError};
 use crate::pg::{Oid, file};
+use delivery::secret_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use wire::signature::{SecretError, Secrets};
+use wire::token::{self, TokenError};
 
 /// What is wrong with a file that holds a secret.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub enum CredentialFileError {
     #[error(transparent)]
     File(secret_file::FileError),
     #[error(transparent)]
@@ -25,22 +26,22 @@ pub enum FileError {
     Format,
 }
 
-impl From<secret_file::FileError> for FileError {
+impl From<secret_file::FileError> for CredentialFileError {
     fn from(error: secret_file::FileError) -> Self {
         match error {
             secret_file::FileError::TooLong(_) => TokenError::TooLong.into(),
-            error => FileError::File(error),
+            error => CredentialFileError::File(error),
         }
     }
 }
 
 /// The token in a file of the administrator's. It may be reached through a symbolic link, as Kubernetes mounts secrets.
-pub fn read(path: &Path) -> Result<String, FileError> {
+pub fn read(path: &Path) -> Result<String, CredentialFileError> {
     Ok(token::from_file(&content(path, 0)?)?)
 }
 
 /// The signing secrets in a file of the administrator's.
-pub fn read_secrets(path: &Path) -> Result<Secrets, FileError> {
+pub fn read_secrets(path: &Path) -> Result<Secrets, CredentialFileError> {
     Ok(Secrets::from_file(&content(path, 0)?)?)
 }
 
@@ -51,15 +52,15 @@ fn content(path: &Path, flags: i32) -> Result<Vec<u8>, secret_file::FileError> {
 
 /// A token and the origin it was set for: it is sent nowhere else.
 #[derive(Serialize, Deserialize)]
-pub struct Kept {
+pub struct StoredToken {
     pub origin: String,
     pub token: String,
 }
 
-impl Kept {
+impl StoredToken {
     /// Reads the content of our own file.
-    pub fn parse(content: &[u8]) -> Result<Self, FileError> {
-        let kept: Kept = serde_json::from_slice(content).map_err(|_| FileError::Format)?;
+    pub fn parse(content: &[u8]) -> Result<Self, CredentialFileError> {
+        let kept: StoredToken = serde_json::from_slice(content).map_err(|_| CredentialFileError::Format)?;
         token::check(&kept.token)?;
         Ok(kept)
     }
@@ -83,12 +84,12 @@ impl TokenFile {
         }
     }
 
-    pub fn read(&self) -> Result<Option<Kept>, FileError> {
+    pub fn read(&self) -> Result<Option<StoredToken>, CredentialFileError> {
         let content = match content(&self.directory.join(&self.name), libc::O_NOFOLLOW) {
             Err(secret_file::FileError::Missing) => return Ok(None),
             content => content?,
         };
-        Kept::parse(&content).map(Some)
+        StoredToken::parse(&content).map(Some)
     }
 
     /// Removes the file, if it is there and can be removed.
@@ -97,26 +98,26 @@ impl TokenFile {
     }
 
     /// Replaces the file in one step that survives a crash.
-    pub fn write(&self, kept: &Kept) -> io::Result<()> {
+    pub fn write(&self, token: &StoredToken) -> io::Result<()> {
         DirBuilder::new().mode(0o700).create(&self.directory).or_else(|error| match error.kind() {
             ErrorKind::AlreadyExists => Ok(()),
             _ => Err(error),
         })?;
         let temporary = self.directory.join(format!("{}.{}", self.name, std::process::id()));
-        let written = self.write_new(&temporary, kept);
+        let written = self.write_new(&temporary, token);
         if written.is_err() {
             let _ = fs::remove_file(&temporary); // the first error is the one to report
         }
         written
     }
 
-    fn write_new(&self, temporary: &Path, kept: &Kept) -> io::Result<()> {
+    fn write_new(&self, temporary: &Path, token: &StoredToken) -> io::Result<()> {
         match fs::remove_file(temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {} // what a crashed process of the same pid left behind is gone
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-        file.write_all(&serde_json::to_vec(kept)?)?;
+        file.write_all(&serde_json::to_vec(token)?)?;
         file.sync_all()?;
         fs::rename(temporary, self.directory.join(&self.name))?;
         File::open(&self.directory)?.sync_all()
@@ -127,7 +128,7 @@ impl TokenFile {
 mod tests {
     proptest::proptest! {
         #[test]
-        fn whatever_our_own_file_holds_cannot_break_a_header(content in crate::arbitrary::json(&["origin", "token", "t0ken"])) {
+        fn whatever_our_own_file_holds_cannot_break_a_header(content in wire::properties::json(&["origin", "token", "t0ken"])) {
             crate::properties::kept_token(content.as_bytes());
         }
     }

@@ -1,12 +1,12 @@
-//! The worker's look at the backlog's thresholds, now and then.
+//! The worker checks now and then whether the backlog has crossed a threshold.
 
 use crate::store::{Schema, backlog};
 use std::time::{Duration, Instant};
 
-/// A look at a long backlog reads a sample of it.
+/// A check of a long backlog reads a sample of it.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// When the last look was, and what it said about the next crossing.
+/// When the last check was, and what it found about the next crossing.
 #[derive(Default)]
 pub struct Watch {
     looked: Option<Instant>,
@@ -14,7 +14,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Warns of what has been crossed, if it is time to look again. Inside a transaction.
+    /// Warns of thresholds that have been crossed, if it is time to check again. Inside a transaction.
     pub fn look(&mut self, schema: &Schema) {
         if self.looked.is_some_and(|at| at.elapsed() < EVERY) {
             return;

@@ -3,15 +3,15 @@
 use super::Schema;
 use crate::pg::Oid;
 use crate::pg::spi::{self, Arg};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// An accepted table.
 pub struct Accepted {
     pub oid: Oid,
     pub partitioned: bool,
-    /// By foreign keys of other tables.
+    /// Foreign keys of other tables refer to it.
     pub referenced: bool,
-    /// Members of a change that are no columns of it are left out.
+    /// Members of a change that are not among its columns are left out.
     pub ignore_unknown: bool,
 }
 
@@ -43,9 +43,9 @@ pub fn find(schema: &Schema, schema_name: &str, table_name: &str) -> Option<Acce
     )
 }
 
-/// Why a table cannot keep what it is acknowledged for.
+/// Why a table would not keep changes that it acknowledges.
 pub struct Flaw {
-    /// As it goes on after the table's name.
+    /// The rest of a message that begins with the table's name.
     pub why: String,
     /// What to do about it.
     pub hint: &'static str,
@@ -89,16 +89,20 @@ pub fn flaw(relation: Oid) -> Option<Flaw> {
     })
 }
 
-/// A column of a table, its type as it is written in SQL.
-pub struct Column {
-    pub name: String,
+/// A column of an accepted table.
+#[derive(Debug)]
+pub struct HubColumn {
+    /// As it is written in SQL.
     pub type_name: String,
+    /// The hub computes it.
     pub generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY: may be inserted, never updated.
     pub always_identity: bool,
 }
 
-pub fn columns(relation: Oid) -> Vec<Column> {
-    let mut columns = Vec::new();
+/// The columns of a table by name.
+pub fn columns(relation: Oid) -> HashMap<String, HubColumn> {
+    let mut columns = HashMap::new();
     spi::query(
         "SELECT attname::pg_catalog.text, pg_catalog.format_type(atttypid, atttypmod),
                 attgenerated OPERATOR(pg_catalog.<>) ''::pg_catalog.\"char\",
@@ -108,12 +112,12 @@ pub fn columns(relation: Oid) -> Vec<Column> {
             AND NOT attisdropped",
         &[relation.into()],
         |row| {
-            columns.push(Column {
-                name: row.utf8(1).unwrap_or_default(),
+            let column = HubColumn {
                 type_name: row.utf8(2).unwrap_or_default(),
                 generated: row.get(3).unwrap_or_default(),
                 always_identity: row.get(4).unwrap_or_default(),
-            })
+            };
+            columns.insert(row.utf8(1).unwrap_or_default(), column);
         },
     );
     columns
@@ -158,7 +162,7 @@ pub fn keys(relation: Oid) -> Vec<BTreeMap<String, String>> {
     keys
 }
 
-/// What accept has to know of a relation before it takes it.
+/// What `sync_outbox_accept()` has to know about a relation.
 pub struct Candidate {
     pub name: String,
     pub kind: u8,
@@ -200,7 +204,7 @@ pub fn candidate(relation: Oid) -> Option<Candidate> {
     )
 }
 
-/// Accepts a table, or gives it another option, and forgets the ones that are gone, whose numbers could come back as other
+/// Accepts a table, or changes its option, and forgets the tables that are gone: their oids could be given to other
 /// tables.
 pub fn accept(schema: &Schema, relation: Oid, by: &str, ignore_unknown: bool) {
     spi::run(

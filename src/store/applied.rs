@@ -5,7 +5,8 @@ use crate::pg::spi;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Remembers a key; `false` if it was known. A key that another session is just applying is waited for.
+/// Remembers a key; `false` if it was known. If another session is applying the same key, this waits until that has
+/// ended.
 pub fn remember(schema: &Schema, key: &uuid::Uuid) -> bool {
     let key = pgrx::Uuid::from_bytes(*key.as_bytes());
     spi::run(
@@ -14,7 +15,7 @@ pub fn remember(schema: &Schema, key: &uuid::Uuid) -> bool {
     ) == 1
 }
 
-/// Gives this transaction something to commit. A transaction that has only read does not wait for what it has read to be
+/// Gives this transaction something to commit. A transaction that has only read does not wait until what it has read is
 /// on disk, or on the standbys that commits wait for.
 pub fn commit_something() {
     spi::run("SELECT pg_catalog.pg_logical_emit_message(true, 'sync_outbox', 'applied before')", &[]);
@@ -34,7 +35,7 @@ pub fn prune_now_and_then(schema: &Schema, added: usize) {
     }
     let most = (2 * added).max(1000) as i64;
     let age = crate::settings::applied_retention().as_secs_f64();
-    // SKIP LOCKED: another session may be at the same.
+    // SKIP LOCKED, because another session may be deleting the same rows.
     let gone = spi::run(
         &schema.sql(
             "DELETE FROM @.sync_outbox_applied WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY(
@@ -45,6 +46,6 @@ pub fn prune_now_and_then(schema: &Schema, added: usize) {
         ),
         &[age.into(), most.into()],
     );
-    // More of them are waiting: go on with the next call.
+    // If there may be more of them, the next call goes on.
     NEXT.set((gone < most as u64).then(|| now + EVERY));
 }

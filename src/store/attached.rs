@@ -1,10 +1,10 @@
 //! Attached tables, as the system catalogs know them: triggers, keys, partitions.
 
 use super::{Schema, target};
-use crate::capture::Options;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, text};
+use crate::store::options::Options;
 
 /// The table that was attached, given the oid of a trigger: a partition's clone leads up to the root's trigger.
 pub fn root_of(trigger: Oid) -> Option<Oid> {
@@ -44,8 +44,8 @@ pub fn name(relation: Oid) -> (Vec<u8>, Vec<u8>) {
     .unwrap_or_default()
 }
 
-/// The attribute numbers of these columns, in their order, and their places among the columns that are there; 0 for one that is
-/// not there.
+/// The attribute numbers of these columns, in their order, and their positions among the existing columns; 0 for a
+/// column that does not exist.
 pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
     let mut found = vec![(0, 0); columns.len()];
     if columns.is_empty() {
@@ -66,8 +66,8 @@ pub fn attribute_numbers(relation: Oid, columns: &[String]) -> Vec<(i16, i16)> {
     found
 }
 
-/// A unique index and what speaks against using it as the key of changes.
-struct Candidate {
+/// A unique index, and the reason why it cannot be the key of changes, if there is one.
+struct CandidateKey {
     columns: Vec<String>,
     primary: bool,
     replica_identity: bool,
@@ -75,9 +75,9 @@ struct Candidate {
 }
 
 /// The key columns of a relation, in the order of their index: those asked for, or the primary key, or the replica
-/// identity's index. The index must give ids an order (`hard-facts` 3): valid, immediate, neither partial nor over
-/// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are compared
-/// as numbers).
+/// identity's index. The index must give ids an order (`invariants` 3): valid, immediate, neither partial nor over
+/// expressions, on NOT NULL columns, and of types whose equal values look the same (numbers excepted, which are
+/// compared as numbers).
 pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     let mut candidates = candidates(relation);
     let position = match wanted {
@@ -106,7 +106,7 @@ pub fn key_of(relation: Oid, wanted: Option<&[String]>) -> Result<Vec<String>> {
     }
 }
 
-fn candidates(relation: Oid) -> Vec<Candidate> {
+fn candidates(relation: Oid) -> Vec<CandidateKey> {
     let mut found = Vec::new();
     spi::query(
         "SELECT k.names, i.indisprimary, i.indisreplident,
@@ -143,7 +143,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
           WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND k.names IS NOT NULL",
         &[relation.into()],
         |row| {
-            found.push(Candidate {
+            found.push(CandidateKey {
                 columns: row.texts(1),
                 primary: row.get(2).unwrap_or_default(),
                 replica_identity: row.get(3).unwrap_or_default(),
@@ -158,7 +158,7 @@ fn candidates(relation: Oid) -> Vec<Candidate> {
 #[derive(Clone, Debug)]
 pub struct Trigger {
     pub name: String,
-    /// As they stand in its argument; `None` if they cannot be read.
+    /// As its argument has them; `None` if that cannot be read.
     pub options: Option<Options>,
     /// `O` for origin, `A` for always, `D` for disabled, `R` for replica.
     pub enabled: String,
@@ -236,7 +236,7 @@ pub fn aimed_at(capture: Oid, target: &str) -> Vec<String> {
     aimed(capture, |name| name == target)
 }
 
-/// The attached relations whose changes go to a target that is not there.
+/// The attached relations whose changes go to a target that does not exist.
 pub fn aimed_at_nothing(schema: &Schema) -> Vec<String> {
     aimed(schema.capture(), |name| name != target::DEFAULT && target::look_up(schema, name).is_none())
 }
@@ -249,12 +249,12 @@ fn aimed(capture: Oid, at: impl Fn(&str) -> bool) -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// The partitioned table above a partition that is attached, by name.
+/// The name of the attached table that this relation is a partition of.
 pub fn attached_ancestor(capture: Oid, relation: Oid) -> Option<String> {
     relative("pg_catalog.pg_partition_ancestors($1)", capture, relation)
 }
 
-/// A partition below a partitioned table that is attached by itself, by name.
+/// The name of a partition of this table that is attached by itself.
 pub fn attached_partition(capture: Oid, relation: Oid) -> Option<String> {
     relative("pg_catalog.pg_partition_tree($1)", capture, relation)
 }
@@ -276,8 +276,8 @@ fn relative(relatives: &str, capture: Oid, relation: Oid) -> Option<String> {
     )
 }
 
-/// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key, so
-/// that the lane itself, which may be long, is not read.
+/// Whether any change of a table waits in a lane other than (`target_id`, `priority`). Four ranges of the primary key,
+/// so that the lane itself, which may be long, is not read.
 pub fn waits_elsewhere(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: &str) -> bool {
     let of_table = "SELECT true FROM @.sync_outbox
                      WHERE schema_name OPERATOR(pg_catalog.=) $1 AND table_name OPERATOR(pg_catalog.=) $2 AND";

@@ -1,7 +1,7 @@
-//! The backlog as a whole against the thresholds that a DBA has set, and the table `sync_outbox_threshold`, which remembers
-//! what has been said, so that each crossing is said once whoever notices it.
+//! The backlog as a whole against the thresholds that a DBA has set, and the table `sync_outbox_threshold`, which
+//! remembers which warnings have been given, so that there is one for each crossing, whoever notices it.
 //!
-//! Nothing follows from a crossing: the outbox grows as long as the disk lets it.
+//! A crossing has no other effect: the outbox grows as long as there is room on the disk.
 
 use super::queue::LANES;
 use super::{Schema, stats};
@@ -11,13 +11,13 @@ use crate::pg::xact;
 use crate::settings::{self, Thresholds};
 use std::time::Duration;
 
-/// What somebody else is just writing down need not be written down by us.
+/// Whoever holds the lock for longer is writing the same row, so that we need not write it.
 const LOCK_WAIT_MS: i32 = 100;
 
-/// What there is.
+/// The size of the backlog.
 #[derive(Clone, Copy, Debug, Default)]
 struct Backlog {
-    /// Changes, whatever their status. A sample says how many in a long backlog.
+    /// Changes, whatever their status; estimated from a sample if the backlog is long.
     rows: i64,
     /// On disk, indexes included.
     bytes: i64,
@@ -25,7 +25,7 @@ struct Backlog {
     age: Duration,
 }
 
-/// One threshold, and how things stand with it.
+/// A threshold, and what was measured.
 struct Measured {
     name: &'static str,
     setting: &'static str,
@@ -39,7 +39,7 @@ impl Measured {
         self.limit > 0 && self.value > self.limit
     }
 
-    /// So far below that the next crossing is another one.
+    /// Whether the value is so far below the limit that the next crossing is a new one.
     fn is_over(&self) -> bool {
         self.limit == 0 || self.value <= self.limit / 10 * 9
     }
@@ -52,8 +52,8 @@ pub fn crossed(schema: &Schema) -> Vec<&'static str> {
     measured.iter().filter(|measured| measured.is_crossed()).map(|measured| measured.name).collect()
 }
 
-/// Says, as a WARNING in the server's log, which thresholds have been crossed since somebody last looked. Returns when the
-/// oldest change will be too old.
+/// Logs a WARNING for each threshold that has been crossed since the last check. Returns when the oldest change will be
+/// too old.
 pub fn watch(schema: &Schema) -> Option<Duration> {
     let thresholds = settings::thresholds();
     let mut known = Vec::new();
@@ -77,7 +77,7 @@ pub fn watch(schema: &Schema) -> Option<Duration> {
     (age.value > 0 && age.limit >= age.value).then(|| Duration::from_secs((age.limit - age.value + 1) as u64))
 }
 
-/// Whether the statement changed something, which it does for one of all who try.
+/// Whether the statement changed a row. Of several processes that try at the same time it does so for one.
 fn note(schema: &Schema, statement: &str, measured: &Measured) -> bool {
     let attempt = xact::subtransaction_in_time(LOCK_WAIT_MS, || {
         spi::run(&schema.sql(statement), &[Arg::text_utf8(measured.name)])
@@ -98,7 +98,7 @@ fn warn(measured: &Measured) {
         .log();
 }
 
-/// What is not asked for is not measured.
+/// Measures only what has a threshold.
 fn measure(schema: &Schema, thresholds: &Thresholds) -> [Measured; 3] {
     let backlog = Backlog {
         rows: if thresholds.rows > 0 { stats::rows_above(schema, thresholds.rows) } else { 0 },

@@ -1,7 +1,7 @@
 //! The table `sync_outbox_history`: one row per push session, requeue and discard.
 //!
-//! A long session writes its row when it begins and brings it up to date as it goes, so that a crash leaves a trace; it
-//! never writes a row per request.
+//! A long session writes its row when it begins and updates it now and then, so that a crash leaves a trace. It does
+//! not write a row per request.
 
 use super::Schema;
 use crate::pg::spi::{self, Arg};
@@ -16,7 +16,7 @@ pub enum Action {
     Discard,
 }
 
-/// On whose account: the worker's, or that of somebody who called a function.
+/// Who did it: the worker, or somebody who called a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Automatic,
@@ -25,7 +25,7 @@ pub enum Mode {
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum HistoryStatus {
     Success,
     Partial,
     Failed,
@@ -50,22 +50,22 @@ impl Mode {
     }
 }
 
-impl Status {
+impl HistoryStatus {
     fn name(self) -> &'static str {
         match self {
-            Status::Success => "SUCCESS",
-            Status::Partial => "PARTIAL",
-            Status::Failed => "FAILED",
+            HistoryStatus::Success => "SUCCESS",
+            HistoryStatus::Partial => "PARTIAL",
+            HistoryStatus::Failed => "FAILED",
         }
     }
 }
 
-/// A row of the table. Changes are counted; `pending` is what was in scope when it began.
+/// A row of the table. The numbers are numbers of changes; `pending` is how many there were to send at the beginning.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub action: Action,
     pub mode: Mode,
-    pub status: Status,
+    pub status: HistoryStatus,
     pub target: Option<String>,
     pub branch: Option<String>,
     /// The role that asked for it, never the owner that our statements run as.
@@ -87,7 +87,7 @@ impl Entry {
         Entry {
             action,
             mode,
-            status: Status::Success,
+            status: HistoryStatus::Success,
             target: None,
             branch: None,
             who,
@@ -107,8 +107,8 @@ impl Entry {
         self.finished = pgrx::datum::clock_timestamp();
     }
 
-    /// The columns but `id`, in the table's order.
-    fn values(&self) -> Vec<Arg> {
+    /// The values of all columns except `id`, in the order of the statements below.
+    fn values(&self) -> Vec<Arg<'_>> {
         vec![
             self.action.name().into(),
             self.mode.name().into(),
@@ -142,7 +142,7 @@ pub fn insert(schema: &Schema, entry: &Entry) -> i64 {
     .unwrap_or_default()
 }
 
-/// Brings a row up to date. If somebody has deleted it meanwhile, it stays away.
+/// Updates a row. If somebody has deleted it meanwhile, nothing is written.
 pub fn update(schema: &Schema, id: i64, entry: &Entry) {
     let mut values = entry.values();
     values.push(id.into());
@@ -157,7 +157,7 @@ pub fn update(schema: &Schema, id: i64, entry: &Entry) {
     );
 }
 
-/// Drops the rows of what began longer ago than `retention`.
+/// Deletes the rows of everything that began longer ago than `retention`.
 pub fn prune(schema: &Schema, retention: Duration) {
     spi::run(
         &schema.sql(

@@ -1,8 +1,9 @@
-//! The table `sync_outbox_identity`: which database of which server sends, so that a copy of it does not (`hard-facts` 19).
+//! The table `sync_outbox_identity`: which database of which server sends, so that a copy of it does not (`invariants`
+//! 19).
 //!
-//! What was written down travels with every copy, and the copy sees that it was written elsewhere. It is written before
-//! there can be anything to send: by the first attach or import. So an outbox with changes or attached tables that says
-//! nothing of itself is a copy too, of the schema alone.
+//! The row is in every copy, and a copy sees that it was written elsewhere. It is written before there can be anything
+//! to send: by the first attach or import. So an outbox with changes or attached tables but without such a row is a
+//! copy too, of the schema alone.
 
 use super::Schema;
 use crate::pg::spi::{self, Arg};
@@ -14,9 +15,9 @@ use std::fs;
 pub enum Copied {
     /// Another database wrote the identity: a restored dump, a template copy, pg_upgrade.
     Database,
-    /// This database did, in another data directory or on another host, and no promotion lies between.
+    /// This database wrote it, but in another data directory or on another host, and no standby was promoted since.
     Directory,
-    /// Nobody did: a dump of the schema alone.
+    /// There is no identity: a dump of the schema alone was restored.
     Schema,
 }
 
@@ -33,26 +34,27 @@ impl Copied {
 /// What the identity says of this database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It was written here.
+    /// It was written by this database, here.
     Ours,
-    /// Ours, but written before a promotion or a move that is known to be harmless.
+    /// It was written by this database, before a promotion or a move that is known to be harmless.
     Moved,
-    /// There is nothing to be a copy of.
+    /// There is no identity yet, and nothing to be a copy of.
     Unnamed,
     Copied(Copied),
 }
 
-/// A row, compared with here.
+/// A row of the table, compared with this database.
 #[derive(Clone, Copy)]
 struct Written {
-    /// By this database of this server or of a physical copy of it.
+    /// It was written by this database of this server, or of a physical copy of it.
     ours: bool,
-    /// On this host in this data directory.
+    /// It was written on this host, in this data directory.
     here: bool,
     timeline: i32,
 }
 
-/// Judges by the rows alone. A higher timeline is that of a promoted standby; the original cannot reach it.
+/// Judges by the rows alone. A timeline that is higher than the recorded one is that of a promoted standby, which the
+/// original cannot reach.
 fn judge(rows: &[Written], timeline: i32) -> Standing {
     if rows.iter().any(|row| !row.ours) {
         return Standing::Copied(Copied::Database);
@@ -93,7 +95,7 @@ pub fn standing(schema: &Schema) -> Standing {
     }
 }
 
-/// Whether this database may send; writes down who it is where that is not known yet.
+/// Whether this database may send; writes its identity if there is none yet.
 pub fn admit(schema: &Schema) -> Result<(), Copied> {
     match standing(schema) {
         Standing::Ours => {}
@@ -109,7 +111,7 @@ pub fn admit(schema: &Schema) -> Result<(), Copied> {
             );
         }
         Standing::Unnamed => {
-            // Of an empty template, if it has rows at all.
+            // If there are rows at all, they are those of an empty template.
             spi::run(
                 &schema.sql(
                     "DELETE FROM @.sync_outbox_identity
@@ -123,7 +125,7 @@ pub fn admit(schema: &Schema) -> Result<(), Copied> {
     Ok(())
 }
 
-/// Makes this database the one that sends, whatever was written before: as the `same` source, or as another one.
+/// Makes this database the one that sends, whatever the table says: as the `same` source as before, or as a new one.
 pub fn adopt(schema: &Schema, same: bool, who: &str) {
     let source = spi::first(
         &schema.sql(
@@ -138,7 +140,7 @@ pub fn adopt(schema: &Schema, same: bool, who: &str) {
     write(schema, source.filter(|_| same), Some(who));
 }
 
-/// Writes down that this database sends, as a new source where none is given; unless somebody has just done so.
+/// Records that this database sends, as a new source if none is given. Does nothing if somebody else has just done so.
 fn write(schema: &Schema, source: Option<uuid::Uuid>, adopted_by: Option<&str>) {
     let mut arguments = Vec::from(here());
     arguments.push(Arg::opt(source.map(|source| pgrx::Uuid::from_bytes(*source.as_bytes()))));
@@ -156,7 +158,7 @@ fn write(schema: &Schema, source: Option<uuid::Uuid>, adopted_by: Option<&str>) 
 }
 
 /// System identifier, database, host, data directory and timeline: $1 to $5 of the statements above.
-fn here() -> [Arg; 5] {
+fn here() -> [Arg<'static>; 5] {
     let directory = file::data_directory();
     // One directory may be reached by several names.
     let directory = fs::canonicalize(&directory).unwrap_or(directory);
@@ -169,7 +171,7 @@ fn here() -> [Arg; 5] {
     ]
 }
 
-/// Whether there is something that another database could be the source of.
+/// Whether there is anything that could come from another database.
 fn is_used(schema: &Schema) -> bool {
     let _plans = super::index_order();
     spi::first(
@@ -184,7 +186,7 @@ fn is_used(schema: &Schema) -> bool {
     .unwrap_or_default()
 }
 
-/// Whether somebody has said where to send. The default target alone says nothing: any call makes it.
+/// Whether somebody has said where to send. The default target alone does not count, because many calls create it.
 fn is_aimed(schema: &Schema) -> bool {
     spi::first(
         &schema.sql(

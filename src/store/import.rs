@@ -1,12 +1,12 @@
-//! Rows of the scripts' outbox in ours: in front of everything that was captured, with ids of their own.
+//! Rows of the scripts' outbox that are copied into ours, with ids below those of everything that was captured.
 
 use super::Schema;
-use crate::capture::Priority;
 use crate::pg::spi::{self, Arg};
 use crate::pg::{Oid, memory};
 use pgrx::pg_sys;
 use std::collections::HashSet;
 use uuid::Uuid;
+use wire::Priority;
 
 /// Ids that capture draws begin with 1; those below are of imports.
 const FIRST_CAPTURED_ID: i64 = 1;
@@ -57,8 +57,8 @@ pub fn could_capture(role: Oid, schema_name: &[u8], table_name: &[u8]) -> bool {
 pub struct Imported<'a> {
     pub id: i64,
     pub dedup_key: Uuid,
-    /// A timestamptz datum.
-    pub created_at: Option<pg_sys::Datum>,
+    /// Microseconds, as [`Arg::timestamptz`] takes them.
+    pub created_at: Option<i64>,
     pub target_id: i16,
     pub priority: Priority,
     pub schema_name: &'a [u8],
@@ -71,7 +71,8 @@ pub struct Imported<'a> {
 }
 
 impl Imported<'_> {
-    /// `txid` is this transaction's: the old one may be of another server, and of a time that is still to come on this.
+    /// The columns that are not named get their defaults. `txid` is this transaction's, because the old one may be of
+    /// another server, and a number that this server has yet to give.
     pub fn insert(&self, schema: &Schema) {
         let text = |bytes: Option<&[u8]>| bytes.map_or_else(|| Arg::null(pg_sys::TEXTOID), Arg::text_bytes);
         spi::run(
@@ -86,10 +87,7 @@ impl Imported<'_> {
             &[
                 self.id.into(),
                 pgrx::Uuid::from_bytes(*self.dedup_key.as_bytes()).into(),
-                self.created_at.map_or_else(
-                    || Arg::null(pg_sys::TIMESTAMPTZOID),
-                    |datum| Arg::datum(pg_sys::TIMESTAMPTZOID, datum),
-                ),
+                self.created_at.map_or_else(|| Arg::null(pg_sys::TIMESTAMPTZOID), Arg::timestamptz),
                 self.target_id.into(),
                 self.priority.name().into(),
                 Arg::text_bytes(self.schema_name),

@@ -1,43 +1,44 @@
-//! The table `sync_outbox_lane`: which ids went into another lane than others of their table's name. And who may write into lanes, or
-//! change them, at the same time.
+//! The table `sync_outbox_lane`: the ids of changes that went into another lane than other changes under the name of
+//! their table; and the locks of those who write into lanes or change them.
 
 use super::Schema;
 use super::relation::LOCK_WAIT_MS;
-use crate::capture::Priority;
 use crate::error::{Error, Result, SqlState};
 use crate::pg::Oid;
-use crate::pg::lane_lock::{self, Lanes, Mode};
+use crate::pg::lane_lock::{self, LaneLockMode, Lanes};
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
+use wire::Priority;
 
-/// The lane of this table stays as it is until the transaction ends: for a backfill.
+/// Keeps the lane of this table as it is until the transaction ends, for a backfill.
 pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
     lock(
         schema,
-        (Lanes::Of(table), Mode::Shared),
+        (Lanes::Of(table), LaneLockMode::Shared),
         "the table is just being given another priority or target",
         "Try again when the transaction that called sync_outbox_attach() has ended: see pg_locks and pg_stat_activity.",
     )
 }
 
-/// The lanes of all tables stay as they are until the transaction ends: for an import.
+/// Keeps the lanes of all tables as they are until the transaction ends, for an import.
 pub fn keep_all(schema: &Schema) -> Result<()> {
     lock(
         schema,
-        (Lanes::OfAll, Mode::Exclusive),
+        (Lanes::OfAll, LaneLockMode::Exclusive),
         "tables are just being attached, or changes imported",
         "Try again when that transaction has ended: see pg_locks and pg_stat_activity.",
     )
 }
 
-/// Nobody has written changes of this table into a lane, or will, who is not seen: for a table that gets another one.
+/// Waits for the backfills and imports that write changes of this table, and keeps others out until the transaction
+/// ends, for a table that gets another lane. So there are no changes that are not visible yet.
 pub fn change(schema: &Schema, table: Oid) -> Result<()> {
     let hint = "Try again when the transaction that called sync_outbox_backfill() or sync_outbox_import() has ended: see pg_locks and pg_stat_activity.";
-    lock(schema, (Lanes::OfAll, Mode::Shared), "changes of it may just be imported", hint)?;
-    lock(schema, (Lanes::Of(table), Mode::Exclusive), "rows of it are just being backfilled", hint)
+    lock(schema, (Lanes::OfAll, LaneLockMode::Shared), "changes of it may just be imported", hint)?;
+    lock(schema, (Lanes::Of(table), LaneLockMode::Exclusive), "rows of it are just being backfilled", hint)
 }
 
-fn lock(schema: &Schema, (lanes, mode): (Lanes, Mode), busy: &str, hint: &str) -> Result<()> {
+fn lock(schema: &Schema, (lanes, mode): (Lanes, LaneLockMode), busy: &str, hint: &str) -> Result<()> {
     lane_lock::acquire(schema.outbox(), lanes, mode, LOCK_WAIT_MS).map_err(|caught| match caught.sqlstate {
         SqlState::ERRCODE_LOCK_NOT_AVAILABLE => Error::new(caught.sqlstate, busy).hint(hint),
         _ => caught.into(),
@@ -68,8 +69,8 @@ pub fn record(
     );
 }
 
-/// As [`record`], for this id and whatever comes later. One record is enough for many transactions: who relies on that of another
-/// keeps it from being forgotten until they have committed.
+/// As [`record`], for this id and all later ones. One record is enough for many transactions: a transaction that relies
+/// on the record of another one locks it, so that it is not forgotten before the commit.
 pub fn record_from(schema: &Schema, table: &(Vec<u8>, Vec<u8>), target_id: i16, priority: Priority, first_id: i64) {
     let found = !xact::uses_one_snapshot()
         && spi::first(

@@ -1,7 +1,7 @@
-//! Every statement that the library runs on its own tables, one module per table, with typed rows around them.
+//! Every statement that the library runs on its own tables, one module per table, and typed rows.
 //!
-//! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with its
-//! schema.
+//! Callers act as the extension's owner ([`crate::pg::role::ActAs`]) inside a transaction; every object is named with
+//! its schema.
 
 pub mod accepted;
 pub mod applied;
@@ -10,16 +10,17 @@ pub mod backlog;
 pub mod history;
 pub mod identity;
 pub mod import;
+pub mod intervention;
 pub mod lane;
+pub mod options;
 pub mod overview;
 pub mod queue;
+pub mod queue_scan;
 pub mod reclaim;
 pub mod relation;
-pub mod run;
 pub mod shape;
 pub mod snapshot;
 pub mod stats;
-pub mod steer;
 pub mod target;
 
 use crate::error::{Error, Result, SqlState};
@@ -27,8 +28,10 @@ use crate::pg::Oid;
 use crate::pg::extension::{self, Extension, Version};
 use crate::pg::guc::Nest;
 use crate::pg::relation as pg_relation;
+use crate::pg::{function, text};
 
-/// The oldest version of `sql/` that the statements here fit. A release that needs what its update script makes says so here.
+/// The oldest version of `sql/` that the statements here work with. A release whose statements need what its update
+/// script creates must raise it.
 const OLDEST: Version = Version([0, 2, 0]);
 
 /// The schema that the extension's objects are in.
@@ -40,17 +43,18 @@ pub struct Schema {
 
 impl Schema {
     pub fn new(oid: Oid) -> Self {
-        let name = String::from_utf8_lossy(&pg_relation::schema_name(oid)).into_owned();
+        let name = text::to_utf8(&pg_relation::schema_name(oid)).into_owned();
         Schema { oid, ident: quote_ident(&name) }
     }
 
-    /// That of the installed extension.
+    /// The schema of the installed extension.
     pub fn installed() -> Result<Self> {
         extension::installed().ok_or_else(Error::not_installed).and_then(Self::of)
     }
 
-    /// That of this extension; 55000 while a new library meets old tables. Better nothing is done then than half of it:
-    /// what is sent must also be settled. Capture does not ask, because writers are not to pay for it.
+    /// The schema of this extension; 55000 if the library is newer than the tables. Then it is better to do nothing
+    /// than half of it, because what is sent must also be settled. Capture does not check, so that writers do not pay
+    /// for it.
     pub fn of(Extension { schema, version, .. }: Extension) -> Result<Self> {
         if version < OLDEST {
             return Err(Error::new(
@@ -72,7 +76,7 @@ impl Schema {
 
     /// The oid of the trigger function.
     pub fn capture(&self) -> Oid {
-        pg_relation::trigger_function(self.oid, c"sync_outbox_capture").unwrap_or(Oid::INVALID)
+        function::lookup_trigger(self.oid, c"sync_outbox_capture").unwrap_or(Oid::INVALID)
     }
 
     /// The oid of the outbox table.
@@ -81,8 +85,9 @@ impl Schema {
     }
 }
 
-/// Every read of the outbox goes along its index. A queue's statistics are always wrong (it was empty, or held a million
-/// rows, when it was analyzed), and a plan that sorts reads a whole backlog for one batch.
+/// Makes every read of the outbox use its index, until the result is dropped. The statistics of a queue are always
+/// wrong, because it was empty or held a million rows when it was analyzed, and a plan that sorts reads a whole backlog
+/// for one batch.
 pub fn index_order() -> Nest {
     let nest = Nest::new();
     nest.set("enable_sort", "off")

@@ -5,7 +5,7 @@ use super::target::{self, Target};
 use crate::pg::spi;
 use pgrx::datum::TimestampWithTimeZone;
 
-/// Every target, `default` first and also before it has been made.
+/// Every target. `default` comes first, even if it has not been created yet.
 pub fn targets(schema: &Schema) -> Vec<Target> {
     let mut targets: Vec<Target> = target::all(schema);
     if !targets.iter().any(|target| target.name == target::DEFAULT) {
@@ -19,32 +19,33 @@ pub fn targets(schema: &Schema) -> Vec<Target> {
     targets
 }
 
-/// What the sender has noted of a target, and how fast it goes.
+/// What the sender has recorded about a target, and the rate at which changes go there.
 #[derive(Default)]
-pub struct Status {
+pub struct TargetStatus {
     pub auth: Option<String>,
     pub consecutive_failures: i32,
     pub next_try_at: Option<TimestampWithTimeZone>,
-    /// Whether `next_try_at` is still to come.
+    /// Whether `next_try_at` is in the future.
     pub waits: bool,
     pub last_success_at: Option<TimestampWithTimeZone>,
     pub last_error: Option<String>,
     pub last_error_at: Option<TimestampWithTimeZone>,
     /// Changes acknowledged since the outbox was last empty.
     pub drained: i64,
-    /// Over the last 15 minutes, the running one included.
+    /// Over the last 15 minutes, the current one included.
     pub rows_per_minute: f64,
-    /// Acknowledged by sent over the same time; `None` if nothing was sent.
+    /// The share of the changes sent in that time that was acknowledged; `None` if nothing was sent.
     pub success_rate: Option<f64>,
-    /// When what is left will be gone at the present rate; `None` if nothing is left or nothing moves.
+    /// When everything that is left will have been sent at the present rate; `None` if nothing is left or the rate is
+    /// 0.
     pub estimated_completion: Option<TimestampWithTimeZone>,
 }
 
 /// The status of a target that has `left` changes to send.
 ///
-/// The rate for the completion is that of the last 15 minutes, but of this drain only: what an earlier drain did says
-/// nothing, and neither do days offline.
-pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
+/// The completion is estimated from the rate of the last 15 minutes, but of this drain only: an earlier drain says
+/// nothing about it, and neither do days offline.
+pub fn status(schema: &Schema, target_id: i16, left: i64) -> TargetStatus {
     spi::first(
         &schema.sql(
             "SELECT s.auth, coalesce(s.consecutive_failures, 0), s.next_try_at,
@@ -70,7 +71,7 @@ pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
                     WHERE target_id OPERATOR(pg_catalog.=) $1 AND minute OPERATOR(pg_catalog.>=) t.since) w",
         ),
         &[target_id.into(), left.into()],
-        |row| Status {
+        |row| TargetStatus {
             auth: row.utf8(1),
             consecutive_failures: row.get(2).unwrap_or_default(),
             next_try_at: row.get(3),
@@ -91,7 +92,7 @@ pub fn status(schema: &Schema, target_id: i16, left: i64) -> Status {
 pub struct Setting {
     pub name: String,
     pub value: String,
-    /// In PostgreSQL's words: `default`, `configuration file`, `command line`..
+    /// As PostgreSQL calls it: `default`, `configuration file`, `command line` and so on.
     pub source: String,
 }
 

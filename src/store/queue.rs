@@ -1,28 +1,28 @@
 //! The table `sync_outbox`: appending, reading in order, and settling.
 
-use super::shape::Kind;
-use super::{Schema, stats};
-use crate::capture::Priority;
-use crate::delivery::batch::Change;
+use super::Schema;
+use super::shape::{ColumnKind, OutboxColumn};
 use crate::pg::guc::Nest;
 use crate::pg::spi::{self, Arg};
 use crate::pg::xact;
-use std::ffi::CStr;
+use delivery::batch::Change;
 use std::ops::ControlFlow;
+use std::time::Duration;
+use wire::{Priority, Status};
 
-/// How long a statement that keeps writers out waits for them.
+/// How long a statement that locks writers out waits for those that hold the lock.
 const LOCK_WAIT_MS: i32 = 5_000;
 
-/// The statement capture falls back to, which writes these columns.
-pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
-    let names: Vec<_> = columns.iter().map(|(name, _)| name.to_string_lossy()).collect();
-    let value = |(n, (_, kind)): (usize, &&(&CStr, Kind))| match kind {
-        Kind::Type(_) => format!("${}", n + 1),
-        Kind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
-        Kind::Status => format!("${}::@.sync_outbox_status", n + 1),
+/// The INSERT that capture falls back to, for these columns.
+pub fn insert_statement(schema: &Schema, columns: &[OutboxColumn]) -> String {
+    let names: Vec<_> = columns.iter().map(|column| column.name).collect();
+    let value = |(n, column): (usize, &OutboxColumn)| match column.kind {
+        ColumnKind::Type(_) => format!("${}", n + 1),
+        ColumnKind::Priority => format!("${}::@.sync_outbox_priority", n + 1),
+        ColumnKind::Status => format!("${}::@.sync_outbox_status", n + 1),
     };
     let values: Vec<_> = columns.iter().enumerate().map(value).collect();
-    // The id has been drawn, also where somebody has made it GENERATED ALWAYS.
+    // OVERRIDING, because the id has been drawn already, even if somebody has made the column GENERATED ALWAYS.
     schema.sql(&format!(
         "INSERT INTO @.sync_outbox ({}) OVERRIDING SYSTEM VALUE VALUES ({})",
         names.join(", "),
@@ -30,8 +30,8 @@ pub fn insert_statement(schema: &Schema, columns: &[&(&CStr, Kind)]) -> String {
     ))
 }
 
-/// What may go out at a time: everything that is PENDING, and FAILED changes whose time has come (those of a request that
-/// did not get through have none).
+/// The condition that a change may be sent at a time: it is PENDING, or it is FAILED and due. FAILED changes of a
+/// request that did not get through have no time at which they are due, and are due always.
 fn deliverable_at(time: &str) -> String {
     format!(
         "(status OPERATOR(pg_catalog.=) 'PENDING' OR (status OPERATOR(pg_catalog.=) 'FAILED'
@@ -39,16 +39,16 @@ fn deliverable_at(time: &str) -> String {
     )
 }
 
-/// A time that is given as $2 (microseconds, as `heap::now_micros()`).
+/// The time that is given as $2, in microseconds as `clock::now_micros()` returns them.
 const AT_MICROS: &str = "('2000-01-01 00:00:00+00'::pg_catalog.timestamptz
     OPERATOR(pg_catalog.+) ($2 OPERATOR(pg_catalog.*) interval '1 microsecond'))";
 
-/// What may go out now.
+/// The condition that a change may be sent now.
 pub(super) fn deliverable() -> String {
     deliverable_at("pg_catalog.clock_timestamp()")
 }
 
-/// The lanes that have changes, as `lane (target_id, priority)`: one look at the index for each.
+/// The lanes that have changes, as `lane (target_id, priority)`: one look-up in the index for each.
 pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
     (SELECT target_id, priority FROM @.sync_outbox ORDER BY target_id, priority LIMIT 1)
     UNION ALL
@@ -57,7 +57,7 @@ pub(super) const LANES: &str = "WITH RECURSIVE lane AS (
          WHERE ROW(o.target_id, o.priority) OPERATOR(pg_catalog.>) ROW(lane.target_id, lane.priority)
          ORDER BY o.target_id, o.priority LIMIT 1) next)";
 
-/// The keys that a change has, as read for parking: schema, table, pk and data (UTF-8).
+/// The columns that say which keys a change has, in UTF-8.
 pub struct KeyRow {
     pub status: String,
     pub id: i64,
@@ -70,7 +70,7 @@ pub struct KeyRow {
 impl KeyRow {
     /// In conflict or dead.
     pub fn waits_for_a_person(&self) -> bool {
-        matches!(self.status.as_str(), "CONFLICT" | "DEAD")
+        Status::parse(&self.status).is_some_and(Status::waits_for_a_person)
     }
 }
 
@@ -83,9 +83,13 @@ pub struct ParkedUpTo {
 
 impl Default for ParkedUpTo {
     fn default() -> Self {
-        ParkedUpTo { status: "PENDING".into(), id: i64::MIN }
+        ParkedUpTo { status: Status::Pending.name().into(), id: i64::MIN }
     }
 }
+
+/// The columns of a [`KeyRow`]. Only the data of an UPDATE can name another key than `pk` does.
+const KEY_ROW: &str = "status::pg_catalog.text, id, schema_name, table_name, pk,
+    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END";
 
 fn key_row(row: &spi::Row<'_>) -> KeyRow {
     KeyRow {
@@ -98,7 +102,7 @@ fn key_row(row: &spi::Row<'_>) -> KeyRow {
     }
 }
 
-/// Which changes stand in the way of later ones of their keys: in conflict, dead, or refused and not due at $2.
+/// The condition that later changes of the same key have to wait: in conflict, dead, or refused and not due at $2.
 fn parks() -> String {
     format!(
         "target_id OPERATOR(pg_catalog.=) $1 AND status OPERATOR(pg_catalog.<>) 'PENDING' AND NOT {}",
@@ -106,8 +110,8 @@ fn parks() -> String {
     )
 }
 
-/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `heap::now_micros()`), from
-/// `up_to` on, until `each` says stop. Returns how far that was, or `None` at the end.
+/// The changes behind which later changes of their keys have to wait at `now` (microseconds, as `clock::now_micros()`),
+/// from `up_to` on, until `each` breaks. Returns how far it got, or `None` if it reached the end.
 pub fn parked(
     schema: &Schema,
     target_id: i16,
@@ -118,9 +122,7 @@ pub fn parked(
     let mut stopped_at = None;
     spi::scan(
         &schema.sql(&format!(
-            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
-                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
-               FROM @.sync_outbox o
+            "SELECT {KEY_ROW} FROM @.sync_outbox o
               WHERE {} AND ROW(status, id) OPERATOR(pg_catalog.>) ROW($3::@.sync_outbox_status, $4)
               ORDER BY o.status, o.id",
             parks()
@@ -138,7 +140,7 @@ pub fn parked(
     stopped_at
 }
 
-/// How many changes [`parked`] would hand over, and a sum that tells them from others.
+/// How many changes [`parked`] would return, and a checksum of their ids.
 pub fn count_parked(schema: &Schema, target_id: i16, now: i64) -> (i64, i64) {
     spi::first(
         &schema.sql(&format!(
@@ -153,11 +155,11 @@ pub fn count_parked(schema: &Schema, target_id: i16, now: i64) -> (i64, i64) {
     .unwrap_or_default()
 }
 
-/// What [`count_parked`] sums up are the remainders of ids by this.
+/// [`count_parked`] sums up the ids modulo this number.
 pub const PARKED_MODULUS: i64 = 1_000_003;
 
-/// Makes changes that came from elsewhere this transaction's, if their transaction could be mistaken for one of this server
-/// that is running or still to come. The caller keeps the senders out.
+/// Gives changes that came from another server the id of this transaction, if the id of theirs could be that of a
+/// running or future transaction of this server. The caller keeps the senders out.
 pub fn claim(schema: &Schema) {
     spi::run(
         &schema.sql(
@@ -168,7 +170,8 @@ pub fn claim(schema: &Schema) {
     );
 }
 
-/// Has capture draw ids above all that are there. Writers are waited for, and kept out, only if it does not already.
+/// Makes capture draw ids above all existing ones. Waits for writers and locks them out only if it does not do so
+/// already.
 pub fn draw_ids_above(schema: &Schema) {
     let behind = schema.sql(
         "SELECT pg_catalog.max(o.id) FROM @.sync_outbox o
@@ -185,21 +188,7 @@ pub fn draw_ids_above(schema: &Schema) {
     }
 }
 
-/// How many changes wait, whatever their status: exact up to `exact`, then from a sample of the table.
-pub fn count(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
-    let counted = spi::first(
-        &schema.sql(
-            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM @.sync_outbox
-              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2) LIMIT $3) AS waiting",
-        ),
-        &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
-        |row| row.int(1),
-    )
-    .unwrap_or_default();
-    if counted <= exact { counted } else { stats::estimate(schema, target_id, branch).max(counted) }
-}
-
-/// The greatest id there is: what a session that starts now has to deliver.
+/// The greatest id of a target: a session that starts now has to deliver everything up to it.
 pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
     let lanes = Priority::ALL.map(|priority| {
         format!(
@@ -217,7 +206,7 @@ pub fn last_id(schema: &Schema, target_id: i16) -> i64 {
     .unwrap_or(i64::MIN)
 }
 
-/// Whether anything is left of what a session had to deliver, whatever its status: ids up to `last_id`.
+/// Whether any change with an id up to `last_id` is left, whatever its status.
 pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: i64) -> bool {
     let lanes = Priority::ALL.map(|priority| {
         format!(
@@ -236,8 +225,8 @@ pub fn any_left(schema: &Schema, target_id: i16, branch: Option<&str>, last_id: 
     .unwrap_or_default()
 }
 
-/// Milliseconds from `now` (microseconds, as `heap::now_micros()`) until the next FAILED change is due of those that were not
-/// due then.
+/// Milliseconds from `now` (microseconds, as `clock::now_micros()`) until the next FAILED change is due that was not
+/// due at `now`.
 pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
     spi::first(
         &schema.sql(&format!(
@@ -254,19 +243,18 @@ pub fn due_in_ms(schema: &Schema, target_id: i16, now: i64) -> Option<i64> {
     .flatten()
 }
 
-/// What becomes of a change that was not acknowledged.
-pub struct Mark<'a> {
-    pub change: &'a Change,
-    pub status: &'static str,
-    pub error: &'a str,
-    /// Counts as a refusal by the target.
+/// What is recorded of a change that was not acknowledged.
+pub struct Mark {
+    pub status: Status,
+    pub error: String,
+    /// Whether this counts as a refusal by the target.
     pub refused: bool,
-    /// Not before so many milliseconds from now; `None`: as soon as the target answers.
-    pub wait_ms: Option<i64>,
+    /// How long the change has to wait for its next attempt; `None`: until the target answers.
+    pub wait: Option<Duration>,
 }
 
-/// Marks a change after an attempt.
-pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
+/// Records an attempt that failed.
+pub fn mark(schema: &Schema, target_id: i16, change: &Change, mark: &Mark) {
     spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox
@@ -280,46 +268,36 @@ pub fn mark(schema: &Schema, target_id: i16, mark: &Mark<'_>) {
         ),
         &[
             target_id.into(),
-            mark.change.priority.name().into(),
-            mark.change.id.into(),
-            Arg::uuids([&mark.change.dedup_key]),
-            mark.status.into(),
+            change.priority.name().into(),
+            change.id.into(),
+            Arg::uuids([&change.dedup_key]),
+            mark.status.name().into(),
             i32::from(mark.refused).into(),
-            Arg::text_utf8(mark.error),
-            Arg::opt(mark.wait_ms),
+            Arg::text_utf8(&mark.error),
+            Arg::opt(mark.wait.map(|wait| wait.as_millis() as i64)),
         ],
     );
 }
 
-/// Marks the first deliverable change above `after` DEAD, whose data cannot be read; returns its id.
-pub fn give_up_on_next(schema: &Schema, target_id: i16, priority: Priority, after: i64, why: &str) -> Option<i64> {
-    let id = spi::first(
-        &schema.sql(&format!(
-            "SELECT id FROM @.sync_outbox
-              WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
-                AND id OPERATOR(pg_catalog.>) $3 AND {} ORDER BY id LIMIT 1",
-            deliverable()
-        )),
-        &[target_id.into(), priority.name().into(), after.into()],
-        |row| row.int(1),
-    )?;
-    spi::run(
+/// Makes a change that cannot be read DEAD, unless it waits for a person already. Returns whether it has done so.
+pub fn give_up(schema: &Schema, target_id: i16, priority: Priority, id: i64, why: &str) -> bool {
+    let given_up = spi::run(
         &schema.sql(
             "UPDATE @.sync_outbox SET status = 'DEAD', last_attempt_at = pg_catalog.clock_timestamp(), error_message = $4
               WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
-                AND id OPERATOR(pg_catalog.=) $3",
+                AND id OPERATOR(pg_catalog.=) $3 AND status OPERATOR(pg_catalog.=) ANY ('{PENDING,FAILED}')",
         ),
         &[target_id.into(), priority.name().into(), id.into(), Arg::text_utf8(why)],
     );
-    Some(id)
+    given_up > 0
 }
 
-/// After a request that did not get through: its changes are FAILED, park nothing and stay first in line.
+/// Makes the changes of a request that did not get through FAILED. They do not park their keys, and stay first in line.
 pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
     let places: Vec<_> = changes.iter().map(|c| c.place).collect();
     spi::run(
         &schema.sql(
-            // Joined, because PostgreSQL compares every row with every element of an array that is a parameter.
+            // A join, because PostgreSQL compares every row with every element of an array that is a parameter.
             "UPDATE @.sync_outbox o
                 SET status = 'FAILED', attempt_count = attempt_count OPERATOR(pg_catalog.+) 1, next_attempt_at = NULL,
                     last_attempt_at = pg_catalog.clock_timestamp(), error_message = $3
@@ -330,7 +308,8 @@ pub fn mark_offline(schema: &Schema, changes: &[&Change], error: &str) {
     );
 }
 
-/// The target answers again: what failed only because it did not is PENDING, as if it had never been tried.
+/// Called when a target answers again: what failed only because it did not answer becomes PENDING, as if it had never
+/// been tried.
 pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
     spi::run(
         &schema.sql(
@@ -342,9 +321,9 @@ pub fn revive_offline(schema: &Schema, target_id: i16) -> u64 {
     )
 }
 
-/// Ranges of ids that went into another lane than others of their table's name: tables whose keys need a look across lanes.
-/// Ranges that are drained are forgotten.
-pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
+/// The tables with changes in more than one lane, whose keys the sender must compare across lanes. Ranges of ids that
+/// have been delivered are forgotten.
+pub fn cross_priority_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)> {
     let mut tables = Vec::new();
     let list = schema.sql(
         "SELECT DISTINCT relation_schema, relation_name FROM @.sync_outbox_lane
@@ -363,8 +342,8 @@ pub fn crossing_tables(schema: &Schema, target_id: i16) -> Vec<(String, String)>
     tables
 }
 
-/// Writers that rely on a range have it locked. Nobody does any more once it is locked here, and what those have written who did
-/// is seen by the next statement.
+/// Writers that rely on a range hold a lock on it. Once it is locked here nobody does so any more, and the next
+/// statement sees what those writers have written.
 fn forget_drained(schema: &Schema, target_id: i16) {
     let drained = "NOT EXISTS (SELECT FROM @.sync_outbox o
                  WHERE o.target_id OPERATOR(pg_catalog.=) l.target_id AND o.priority OPERATOR(pg_catalog.=) l.priority
@@ -389,7 +368,7 @@ fn forget_drained(schema: &Schema, target_id: i16) {
     }
 }
 
-/// The keys of one table's changes in one lane, in order, until `each` says stop.
+/// The keys of one table's changes in one lane, in order, until `each` breaks.
 pub fn lane_keys(
     schema: &Schema,
     target_id: i16,
@@ -398,14 +377,12 @@ pub fn lane_keys(
     mut each: impl FnMut(KeyRow) -> ControlFlow<()>,
 ) {
     spi::scan(
-        &schema.sql(
-            "SELECT status::pg_catalog.text, id, schema_name, table_name, pk,
-                    CASE WHEN op OPERATOR(pg_catalog.=) 'UPDATE' THEN data END
-               FROM @.sync_outbox
+        &schema.sql(&format!(
+            "SELECT {KEY_ROW} FROM @.sync_outbox
               WHERE target_id OPERATOR(pg_catalog.=) $1 AND priority OPERATOR(pg_catalog.=) $2::@.sync_outbox_priority
                 AND schema_name OPERATOR(pg_catalog.=) $3 AND table_name OPERATOR(pg_catalog.=) $4
-              ORDER BY id",
-        ),
+              ORDER BY id"
+        )),
         &[target_id.into(), priority.name().into(), Arg::text_utf8(&table.0), Arg::text_utf8(&table.1)],
         |row| each(key_row(row)),
     );

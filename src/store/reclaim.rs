@@ -1,7 +1,7 @@
-//! Giving the disk space of a long backlog back: TRUNCATE once the outbox is empty.
+//! Gives the disk space of a long backlog back by TRUNCATE once the outbox is empty.
 //!
-//! Exact, because capture keeps its ROW EXCLUSIVE lock to the end of the writer's transaction: who holds ACCESS EXCLUSIVE
-//! knows that nobody is about to commit a change (`hard-facts` 25). The sequence goes on.
+//! No change is lost, because capture keeps its ROW EXCLUSIVE lock to the end of the writer's transaction: whoever
+//! holds ACCESS EXCLUSIVE knows that nobody is about to commit a change (`invariants` 25). The sequence is not reset.
 
 use super::Schema;
 use crate::error::{Error, SqlState};
@@ -9,13 +9,13 @@ use crate::pg::spi;
 use crate::pg::xact;
 use std::time::{Duration, Instant};
 
-/// Below this size vacuum does it cheaper.
+/// Below this size a vacuum is cheaper.
 const WORTH_IT: i64 = 16 * 1024 * 1024;
-/// Writers wait while we look, so the same look without the lock must have been faster than this. It is slow where an old
-/// snapshot keeps the dead rows in the index.
+/// Writers wait while we look whether the outbox is empty, so the same look without the lock must have been faster than
+/// this. It is slow if an old snapshot keeps dead rows in the index.
 const LONGEST_LOOK: Duration = Duration::from_millis(20);
 
-/// Truncates the outbox if it holds nothing, is large, and its lock is to be had at once. Waits for nobody.
+/// Truncates the outbox if it is empty and large, and its lock is free. Waits for nobody.
 pub fn truncate_if_empty(schema: &Schema) {
     let started = Instant::now();
     if !is_large(schema) || !is_empty(schema) || started.elapsed() > LONGEST_LOOK {
@@ -27,7 +27,7 @@ pub fn truncate_if_empty(schema: &Schema) {
             spi::run(&schema.sql("TRUNCATE ONLY @.sync_outbox CONTINUE IDENTITY"), &[]);
         }
     });
-    // A lock that is taken is no error: there will be another time. Being cancelled is.
+    // A lock that is not free is not an error, because there will be another time. Being cancelled is.
     if let Err(caught) = attempt
         && caught.sqlstate != SqlState::ERRCODE_LOCK_NOT_AVAILABLE
     {

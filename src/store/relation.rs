@@ -2,10 +2,10 @@
 
 use super::Schema;
 use crate::error::{Error, Result, SqlState};
-use crate::pg::relation::{self as pg_relation, LockMode};
+use crate::pg::relation_lock::{self, LockMode};
 use crate::pg::{Oid, role, spi, xact};
 
-/// Longest wait for the lock of a table that others are using.
+/// The longest wait for the lock of a table that others are using.
 pub const LOCK_WAIT_MS: i32 = 5_000;
 
 /// A relation as the catalogs describe it right now.
@@ -14,40 +14,40 @@ pub struct Relation {
     pub oid: Oid,
     /// Schema and name, each quoted where necessary: for messages and hints that can be pasted.
     pub name: String,
-    /// As it must be written in our own statements, quoted always.
+    /// Schema and name, both quoted, for our own statements.
     pub sql_name: String,
     pub owner: Oid,
-    pub kind: Kind,
+    pub kind: RelationKind,
     pub temporary: bool,
     pub unlogged: bool,
     /// Made by initdb.
     pub system: bool,
     /// A member of this extension.
     pub ours: bool,
-    /// The columns that rows store, in their order.
+    /// The columns that are stored, in their order.
     pub columns: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RelationKind {
     Table,
     Partitioned,
-    /// Neither: what PostgreSQL calls it.
+    /// Anything else, by the name that PostgreSQL has for it.
     Other(&'static str),
 }
 
-impl Kind {
+impl RelationKind {
     fn of(relkind: &str) -> Self {
         match relkind {
-            "r" => Kind::Table,
-            "p" => Kind::Partitioned,
-            "v" => Kind::Other("a view"),
-            "m" => Kind::Other("a materialized view"),
-            "f" => Kind::Other("a foreign table"),
-            "S" => Kind::Other("a sequence"),
-            "i" | "I" => Kind::Other("an index"),
-            "c" => Kind::Other("a composite type"),
-            _ => Kind::Other("not a table"),
+            "r" => RelationKind::Table,
+            "p" => RelationKind::Partitioned,
+            "v" => RelationKind::Other("a view"),
+            "m" => RelationKind::Other("a materialized view"),
+            "f" => RelationKind::Other("a foreign table"),
+            "S" => RelationKind::Other("a sequence"),
+            "i" | "I" => RelationKind::Other("an index"),
+            "c" => RelationKind::Other("a composite type"),
+            _ => RelationKind::Other("not a table"),
         }
     }
 }
@@ -77,7 +77,7 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
             name: row.utf8(1).unwrap_or_default(),
             sql_name: [2, 3].map(|n| super::quote_ident(&row.utf8(n).unwrap_or_default())).join("."),
             owner: row.get(4).unwrap_or(Oid::INVALID),
-            kind: Kind::of(&row.text(5)),
+            kind: RelationKind::of(&row.text(5)),
             temporary: row.text(6) == "t",
             unlogged: row.text(6) == "u",
             system: row.get(7).unwrap_or_default(),
@@ -91,10 +91,11 @@ pub fn find(schema: &Schema, oid: Oid) -> Result<Relation> {
     })
 }
 
-/// Runs `f` with the relation locked, waiting a bounded time for it: behind a waiting lock every writer queues.
+/// Runs `f` with the relation locked. Waits a limited time for the lock, because every writer queues behind one that
+/// waits.
 pub fn with_lock<R>(oid: Oid, mode: LockMode, f: impl FnOnce() -> Result<R>) -> Result<R> {
     xact::subtransaction_in_time(LOCK_WAIT_MS, || {
-        pg_relation::lock(oid, mode);
+        relation_lock::lock(oid, mode);
         f()
     })
     .map_err(|caught| {
@@ -143,8 +144,8 @@ pub fn inheritance_children(relation: Oid) -> Vec<String> {
     )
 }
 
-/// Statements that drop what the scripts put on a relation and its partitions: triggers named as theirs that call another
-/// function than ours.
+/// The statements that drop the scripts' triggers on a relation and its partitions: triggers with the names that they
+/// use, which call another function than ours.
 pub fn script_triggers(capture: Oid, relation: Oid) -> Vec<String> {
     names(
         "SELECT pg_catalog.format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname)

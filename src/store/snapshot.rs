@@ -1,4 +1,4 @@
-//! What was committed at some moment, kept without holding a snapshot of PostgreSQL.
+//! Which transactions were committed at some moment, without holding a snapshot of PostgreSQL.
 
 use crate::pg::spi;
 
@@ -7,12 +7,12 @@ use crate::pg::spi;
 pub struct Snapshot {
     xmin: u64,
     xmax: u64,
-    /// In progress between the two, ascending.
+    /// The transactions in progress between the two, ascending.
     running: Vec<u64>,
 }
 
 impl Snapshot {
-    /// Of now.
+    /// Takes the current snapshot.
     pub fn take() -> Self {
         spi::first("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text", &[], |row| Self::parse(&row.text(1)))
             .unwrap_or_default()
@@ -27,7 +27,7 @@ impl Snapshot {
         Snapshot { xmin, xmax, running }
     }
 
-    /// Whether what this top-level transaction did was committed, if it was committed at all.
+    /// Whether the snapshot sees the changes of this top-level transaction, provided that it was committed.
     pub fn sees(&self, txid: u64) -> bool {
         txid < self.xmin || (txid < self.xmax && self.running.binary_search(&txid).is_err())
     }

@@ -1,27 +1,28 @@
-//! Counting the outbox, and reading it in the order of ids behind the first parked change.
+//! Counts the changes in the outbox, and reads those behind the first parked change in the order of their ids.
 
 use super::Schema;
 use super::queue::deliverable;
-use crate::capture::Priority;
 use crate::pg::spi::{self, Arg, Row};
 use pgrx::datum::TimestampWithTimeZone;
 use std::ops::{AddAssign, ControlFlow};
+use wire::Priority;
 
-/// Up to so many changes every figure is exact.
+/// Up to this number of changes every figure is exact.
 const EXACT_UP_TO: f64 = 1_000_000.0;
 
-/// What a sample may say too little and still keep that promise: many times the error of one of this size.
+/// By how much an estimate from a sample may be too low without breaking that promise: many times the error of a sample
+/// of this size.
 const MARGIN: f64 = 1.2;
 
-/// Pages in a sample: some 50,000 changes, read in a fraction of a second.
+/// Pages in a sample, which hold about 50,000 changes and are read in a fraction of a second.
 const SAMPLE_PAGES: f64 = 2_000.0;
 
-/// Entries of the index over what is not PENDING that are still counted one by one, by its size in bytes.
+/// Up to this size in bytes of the index over changes that are not PENDING, they are counted one by one.
 const COUNTED_ONE_BY_ONE: i64 = 32 << 20;
 
-/// Where changes are counted: one table in one lane.
+/// What changes are grouped by when they are counted: one table in one lane.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct StatsKey {
     pub target_id: i16,
     pub schema_name: String,
     pub table_name: String,
@@ -58,10 +59,10 @@ impl AddAssign<&Figures> for Figures {
     }
 }
 
-/// The figures of every place that has changes; a place can come more than once.
+/// The figures of every group that has changes; a group can occur more than once.
 pub struct Count {
-    pub figures: Vec<(Place, Figures)>,
-    /// Whether what is PENDING was sampled.
+    pub figures: Vec<(StatsKey, Figures)>,
+    /// Whether the number of PENDING changes was estimated from a sample.
     pub estimated: bool,
 }
 
@@ -83,7 +84,7 @@ pub fn count(schema: &Schema, branch: Option<&str>) -> Count {
     Count { figures, estimated: true }
 }
 
-fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: &mut Vec<(Place, Figures)>) {
+fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: &mut Vec<(StatsKey, Figures)>) {
     let scaled = |n: i64| (n as f64 / share).round() as i64;
     spi::once(
         &schema.sql(&format!(
@@ -100,14 +101,14 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
         )),
         &[Arg::opt_utf8(branch)],
         |row| {
-            let place = Place {
+            let key = StatsKey {
                 target_id: row.get(1).unwrap_or_default(),
                 schema_name: row.utf8(2).unwrap_or_default(),
                 table_name: row.utf8(3).unwrap_or_default(),
                 priority: priority(row, 4),
             };
             figures.push((
-                place,
+                key,
                 Figures {
                     pending: scaled(row.int(5)),
                     failed: scaled(row.int(6)),
@@ -122,8 +123,22 @@ fn read(schema: &Schema, from: &str, branch: Option<&str>, share: f64, figures: 
     );
 }
 
-/// How many changes a target has, or those of one branch, from a sample.
-pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
+/// How many changes wait, whatever their status: exact up to `exact`, and estimated from a sample above.
+pub fn pending(schema: &Schema, target_id: i16, branch: Option<&str>, exact: i64) -> i64 {
+    let counted = spi::first(
+        &schema.sql(
+            "SELECT pg_catalog.count(*) FROM (SELECT 1 FROM @.sync_outbox
+              WHERE target_id OPERATOR(pg_catalog.=) $1 AND ($2 IS NULL OR branch OPERATOR(pg_catalog.=) $2) LIMIT $3) AS waiting",
+        ),
+        &[target_id.into(), Arg::opt_utf8(branch), (exact + 1).into()],
+        |row| row.int(1),
+    )
+    .unwrap_or_default();
+    if counted <= exact { counted } else { estimate(schema, target_id, branch).max(counted) }
+}
+
+/// How many changes a target has, or one branch of it, estimated from a sample.
+fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
     let share = (SAMPLE_PAGES / pages(schema)).min(1.0);
     let mut sampled = 0;
     spi::once(
@@ -138,7 +153,7 @@ pub fn estimate(schema: &Schema, target_id: i16, branch: Option<&str>) -> i64 {
     (sampled as f64 / share).round() as i64
 }
 
-/// How many changes there are, if they can be more than `limit`; else some number that is not.
+/// How many changes there are, if there can be more than `limit`; otherwise some number up to `limit`.
 pub fn rows_above(schema: &Schema, limit: i64) -> i64 {
     /// MaxHeapTuplesPerPage with pages of 8 kB; the largest pages have four times as many.
     const MOST_PER_PAGE: f64 = 4.0 * 291.0;
@@ -149,7 +164,7 @@ pub fn rows_above(schema: &Schema, limit: i64) -> i64 {
     sampled_rows(schema, (SAMPLE_PAGES / pages).min(1.0)).round() as i64
 }
 
-/// How many changes a sample of that share stands for.
+/// How many changes the outbox has, estimated from a sample of that share.
 fn sampled_rows(schema: &Schema, share: f64) -> f64 {
     let mut sampled = 0;
     spi::once(&schema.sql(&format!("SELECT pg_catalog.count(*) FROM {}", sample(share))), &[], |row| {
@@ -168,8 +183,8 @@ fn pages(schema: &Schema) -> f64 {
     pages.unwrap_or_default().max(1) as f64
 }
 
-/// The share of the outbox to sample, if it holds too many changes to count them. Planner statistics do not say: the
-/// outbox fills and empties faster than it is analyzed.
+/// The share of the outbox to sample, if it holds too many changes to count them. Planner statistics are of no use,
+/// because the outbox fills and empties faster than it is analyzed.
 fn share_to_sample(schema: &Schema) -> Option<f64> {
     let pages = pages(schema);
     if pages <= SAMPLE_PAGES {
@@ -179,7 +194,7 @@ fn share_to_sample(schema: &Schema) -> Option<f64> {
     (sampled_rows(schema, share) > EXACT_UP_TO * MARGIN).then_some(share)
 }
 
-/// Always the same pages, so that figures do not jitter between two looks at the same outbox.
+/// Always takes the same pages, so that the figures do not vary while the outbox stays the same.
 fn sample(share: f64) -> String {
     format!("@.sync_outbox TABLESAMPLE pg_catalog.system ({}) REPEATABLE (0)", 100.0 * share)
 }
@@ -189,7 +204,7 @@ fn left_behind_bytes(schema: &Schema) -> i64 {
         .unwrap_or_default()
 }
 
-/// The changes of a target that nobody sends for now, and that the later ones of their keys wait for.
+/// The changes of a target that are not sent for now, and for which later changes of the same keys wait.
 pub struct ParkedChanges {
     pub target_id: i16,
     first_id: i64,
@@ -212,11 +227,11 @@ pub fn parked(schema: &Schema) -> Vec<ParkedChanges> {
     parked
 }
 
-/// A change as far as its key and its state go.
+/// The key and the state of a change.
 pub struct Queued {
-    pub place: Place,
+    pub key: StatsKey,
     pub pk: Option<String>,
-    /// Of an UPDATE.
+    /// The data of an UPDATE, which may name another key.
     pub data: Option<String>,
     pub parked: bool,
     /// Whether it belongs to the branch that was asked for.
@@ -224,10 +239,11 @@ pub struct Queued {
 }
 
 impl ParkedChanges {
-    /// The changes from the first parked one on, in the order of their ids, of tables that have the name of one with
-    /// parked changes.
+    /// Reads the changes from the first parked one on in the order of their ids, but only those of tables with parked
+    /// changes.
     pub fn followed_by(&self, schema: &Schema, branch: Option<&str>, mut each: impl FnMut(Queued) -> ControlFlow<()>) {
-        // One index scan a lane, merged by id: each is ordered by itself, or PostgreSQL would sort them all.
+        // One index scan per lane, merged by id. Each is ordered by itself, because otherwise PostgreSQL would sort
+        // them all.
         let _plans = super::index_order();
         let deliverable = deliverable();
         let lanes = Priority::ALL.map(|priority| {
@@ -250,7 +266,7 @@ impl ParkedChanges {
             &[self.target_id.into(), self.first_id.into(), Arg::opt_utf8(branch)],
             |row| {
                 each(Queued {
-                    place: Place {
+                    key: StatsKey {
                         target_id: self.target_id,
                         schema_name: row.utf8(2).unwrap_or_default(),
                         table_name: row.utf8(3).unwrap_or_default(),

@@ -1,15 +1,15 @@
-//! The tables `sync_outbox_target` and `sync_outbox_target_state`: where changes go, and how that went lately.
+//! The tables `sync_outbox_target` and `sync_outbox_target_state`: where changes go, and how sending them went lately.
 
 use super::Schema;
 use crate::error::{Error, Result, or_raise};
 use crate::pg::extension;
 use crate::pg::spi::{self, Arg, Row};
 
-/// The target that is meant where nothing else is said. Made by the first call that needs it, always with this id.
+/// The target that is used where no other is named. The first call that needs it creates it, always with this id.
 pub const DEFAULT: &str = "default";
 const DEFAULT_ID: i16 = 1;
 
-/// A row of `sync_outbox_target`; NULL columns are `None`: the setting counts.
+/// A row of `sync_outbox_target`; a column that is NULL is `None`, and the setting applies.
 #[derive(Clone, Debug, Default)]
 pub struct Target {
     pub id: i16,
@@ -24,16 +24,39 @@ pub struct Target {
     pub paused_reason: Option<String>,
 }
 
+impl Target {
+    /// The settings, with the files that the target itself names.
+    pub fn settings(&self, settings: delivery::Settings) -> delivery::Settings {
+        let own = |setting: Option<String>, column: &Option<String>| column.clone().or(setting);
+        delivery::Settings {
+            ca_file: own(settings.ca_file, &self.ca_file),
+            client_cert_file: own(settings.client_cert_file, &self.client_cert_file),
+            client_key_file: own(settings.client_key_file, &self.client_key_file),
+            signing_secret_file: own(settings.signing_secret_file, &self.signing_secret_file),
+            ..settings
+        }
+    }
+}
+
 /// What capture writes into `target_id`.
 pub fn id_for_capture(name: &str) -> i16 {
     if name == DEFAULT {
         return DEFAULT_ID;
     }
     let schema = extension::installed().map(|extension| Schema::new(extension.schema));
-    or_raise(schema.ok_or_else(Error::not_installed).and_then(|schema| find(&schema, name))).id
+    or_raise(schema.ok_or_else(Error::not_installed).and_then(|schema| {
+        // Nothing but the id is read: capture goes on while the objects are those of an older version.
+        spi::first(
+            &schema.sql("SELECT id FROM @.sync_outbox_target WHERE name OPERATOR(pg_catalog.=) $1"),
+            &[Arg::text_utf8(name)],
+            |row| row.get(1),
+        )
+        .flatten()
+        .ok_or_else(|| unknown(name))
+    }))
 }
 
-/// The target of that name; `default` is made if it is missing.
+/// The target of that name; `default` is created if it is missing.
 pub fn find(schema: &Schema, name: &str) -> Result<Target> {
     if name == DEFAULT {
         make_default(schema);
@@ -41,18 +64,19 @@ pub fn find(schema: &Schema, name: &str) -> Result<Target> {
     look_up(schema, name).ok_or_else(|| unknown(name))
 }
 
-/// As [`find`], and nobody drops the target until the transaction ends: for whoever is about to aim something at it.
+/// As [`find`], and keeps others from dropping the target until the transaction ends, for callers that are about to
+/// refer to it.
 pub fn find_and_keep(schema: &Schema, name: &str) -> Result<Target> {
     find(schema, name)?;
     locked(schema, name, "KEY SHARE").ok_or_else(|| unknown(name))
 }
 
-/// The target of that name, which nobody else changes, drops or aims anything at until the transaction ends.
+/// The target of that name, which nobody else changes, drops or refers to until the transaction ends.
 pub fn find_to_drop(schema: &Schema, name: &str) -> Result<Target> {
     locked(schema, name, "UPDATE").ok_or_else(|| unknown(name))
 }
 
-/// The target of that name, which nobody else changes until the transaction ends; made if it is missing.
+/// The target of that name, which nobody else changes until the transaction ends; created if it is missing.
 pub fn find_or_make(schema: &Schema, name: &str) -> Result<Target> {
     if name == DEFAULT {
         make_default(schema);
@@ -60,7 +84,7 @@ pub fn find_or_make(schema: &Schema, name: &str) -> Result<Target> {
         make(schema, name);
     }
     let found = locked(schema, name, "NO KEY UPDATE").or_else(|| {
-        make(schema, name); // somebody has just dropped it, as we know after having waited for that
+        make(schema, name); // somebody has dropped it while we waited for the lock
         locked(schema, name, "NO KEY UPDATE")
     });
     found.ok_or_else(|| unknown(name))
@@ -90,7 +114,7 @@ fn unknown(name: &str) -> Error {
     )
 }
 
-/// As [`find`], for readers: makes nothing, so that it works on a standby and in a read-only transaction.
+/// As [`find`], for readers: creates nothing, so that it works on a standby and in a read-only transaction.
 pub fn look_up(schema: &Schema, name: &str) -> Option<Target> {
     spi::first(
         &schema.sql(&format!("SELECT {COLUMNS} FROM @.sync_outbox_target WHERE name OPERATOR(pg_catalog.=) $1")),
@@ -135,8 +159,8 @@ fn make_default(schema: &Schema) {
     }
 }
 
-/// Has ids drawn above those that were given by hand. Never back: changes, token files and what a session has in mind
-/// are known by the id of their target, so that it must not come again after the target was dropped.
+/// Makes the next ids greater than those that were given by hand, and never smaller than before. Changes, token files
+/// and sessions refer to a target by its id, so the id must not be given again after the target was dropped.
 fn keep_ids_apart(schema: &Schema) {
     spi::run(
         &schema.sql(
@@ -148,7 +172,7 @@ fn keep_ids_apart(schema: &Schema) {
     );
 }
 
-/// Changes columns of a target to what the members of a JSON object say, by their names: text of UTF-8.
+/// Sets columns of a target to the members of the same name of a JSON object, a text in UTF-8.
 pub fn set(schema: &Schema, id: i16, columns: &[&'static str], members: &str) {
     let columns: Vec<String> = columns.iter().map(|column| format!("{column} = r.{column}")).collect();
     spi::run(
@@ -176,14 +200,14 @@ pub fn has_changes(schema: &Schema, id: i16) -> bool {
     .is_some()
 }
 
-/// Drops a target and what was noted of it.
+/// Drops a target and its state.
 pub fn drop(schema: &Schema, id: i16) {
     forget(schema, id);
     spi::run(&schema.sql("DELETE FROM @.sync_outbox_lane WHERE target_id OPERATOR(pg_catalog.=) $1"), &[id.into()]);
     spi::run(&schema.sql("DELETE FROM @.sync_outbox_target WHERE id OPERATOR(pg_catalog.=) $1"), &[id.into()]);
 }
 
-/// Keeps a URL with the target; `None` clears it, so that the setting counts.
+/// Keeps a URL with the target; `None` clears it, so that the setting applies.
 pub fn set_base_url(schema: &Schema, id: i16, base_url: Option<&str>) {
     spi::run(
         &schema.sql(
@@ -233,9 +257,9 @@ pub fn state(schema: &Schema, id: i16) -> State {
     .unwrap_or_default()
 }
 
-// What follows is noted of a target that may just have been dropped: then it is noted nowhere.
+// The following functions may be called for a target that has just been dropped. Then they do nothing.
 
-/// A request got through: closes the breaker.
+/// Records a request that got through, and closes the breaker.
 pub fn note_success(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(
@@ -249,7 +273,7 @@ pub fn note_success(schema: &Schema, id: i16) {
     );
 }
 
-/// A request did not get through, or was turned away: opens the breaker for `wait_ms`.
+/// Records a request that did not get through or was rejected, and opens the breaker for `wait_ms`.
 pub fn note_failure(schema: &Schema, id: i16, failures: u32, wait_ms: i64, auth: Option<&str>, error: &str) {
     spi::run(
         &schema.sql(
@@ -284,7 +308,7 @@ pub fn close_breaker(schema: &Schema, id: i16) {
     );
 }
 
-/// Forgets what was noted of a target: breaker, rates, drain.
+/// Forgets the state of a target: breaker, rates and drain.
 pub fn forget(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql("DELETE FROM @.sync_outbox_target_state WHERE target_id OPERATOR(pg_catalog.=) $1"),
@@ -296,7 +320,7 @@ pub fn forget(schema: &Schema, id: i16) {
     );
 }
 
-/// Adds to the rates of the overview, and drops what is older than an hour.
+/// Adds to the rates of the overview, and deletes those that are older than an hour.
 pub fn count(schema: &Schema, id: i16, sent: i64, acked: i64) {
     spi::run(
         &schema.sql(
@@ -330,7 +354,7 @@ pub fn count_drained(schema: &Schema, id: i16, acked: i64) {
     );
 }
 
-/// The outbox is empty: the next drain counts from the beginning.
+/// Called when the outbox is empty, so that the next drain counts from 0.
 pub fn end_drain(schema: &Schema, id: i16) {
     spi::run(
         &schema.sql(

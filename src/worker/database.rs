@@ -1,29 +1,31 @@
-//! The worker of one database: pushes, sleeps until there is a reason to push again, and leaves when it has been idle for a
-//! while.
+//! The worker of one database: pushes, sleeps until there is a reason to push again, and leaves when it has been idle
+//! for a while.
 //!
-//! No `ERROR` ends it: it aborts what is open, says once what happened, waits and goes on. It is ended by SIGTERM, also in
-//! a lock wait.
+//! No `ERROR` ends it: it aborts the open transaction, logs once what happened, waits and goes on. SIGTERM ends it,
+//! also while it waits for a lock.
 
 use super::retry::Retry;
-use super::shared::Seat;
 use crate::error::{Error, SqlState};
 use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
-use crate::push::{Background, CLONED, Next, Signals};
+use crate::push::{BackgroundPush, CLONED, Next, Signals};
 use crate::settings;
+use crate::shared::Seat;
 use crate::store::identity::Copied;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// What our own transactions depend on, whatever `ALTER DATABASE .. SET` says.
+/// Settings that the worker's own transactions depend on, whatever `ALTER DATABASE .. SET` says.
 const SETTINGS: [(&str, &str); 6] = [
     ("default_transaction_isolation", "read committed"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_deferrable", "off"),
     ("search_path", "pg_catalog, pg_temp"),
-    // Who looks first gives way: the worker does its work again, and a DROP EXTENSION or VACUUM FULL goes on.
+    // The process that detects a deadlock first is cancelled. It should be the worker, which repeats its work, and not
+    // a DROP EXTENSION or VACUUM FULL.
     ("deadlock_timeout", "100ms"),
-    // Whoever locks the outbox for long has a reason; what must not wait for that long sets a limit itself.
+    // A lock on the outbox that is held for long has a reason. Steps that must not wait that long set a limit
+    // themselves.
     ("lock_timeout", "0"),
 ];
 
@@ -47,7 +49,7 @@ pub fn main(database: Oid) {
 
 struct Worker {
     seat: Rc<Seat>,
-    background: Background,
+    background: BackgroundPush,
     was_idle: bool,
     idle_since: Instant,
     retry: Retry,
@@ -57,7 +59,7 @@ struct Worker {
 
 /// Why a worker leaves.
 enum Leave {
-    /// Nothing to do for a while, or until then.
+    /// There is nothing to do for a while, or until `due`.
     Idle { due: Option<Instant> },
     /// The extension is not installed, or sending is switched off.
     NotNeeded,
@@ -77,7 +79,7 @@ impl Worker {
     fn new(seat: Seat) -> std::io::Result<Self> {
         let seat = Rc::new(seat);
         Ok(Worker {
-            background: Background::new(seat.clone())?,
+            background: BackgroundPush::new(seat.clone())?,
             seat,
             was_idle: false,
             idle_since: Instant::now(),
@@ -110,7 +112,7 @@ impl Worker {
             latch::wait(None, left);
             return Continue(());
         }
-        // What is out when sending is switched off is let finish.
+        // A request that is out when sending is switched off is completed.
         let closing = !settings::enabled();
         let next = self.background.run(closing);
         if closing && !next.busy || !self.background.is_installed() {

@@ -1,30 +1,30 @@
 //! The launcher: starts the worker of each database that may have something to do.
 //!
 //! Level-triggered: every time it wakes it compares what the shared table asks for with what is running, so that no
-//! single signal matters. It owns all restarts; the postmaster restarts only the launcher. Where it does not know (at its
-//! own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the other
-//! look into every database.
+//! single signal matters. It owns all restarts; the postmaster restarts only the launcher. Where it does not know (at
+//! its own start, which includes a crash of the server and a promotion, and after a reload) it has one worker after the
+//! other look into every database.
 
 use super::retry::Retry;
-use super::shared::{self, NOTHING, News, View};
 use crate::pg::bgworker::{self, Handle};
 use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
 use crate::settings;
+use crate::shared::{self, CommitNotice, NOTHING, View};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Sleeps until woken.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
-/// The next database is looked into when the one before has answered, or after this.
+/// The next database is examined when the worker of the previous one has found out what it needs, or after this time.
 const PROBE: Duration = Duration::from_secs(5);
-/// After so long a run, a worker that ended without a farewell is started again as if it had never failed.
+/// A worker that ran for so long before it ended without a clean exit is restarted as if it had never failed.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// How long those wait that found the shared table full.
+/// How long databases wait that found the shared table full.
 const OVERFLOWED: Duration = Duration::from_secs(60);
-/// At most one complaint of a kind in this time.
-const COMPLAIN_AGAIN: Duration = Duration::from_secs(3600);
+/// A warning that still applies is repeated at most this often.
+const WARN_AGAIN: Duration = Duration::from_secs(3600);
 
-/// Never returns: it ends by SIGTERM or an `ERROR`, in both cases with the status that has it restarted.
+/// Never returns: it ends by SIGTERM or an `ERROR`, in both cases with the exit status that has it restarted.
 pub fn main() -> ! {
     process::handle_signals();
     bgworker::connect(None);
@@ -44,15 +44,15 @@ pub fn main() -> ! {
     }
 }
 
-/// Rounded up: a sleep that ends a fraction too early would be repeated.
+/// How long it is until then. Rounded up, because a sleep that ends a fraction too early would be repeated.
 fn until(moment: Instant) -> Duration {
     moment.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
 }
 
 #[derive(Default)]
 struct Launcher {
-    workers: HashMap<Oid, Worker>,
-    /// Databases to look into, and the one that is being looked into, with the time to go on at.
+    workers: HashMap<Oid, WorkerProcess>,
+    /// Databases to examine, and the one that is being examined, with the time at which to go on to the next.
     unprobed: VecDeque<Oid>,
     probing: Option<(Oid, Instant)>,
     /// The shared table was full: when to look for those that did not fit.
@@ -60,11 +60,11 @@ struct Launcher {
     /// The database that got the last worker: when slots are few, the next is another's turn.
     last: Oid,
     slots: Slots,
-    table_full: Complaint,
+    table_full: RepeatedWarning,
 }
 
 /// What the launcher knows of the worker of a database.
-struct Worker {
+struct WorkerProcess {
     handle: Option<Handle>,
     started: Instant,
     retry: Retry,
@@ -74,12 +74,12 @@ struct Worker {
 #[derive(Default)]
 struct Slots {
     retry: Retry,
-    exhausted: Complaint,
+    exhausted: RepeatedWarning,
 }
 
 impl Launcher {
-    /// If it is a worker that takes the server down, it must not do so as fast as the server can recover. What the
-    /// launcher before knew about failures is lost with shared memory.
+    /// If a worker is what takes the server down, it must not do so as fast as the server can recover. What the
+    /// previous launcher knew about failures is lost with shared memory.
     fn slow_down_after_crashes(&mut self) {
         self.slots.retry = Retry::after(shmem::crashes(), Instant::now());
     }
@@ -105,7 +105,7 @@ impl Launcher {
         next.into_iter().min()
     }
 
-    /// What the table asks for, beginning behind the database that was served last.
+    /// What the shared table asks for, in turns: beginning after the database that was served last.
     fn in_turn(&self) -> Vec<View> {
         let mut entries = shared::all();
         entries.sort_unstable_by_key(|entry| entry.database.to_u32());
@@ -123,11 +123,11 @@ impl Launcher {
                 self.slots.retry.try_now(); // there is one free now
             }
         }
-        // Looked at afterwards: a worker says farewell before it ends.
+        // Read afterwards, because a worker that leaves records its clean exit before it ends.
         let entries = shared::all();
         let now = Instant::now();
         for database in ended {
-            let failed = entries.iter().any(|entry| entry.database == database && !entry.in_order);
+            let failed = entries.iter().any(|entry| entry.database == database && !entry.exited_cleanly);
             if let Some(worker) = self.workers.get_mut(&database) {
                 worker.ended(failed, now);
             }
@@ -137,12 +137,12 @@ impl Launcher {
         });
     }
 
-    /// Has the next database looked into when the one before is done with.
+    /// Has the next database examined when the previous one is done.
     fn probe(&mut self) {
         let now = Instant::now();
         if shared::overflowed() && self.probe_again.is_none() {
             self.probe_again = Some(now + OVERFLOWED);
-            self.table_full.say(now, || {
+            self.table_full.log(now, || {
                 pgrx::warning!(
                     "too many databases have something to send with sync_outbox: some wait for others to be done"
                 )
@@ -160,7 +160,7 @@ impl Launcher {
         }
         self.probing = self.unprobed.pop_front().map(|database| (database, now + PROBE));
         if let Some((database, _)) = self.probing {
-            shared::want(database, News { first_id: NOTHING, control: false });
+            shared::want(database, CommitNotice { first_id: NOTHING, control: false });
         }
     }
 
@@ -185,16 +185,16 @@ impl Launcher {
         let Some(handle) = Handle::start(database) else { return Some(self.slots.exhausted(now)) };
         self.slots.found();
         self.last = database;
-        let worker = self.workers.entry(database).or_insert_with(|| Worker::new(now));
+        let worker = self.workers.entry(database).or_insert_with(|| WorkerProcess::new(now));
         worker.handle = Some(handle);
         worker.started = now;
         None
     }
 }
 
-impl Worker {
+impl WorkerProcess {
     fn new(now: Instant) -> Self {
-        Worker { handle: None, started: now, retry: Retry::default() }
+        WorkerProcess { handle: None, started: now, retry: Retry::default() }
     }
 
     fn ended(&mut self, failed: bool, now: Instant) {
@@ -213,9 +213,9 @@ impl Slots {
         shared::set_crowded(false);
     }
 
-    /// Says so, once in a while, and returns when to try again.
+    /// Warns of it now and then, and returns when to try again.
     fn exhausted(&mut self, now: Instant) -> Instant {
-        self.exhausted.say(now, || {
+        self.exhausted.log(now, || {
             pgrx::ereport!(
                 WARNING,
                 pgrx::PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -228,15 +228,15 @@ impl Slots {
     }
 }
 
-/// Something said in the log when it first happens, and now and then if it goes on.
+/// A warning that is logged when its reason first occurs, and now and then while it persists.
 #[derive(Default)]
-struct Complaint(Option<Instant>);
+struct RepeatedWarning(Option<Instant>);
 
-impl Complaint {
-    fn say(&mut self, now: Instant, words: impl FnOnce()) {
-        if self.0.is_none_or(|last| now.duration_since(last) > COMPLAIN_AGAIN) {
+impl RepeatedWarning {
+    fn log(&mut self, now: Instant, warn: impl FnOnce()) {
+        if self.0.is_none_or(|last| now.duration_since(last) > WARN_AGAIN) {
             self.0 = Some(now);
-            words();
+            warn();
         }
     }
 }

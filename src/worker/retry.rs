@@ -13,7 +13,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// As after `failures` in a row, of which somebody else knows.
+    /// As after `failures` in a row, which somebody else has counted.
     pub fn after(failures: u32, now: Instant) -> Self {
         Retry { failures, not_before: (failures > 0).then(|| now + pause(failures)) }
     }
@@ -24,17 +24,17 @@ impl Retry {
         self.not_before.unwrap_or(now)
     }
 
-    /// All is well again.
+    /// The failures are over.
     pub fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// May be tried again at once, but another failure is one more in a row.
+    /// Allows a try at once. Another failure counts as one more in a row.
     pub fn try_now(&mut self) {
         self.not_before = None;
     }
 
-    /// Not to be tried before, if that is still to come.
+    /// The time before which it is not to be tried again, if there was a failure.
     pub fn not_before(&self) -> Option<Instant> {
         self.not_before
     }

@@ -4,6 +4,8 @@ import json
 
 from psycopg.rows import namedtuple_row
 
+from .wait import wait_for
+
 TOKEN = "t0ken"
 
 
@@ -47,6 +49,13 @@ class Database:
 
     def value(self, query, parameters=None):
         return self.row(query, parameters)[0]
+
+    def wait_until_blocked(self, session):
+        """Until that session waits for a lock that another one holds."""
+        with self.server.connect(self.name) as watching:
+            wait_for(lambda: watching.execute("SELECT pg_blocking_pids(%s) <> '{}'",
+                                              [session.info.backend_pid]).fetchone()[0],
+                     what="a session that waits for a lock")
 
     # The extension
 

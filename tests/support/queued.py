@@ -38,9 +38,21 @@ def not_due(db):
     return db.value("SELECT now() + interval '1 hour'")
 
 
+def with_dead(live, receiver, rows):
+    """So many changes wait for a person, of a table and target to which more is written."""
+    live.aim(receiver)
+    live.run("CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    live.attach("sales")
+    live.run("SELECT sync_outbox_pause()")
+    live.run(f"INSERT INTO sales SELECT n, 0 FROM generate_series(1, {rows}) n")
+    live.run("UPDATE sync_outbox SET status = 'DEAD'")
+    live.run("VACUUM sync_outbox")
+    live.run("SELECT sync_outbox_resume()")
+
+
 def dead_beside_another_target(live, receiver, other, table, *fill):
-    """Makes changes of a table `sales` that wait for a person, by the statements `fill`, and a table `mine` whose changes go to the
-    receiver `other`. Comes back when the worker has looked at them."""
+    """Makes changes of a table `sales` that wait for a person, by the statements `fill`, and a table `mine` whose
+    changes go to the receiver `other`. Comes back when the worker is well into its look at them, or has ended it."""
     live.server.set(sync_outbox__interval="1h")
     live.aim(receiver)
     live.run("SELECT sync_outbox_target_set('other', %s::json)", [json.dumps({"base_url": other.url})])
@@ -54,7 +66,32 @@ def dead_beside_another_target(live, receiver, other, table, *fill):
     live.run("UPDATE sync_outbox SET status = 'DEAD' WHERE table_name = 'sales'")
     live.run("VACUUM sync_outbox")
     live.run("SELECT sync_outbox_resume()")
-    time.sleep(8)
+    _send_mine(live, other, 0)
+    _look_goes_on(live, 50)
+
+
+def _send_mine(live, other, n):
+    """Seconds until a change of `mine` is on its way; comes back when it is settled."""
+    sent = len(other.requests)
+    began = time.monotonic()
+    live.run("INSERT INTO mine VALUES (%s)", [n])
+    wait_for(lambda: len(other.requests) > sent, 20)
+    took = time.monotonic() - began
+    wait_for(lambda: live.value("SELECT NOT EXISTS (SELECT FROM sync_outbox WHERE table_name = 'mine')"), 20)
+    return round(took, 3)
+
+
+def _look_goes_on(live, steps):
+    """Until the worker has gone so many steps further in its look at what waits for a person, or has come to its end:
+    at every step it says anew what it does."""
+    seen = set()
+
+    def gone_on():
+        said = live.rows("SELECT query, state_change FROM pg_stat_activity WHERE backend_type = 'sync_outbox worker'"
+                         " AND datname = current_database()")
+        seen.update(said)
+        return len(seen) > steps or "nothing to send" in [row.query for row in said]
+    wait_for(gone_on, 60, lambda: f"a look that goes on, only {len(seen)} steps were seen")
 
 
 def longest_wait_of_another_target(live, other, rounds):
@@ -64,13 +101,9 @@ def longest_wait_of_another_target(live, other, rounds):
     for _ in range(rounds):
         for what in took:
             n += 1
-            sent = len(other.requests)
             if what == "after a call":
                 live.run("SELECT sync_outbox_resume('other')")
-            began = time.monotonic()
-            live.run("INSERT INTO mine VALUES (%s)", [n])
-            wait_for(lambda: len(other.requests) > sent, 20)
-            took[what].append(round(time.monotonic() - began, 3))
-            time.sleep(3)
+            took[what].append(_send_mine(live, other, n))
+            _look_goes_on(live, 20)
     print(took)
     return max(took["alone"] + took["after a call"])

@@ -1,0 +1,8 @@
+//! The body of a request: `{"changes": [..]}`, each change an object with `schema`, `table`, `op`, `pk`, `data` and
+//! `dedup_key`, which every receiver knows, and with members that only say more.
+
+mod read;
+mod write;
+
+pub use read::{Changes, Incoming, Object, parse};
+pub use write::{Outgoing, Parts, join, joined_bytes};
