@@ -80,8 +80,8 @@ check: ## formatting, lines, SQL, arrows between modules, clippy and rustdoc, wa
 	scripts/check-lines.py
 	scripts/check-sql.py $(SQL_CHECKED)
 	scripts/check-arrows.py
-	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
+	$(CARGO) clippy --release --workspace --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --release --workspace --no-deps --document-private-items $(FEATURES)
 
 lint: check ## check, and the dependencies with cargo-deny, installed where it is missing
 	scripts/check-dependencies.sh
