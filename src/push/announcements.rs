@@ -1,14 +1,12 @@
 //! What writers announce to the worker of a database, passed on to the session of each target; and when the worker has
 //! to look again.
 
+pub use crate::shared::NOTHING;
 use crate::store::identity::Copied;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-
-/// No id.
-pub const NOTHING: i64 = i64::MAX;
 
 /// When to look again.
 #[derive(Clone, Copy, Debug)]

@@ -36,9 +36,10 @@ pub struct Settlement {
     marks: Vec<(usize, Option<Mark>)>,
     /// The target gave a verdict on a change.
     heard: bool,
-    /// The breaker after it: failures in a row, the wait, why.
+    /// Requests that have failed in a row after it, and before it.
     failures: u32,
     failures_before: u32,
+    /// Why nothing more can be sent now.
     stop: Option<Stop>,
 }
 

@@ -230,7 +230,7 @@ pub fn set_paused(schema: &Schema, id: i16, paused: bool, reason: Option<&str>) 
     );
 }
 
-/// What the sender remembers of a target between sessions. Times are microseconds since 2000-01-01 UTC.
+/// What the sender remembers of a target between sessions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     pub consecutive_failures: u32,

@@ -14,6 +14,18 @@ from support.process import threads_and_files
 from support.wait import wait_for
 
 
+def full_listener():
+    """A socket whose queue is full, so that nobody can connect, and the sockets that fill it: both are to be kept."""
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    filler = [socket.socket() for _ in range(3)]
+    for one in filler:
+        one.setblocking(False)
+        one.connect_ex(full.getsockname())
+    return full, filler
+
+
 def wait_until_its_threads_have_ended(session):
     wait_for(lambda: threads_and_files(session.info.backend_pid)[0] == 1, what="a session of one thread")
 
@@ -81,13 +93,7 @@ def test_cancelled_flushes_leave_no_threads(sales, receiver, how):
                 wire.send(b" ")
         receiver.behaviour = drip
     else:
-        full = socket.socket()
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        filler = [socket.socket() for _ in range(3)]
-        for one in filler:
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
+        full, filler = full_listener()
         sales.configure(webapp_base_url=f"http://127.0.0.1:{full.getsockname()[1]}", sync_upload_token="x")
     sales.run("INSERT INTO sales VALUES (1, 0)")
     with sales.session() as session:
@@ -106,13 +112,7 @@ def test_cancelled_flushes_leave_no_threads(sales, receiver, how):
 def test_a_flush_that_waits_for_given_up_threads_ends_in_time(sales, new_receiver):
     """Four cancelled flushes to a target that cannot be connected to, and then one to another target."""
     good = new_receiver()
-    full = socket.socket()
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    filler = [socket.socket() for _ in range(3)]
-    for one in filler:
-        one.setblocking(False)
-        one.connect_ex(full.getsockname())
+    full, filler = full_listener()
     sales.configure(webapp_base_url=f"http://127.0.0.1:{full.getsockname()[1]}", sync_upload_token="x")
     sales.run("SELECT sync_outbox_target_set('good', %s::json)", [json.dumps({"base_url": good.url})])
     sales.run("SELECT sync_outbox_set_token('x', 'good')")

@@ -25,7 +25,7 @@ pub struct LookBack {
     pub now: i64,
     pub due_by: i64,
     /// Changes that have become due since the last look back may go.
-    pub retries: bool,
+    retries: bool,
     up_to: ParkedUpTo,
     pub parked: Parked,
     /// Changes that wait for a person.
