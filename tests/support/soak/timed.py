@@ -60,6 +60,8 @@ class Timed:
             wait_for(lambda: not stand.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                                             " WHERE application_name LIKE 'pusher%' AND state <> 'idle'"), 15, "nobody who pushes by hand")
             stand.disturbed(began)
+            # After each crash in a row the launcher waits twice as long before it starts a worker, up to a minute.
+            wait_for(lambda: stand.pids("sync_outbox worker"), 65, "a worker, after crashes in a row")
             self.measure("waiting after the faults", stand.rows("SELECT count(*) FROM sync_outbox")[0][0])
             while time.monotonic() < until:
                 if not self.deck:
