@@ -1,10 +1,13 @@
 # Building without cargo-pgrx: the SQL script is written by hand, so all that is needed is the library and three files in
 # the right places.
 
-# A pg_config that came with libpq-dev alone knows no server headers: then Debian's PostgreSQL 15 is meant.
-PG_CONFIG ?= $(if $(wildcard $(shell pg_config --includedir-server 2>/dev/null)/postgres.h),pg_config,/usr/lib/postgresql/15/bin/pg_config)
-PG_MAJOR   = $(shell $(PG_CONFIG) --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
-FEATURES   = --locked --no-default-features --features pg$(PG_MAJOR)
+# A pg_config that came with libpq-dev alone knows no server headers: then the newest of Debian's servers is meant.
+PG_CONFIG ?= $(if $(wildcard $(shell pg_config --includedir-server 2>/dev/null)/postgres.h),pg_config,$(or \
+    $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin/pg_config))),pg_config))
+PG_MAJOR   = $(shell $(PG_CONFIG) --version 2>/dev/null | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+# pgrx asks for Rust 1.96; with 1.95 it builds all the same when cargo does not ask.
+OLD_RUST   = $(shell test "$$(rustc --version | sed -E 's/^rustc 1\.([0-9]+).*/\1/')" -lt 96 && echo --ignore-rust-version)
+FEATURES   = --locked $(OLD_RUST) --no-default-features --features pg$(PG_MAJOR)
 CARGO      = PGRX_PG_CONFIG_PATH=$(shell command -v $(PG_CONFIG)) cargo
 # Debian's own python: the test packages are Debian's, and another python may come first on PATH.
 PYTEST     = /usr/bin/python3 -m pytest
@@ -21,7 +24,7 @@ help: ## list the targets
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 prerequisites: ## install what building and testing need (Debian)
-	scripts/prerequisites.sh
+	PG_CONFIG='$(PG_CONFIG)' PG_MAJOR='$(PG_MAJOR)' scripts/prerequisites.sh
 
 postgresql-16: ## a PostgreSQL 16 with the extension below target, for the test of pg_upgrade
 	scripts/postgresql-16.sh

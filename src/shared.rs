@@ -487,7 +487,7 @@ impl Barrier {
             if told.replace(worker) != Some(worker) {
                 worker.terminate();
             }
-            latch::wait(None, Duration::from_millis(5));
+            latch::wait(None, Duration::from_millis(5), latch::WaitEvent::WorkerExit);
         }
         Barrier { _cleanup: cleanup }
     }

@@ -124,6 +124,21 @@ pub(super) unsafe fn index_insert_cleanup(index: pg_sys::Relation, info: *mut pg
     }
 }
 
+/// The number of a wait event of ours. Before 17 all extensions share one.
+pub(super) fn wait_event(name: &core::ffi::CStr) -> u32 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    {
+        let _ = name;
+        pg_sys::PG_WAIT_EXTENSION
+    }
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    // SAFETY: a backend or worker with shared memory. The name is copied; the same name has the same number in every
+    // process.
+    unsafe {
+        pg_sys::WaitEventExtensionNew(name.as_ptr())
+    }
+}
+
 /// Whether a user owns a database (superusers own all).
 pub(super) fn is_database_owner(database: Oid, user: Oid) -> bool {
     // SAFETY: catalog look-up inside a transaction.

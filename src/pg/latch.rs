@@ -1,8 +1,50 @@
 //! Waiting: on the process latch, and on a file descriptor that a helper thread writes to.
 
+use super::compat;
 use pgrx::pg_sys;
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+/// What a process waits for, as `pg_stat_activity.wait_event` shows it since PostgreSQL 17.
+#[derive(Clone, Copy)]
+pub enum WaitEvent {
+    /// There is nothing to do.
+    Idle,
+    /// The answer of a target.
+    Http,
+    /// The time at which something that failed is tried again.
+    Retry,
+    /// A lock that another transaction holds, which is tried again.
+    Lock,
+    /// The end of a worker.
+    WorkerExit,
+}
+
+impl WaitEvent {
+    const COUNT: usize = WaitEvent::WorkerExit as usize + 1;
+
+    fn name(self) -> &'static CStr {
+        match self {
+            WaitEvent::Idle => c"SyncOutboxIdle",
+            WaitEvent::Http => c"SyncOutboxHttp",
+            WaitEvent::Retry => c"SyncOutboxRetry",
+            WaitEvent::Lock => c"SyncOutboxLock",
+            WaitEvent::WorkerExit => c"SyncOutboxWorkerExit",
+        }
+    }
+
+    /// The number that the server has for it: asked for once per process.
+    fn number(self) -> u32 {
+        static NUMBERS: [AtomicU32; WaitEvent::COUNT] = [const { AtomicU32::new(0) }; WaitEvent::COUNT];
+        let number = &NUMBERS[self as usize];
+        if number.load(Ordering::Relaxed) == 0 {
+            number.store(compat::wait_event(self.name()), Ordering::Relaxed);
+        }
+        number.load(Ordering::Relaxed)
+    }
+}
 
 /// An eventfd: a thread signals it, the main thread waits for it together with its latch. A thread must not call
 /// `SetLatch`, which belongs to the main thread.
@@ -38,7 +80,8 @@ impl Bell {
 
 /// Sleeps until the latch is set, `bell` rings or `timeout` is over. Processes interrupts (raises on cancel or
 /// termination). Exits the process if the postmaster has died.
-pub fn wait(bell: Option<&Bell>, timeout: Duration) {
+pub fn wait(bell: Option<&Bell>, timeout: Duration, event: WaitEvent) {
+    let event = event.number();
     let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     if bell.is_some() {
         events |= pg_sys::WL_SOCKET_READABLE;
@@ -50,7 +93,7 @@ pub fn wait(bell: Option<&Bell>, timeout: Duration) {
             events as i32,
             bell.map_or(pg_sys::PGINVALID_SOCKET, Bell::fd),
             i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).min(i32::MAX.into()),
-            pg_sys::PG_WAIT_EXTENSION,
+            event,
         );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }

@@ -7,7 +7,7 @@ use super::report::{Report, Stop};
 use super::session::{Session, Wait};
 use super::transactions::{Callers, Procedures, StepError, Transactions};
 use crate::error::{Error, Result, SqlState};
-use crate::pg::latch::{self, Bell};
+use crate::pg::latch::{self, Bell, WaitEvent};
 use crate::pg::lock::{LockScope, SenderLock};
 use crate::pg::{guc, process, role, transaction_id, xact};
 use crate::settings;
@@ -89,7 +89,7 @@ fn push<T: Transactions>(
 ) -> Result<Report> {
     let _once = Once::enter()?;
     while http::given_up() >= MOST_GIVEN_UP && bounds.until.is_none_or(|until| until > Instant::now()) {
-        latch::wait(None, GIVEN_UP);
+        latch::wait(None, GIVEN_UP, WaitEvent::Http);
     }
     let who = role::name(role::current_user());
     let branch = bounds.selection.branch.clone();
@@ -180,7 +180,7 @@ impl<T: Transactions> ManualPush<'_, T> {
                     return session.stop().cloned();
                 }
                 Err(StepError::Failed(error)) => error.raise(),
-                Err(StepError::Locked) => latch::wait(Some(self.bell), LOCKED),
+                Err(StepError::Locked) => latch::wait(Some(self.bell), LOCKED, WaitEvent::Lock),
             }
             progress(session.report());
         }
@@ -189,7 +189,7 @@ impl<T: Transactions> ManualPush<'_, T> {
     fn wait_for_reply(&self, session: &mut Session) {
         match session.until().map(|until| until.saturating_duration_since(Instant::now())) {
             Some(left) if left.is_zero() => session.give_up("timeout (flush_timeout)"),
-            left => latch::wait(Some(self.bell), left.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT)),
+            left => latch::wait(Some(self.bell), left.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT), WaitEvent::Http),
         }
     }
 
@@ -230,7 +230,7 @@ fn now<T: Transactions, R>(
         match step(transactions) {
             Ok(result) => return result,
             Err(StepError::Failed(error)) => error.raise(),
-            Err(StepError::Locked) => latch::wait(None, LOCKED),
+            Err(StepError::Locked) => latch::wait(None, LOCKED, WaitEvent::Lock),
         }
     }
 }

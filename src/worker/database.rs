@@ -6,7 +6,8 @@
 
 use super::retry::Retry;
 use crate::error::{Error, SqlState};
-use crate::pg::{Oid, activity, bgworker, guc, latch, process, xact};
+use crate::pg::latch::{self, WaitEvent};
+use crate::pg::{Oid, activity, bgworker, guc, process, xact};
 use crate::push::{BackgroundPush, CLONED, Next, Signals};
 use crate::settings;
 use crate::shared::Seat;
@@ -109,7 +110,7 @@ impl Worker {
         }
         let wait = self.retry.not_before().map(|t| t.saturating_duration_since(Instant::now()));
         if let Some(left) = wait.filter(|left| !left.is_zero()) {
-            latch::wait(None, left);
+            latch::wait(None, left, WaitEvent::Retry);
             return Continue(());
         }
         // A request that is out when sending is switched off is completed.
@@ -153,7 +154,8 @@ impl Worker {
         }
         let longest = settings::interval().min(if next.busy { settings::interval() } else { stay });
         let left = due.map_or(longest, |due| due.saturating_duration_since(now).min(longest));
-        latch::wait(Some(&self.background.bell), left + Duration::from_millis(1));
+        let event = if next.busy { WaitEvent::Http } else { WaitEvent::Idle };
+        latch::wait(Some(&self.background.bell), left + Duration::from_millis(1), event);
         Continue(())
     }
 

@@ -7,7 +7,8 @@
 
 use super::retry::Retry;
 use crate::pg::bgworker::{self, Handle};
-use crate::pg::{Oid, activity, database, guc, latch, process, shmem, xact};
+use crate::pg::latch::{self, WaitEvent};
+use crate::pg::{Oid, activity, database, guc, process, shmem, xact};
 use crate::settings;
 use crate::shared::{self, CommitNotice, NOTHING, View};
 use std::collections::{HashMap, VecDeque};
@@ -40,7 +41,7 @@ pub fn main() -> ! {
         }
         let next = if settings::enabled() { launcher.reconcile() } else { None };
         activity::idle("waiting for a database to have something to send");
-        latch::wait(None, next.map_or(FOREVER, until));
+        latch::wait(None, next.map_or(FOREVER, until), WaitEvent::Idle);
     }
 }
 

@@ -162,7 +162,7 @@ def another(quiet_server):
 def shops(db, another):
     shops = Shop(db), Shop(another.alter_outbox())
     for shop in shops:
-        shop.db.run("CREATE EXTENSION amcheck")
+        shop.db.create_extension("amcheck")
     return shops
 
 

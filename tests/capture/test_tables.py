@@ -286,7 +286,7 @@ def test_capture_goes_on_when_the_outbox_has_another_shape(sales, shape):
 
     assert sales.changes()[-2:] == [
         ("INSERT", {"id": 2}, {"id": 2, "qty": 5, "note": None}), ("UPDATE", {"id": 2}, {"qty": 6})]
-    sales.run("CREATE EXTENSION amcheck")
+    sales.create_extension("amcheck")
     sales.rows("SELECT bt_index_check(indexrelid, true) FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
                "JOIN pg_am a ON a.oid = relam WHERE indrelid = 'sync_outbox'::regclass AND amname = 'btree'")
 

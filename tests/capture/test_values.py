@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.values import ODD_SETTINGS, PREPARE, TYPES
+from support.values import EXTENSIONS, ODD_SETTINGS, PREPARE, TYPES
 
 CALM = {"TimeZone": "UTC", "DateStyle": "ISO", "IntervalStyle": "postgres", "extra_float_digits": "1", "bytea_output": "hex"}
 COLUMNS = [f"c{number}" for number in range(len(TYPES))]
@@ -27,6 +27,7 @@ class Wide:
     """A table with a column of every type, a session that writes and a session that judges."""
 
     def __init__(self, db):
+        db.create_extension(*EXTENSIONS)
         db.run(PREPARE)
         columns = ", ".join(f"{column} {kind}" for column, (kind, _, _) in zip(COLUMNS, TYPES))
         db.run(f"CREATE TABLE wide (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})")

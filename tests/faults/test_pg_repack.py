@@ -13,8 +13,7 @@ ROUNDS = 3
 @pytest.fixture
 def repack(run):
     """Rewrites a table of a database with pg_repack."""
-    if not (run.bindir / "pg_repack").exists():
-        pytest.skip("needs pg_repack")
+    run.require("pg_repack")
 
     def repacked(server, database, table):
         before = server.value(f"SELECT pg_relation_filenode('{table}')", database)

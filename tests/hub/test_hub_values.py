@@ -3,7 +3,7 @@
 import json
 
 from support.hub_database import Hub, change, insert, keys
-from support.values import PREPARE, TYPES
+from support.values import EXTENSIONS, PREPARE, TYPES
 
 # JSON has no place for these: array bounds, a null inside json, how a string in json is escaped, and types with a cast to json that nothing reads back.
 LOSSY = {("integer[]", "[0:1]={5,6}"), ("json", "null"), ("jsonb", "null"), ("json", '"\\u00e9"')}
@@ -18,6 +18,7 @@ def whole_row(op, row, data):
 def test_values_of_every_type_arrive_as_they_left(hub):
     for setting in ["TimeZone = 'UTC'", "DateStyle = 'ISO'", "IntervalStyle = 'postgres'", "bytea_output = 'hex'"]:
         hub.run(f"SET {setting}")
+    hub.create_extension(*EXTENSIONS)
     hub.run(PREPARE)
     columns = ", ".join(f"c{number} {kind}" for number, (kind, _, _) in enumerate(TYPES))
     hub.run(f"CREATE TABLE source (id int PRIMARY KEY, {columns})")

@@ -154,6 +154,7 @@ SECRETS = [TOKEN, SIGNING, base64.b64encode(SIGNING.encode()).decode().rstrip("=
 @pytest.fixture
 def talkative(new_server, run):
     """A preloaded server that logs all it can, and a table that is sent with a token and signed."""
+    run.require("pg_stat_statements")
     server = new_server(preload=True, settings={
         "shared_preload_libraries": "pg_stat_statements,sync_outbox", "log_min_messages": "debug5",
         "log_error_verbosity": "verbose", "pg_stat_statements.track": "all"})
@@ -164,7 +165,8 @@ def talkative(new_server, run):
         own(where / name)
     server.set(sync_outbox__signing_secret_file=where / "signing")
     database = server.create_database()
-    database.run("CREATE EXTENSION sync_outbox; CREATE EXTENSION pg_stat_statements; CREATE TABLE sales (id int PRIMARY KEY, qty int)")
+    database.create_extension("pg_stat_statements")
+    database.run("CREATE EXTENSION sync_outbox; CREATE TABLE sales (id int PRIMARY KEY, qty int)")
     database.attach("sales")
     database.secrets = where
     return database

@@ -50,6 +50,12 @@ class Database:
     def value(self, query, parameters=None):
         return self.row(query, parameters)[0]
 
+    def create_extension(self, *names):
+        """Of those that not every server has."""
+        for name in names:
+            self.server.run.require(name)
+            self.run(f"CREATE EXTENSION {name}")
+
     def wait_until_blocked(self, session):
         """Until that session waits for a lock that another one holds."""
         with self.server.connect(self.name) as watching:

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import tempfile
 
+import pytest
+
 from . import prefix
 
 ENVIRONMENT = "SYNC_OUTBOX_TEST_RUN"
@@ -87,6 +89,11 @@ class Run:
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{program} {arguments}:\n{done.stdout}"
         return done.stdout
+
+    def require(self, extension):
+        """Skips the test on a server that does not have this extension."""
+        if not (pathlib.Path(self.call("pg_config", "--sharedir").strip()) / "extension" / f"{extension}.control").exists():
+            pytest.skip(f"this server has no {extension}")
 
     def initialise(self, data):
         """Makes a data directory of an empty one."""

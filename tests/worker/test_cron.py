@@ -6,8 +6,9 @@ from support.wait import wait_for
 
 
 @pytest.mark.timeout(180)
-def test_pg_cron_flushes(new_server, receiver):
+def test_pg_cron_flushes(new_server, receiver, run):
     """Its shortest schedule is a minute."""
+    run.require("pg_cron")
     server = new_server(settings={
         "shared_preload_libraries": "pg_cron", "cron.database_name": "shop", "cron.use_background_workers": "on"})
     shop = server.create_database(name="shop")
