@@ -51,6 +51,17 @@ UPDATE pg_catalog.pg_proc SET
  WHERE oid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_overview()'::pg_catalog.regprocedure;
 
 ------------------------------------------------------------------------------------------------------------------------
+-- Library and objects can be of two versions, as they are while this script has not run.
+------------------------------------------------------------------------------------------------------------------------
+CREATE FUNCTION @extschema@.sync_outbox_version(OUT library text, OUT extension text, OUT matches boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_version_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_version() IS
+    'the version of the library that this session has loaded, that of the extension in this database, and whether they match';
+
+REVOKE ALL ON FUNCTION @extschema@.sync_outbox_version() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_version() TO sync_outbox_admin, sync_outbox_operator, pg_monitor;
+
+------------------------------------------------------------------------------------------------------------------------
 -- The hub's half. No function changes its arguments, so that every right that was granted on one stays.
 ------------------------------------------------------------------------------------------------------------------------
 ALTER TABLE @extschema@.sync_outbox_accepted ADD ignore_unknown_columns boolean NOT NULL DEFAULT true;

@@ -348,6 +348,11 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
     'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
 
+CREATE FUNCTION @extschema@.sync_outbox_version(OUT library text, OUT extension text, OUT matches boolean)
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_version_wrapper' LANGUAGE c;
+COMMENT ON FUNCTION @extschema@.sync_outbox_version() IS
+    'the version of the library that this session has loaded, that of the extension in this database, and whether they match';
+
 CREATE FUNCTION @extschema@.sync_outbox_requeue(
     ids bigint[] DEFAULT NULL, reason text DEFAULT NULL, relation regclass DEFAULT NULL, target text DEFAULT 'default')
     RETURNS bigint AS 'MODULE_PATHNAME', 'sync_outbox_requeue_wrapper' LANGUAGE c;
@@ -430,6 +435,7 @@ REVOKE ALL ON FUNCTION
     @extschema@.sync_outbox_adopt(text),
     @extschema@.sync_outbox_stats(text),
     @extschema@.sync_outbox_overview(),
+    @extschema@.sync_outbox_version(),
     @extschema@.sync_outbox_requeue(bigint[], text, regclass, text),
     @extschema@.sync_outbox_discard(bigint[], text),
     @extschema@.sync_outbox_apply(json),
@@ -461,10 +467,13 @@ GRANT EXECUTE ON FUNCTION
     @extschema@.sync_outbox_flush(text, integer, text),
     @extschema@.sync_outbox_stats(text),
     @extschema@.sync_outbox_overview(),
+    @extschema@.sync_outbox_version(),
     @extschema@.sync_outbox_requeue(bigint[], text, regclass, text)
     TO sync_outbox_admin, sync_outbox_operator;
 GRANT EXECUTE ON PROCEDURE @extschema@.sync_outbox_drain(text, text) TO sync_outbox_admin, sync_outbox_operator;
-GRANT EXECUTE ON FUNCTION @extschema@.sync_outbox_stats(text), @extschema@.sync_outbox_overview() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION
+    @extschema@.sync_outbox_stats(text), @extschema@.sync_outbox_overview(), @extschema@.sync_outbox_version()
+    TO pg_monitor;
 GRANT SELECT ON @extschema@.sync_outbox_queue, @extschema@.sync_outbox_attached, @extschema@.sync_outbox_history
     TO sync_outbox_admin, sync_outbox_operator, pg_monitor;
 GRANT SELECT ON @extschema@.sync_outbox, @extschema@.sync_outbox_discarded, @extschema@.sync_outbox_identity, @extschema@.sync_outbox_target,

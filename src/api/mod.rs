@@ -19,3 +19,4 @@ mod settings_report;
 mod stats;
 mod target;
 mod token;
+mod version;

@@ -3,6 +3,7 @@
 //! A setting that cannot be used is reported and raises no error, because whoever looks at the overview wants to know
 //! why nothing is sent.
 
+use super::version;
 use crate::error::Result;
 use crate::pg::Oid;
 use crate::push::credentials::{self, Token, UrlSource};
@@ -41,6 +42,7 @@ impl SettingsReport {
     /// The settings that apply to a target.
     pub fn of(&self, target: &Target) -> Value {
         let mut report = Map::new();
+        report.insert("version".to_owned(), version::report());
         for setting in &self.all {
             if !NOT_AS_THEY_ARE.contains(&setting.name.as_str()) {
                 report.insert(setting.name.clone(), self.one(setting, None));

@@ -12,10 +12,15 @@ pub struct Extension {
 }
 
 /// `0.1.0`, as numbers, so that 0.10.0 is later than 0.9.0.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Version(pub [u32; 3]);
 
 impl Version {
+    /// The version of this library.
+    pub fn library() -> Self {
+        Version::parse(env!("CARGO_PKG_VERSION"))
+    }
+
     /// A part that is not a number counts as 0.
     fn parse(text: &str) -> Self {
         let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));

@@ -144,7 +144,7 @@ pub fn keys(relation: Oid) -> Vec<BTreeMap<String, String>> {
            JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) p.amopopr
            JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
           WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND i.indimmediate AND i.indisvalid
-            AND i.indisready AND i.indpred IS NULL AND i.indexprs IS NULL
+            AND i.indisready AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion
             AND k.n OPERATOR(pg_catalog.<=) i.indnkeyatts::pg_catalog.int8
           ORDER BY i.indisprimary DESC, i.indexrelid",
         &[relation.into()],

@@ -110,7 +110,8 @@ fn candidates(relation: Oid) -> Vec<CandidateKey> {
     let mut found = Vec::new();
     spi::query(
         "SELECT k.names, i.indisprimary, i.indisreplident,
-                CASE WHEN NOT (i.indisvalid AND i.indisready) THEN 'is not valid'
+                CASE WHEN i.indisexclusion THEN 'keeps ranges from overlapping, and is not searched by equality'
+                     WHEN NOT (i.indisvalid AND i.indisready) THEN 'is not valid'
                      WHEN i.indpred IS NOT NULL THEN 'covers only some rows (it has a WHERE clause)'
                      WHEN i.indexprs IS NOT NULL THEN 'is over expressions'
                      WHEN NOT i.indimmediate THEN 'is deferrable: two rows may hold one key for a while'
@@ -120,7 +121,12 @@ fn candidates(relation: Oid) -> Vec<CandidateKey> {
            FROM pg_catalog.pg_index i
           CROSS JOIN LATERAL (
                 SELECT pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY c.n) AS names,
-                       pg_catalog.bool_and(a.attnotnull) AS not_null,
+                       -- Since 18 a constraint that is not valid sets attnotnull, whatever the rows hold.
+                       pg_catalog.bool_and(a.attnotnull AND NOT EXISTS (
+                           SELECT FROM pg_catalog.pg_constraint v
+                            WHERE v.conrelid OPERATOR(pg_catalog.=) a.attrelid
+                              AND v.contype OPERATOR(pg_catalog.=) 'n'::pg_catalog.\"char\" AND NOT v.convalidated
+                              AND a.attnum OPERATOR(pg_catalog.=) ANY (v.conkey))) AS not_null,
                        pg_catalog.bool_or(oc.opcintype OPERATOR(pg_catalog.=) 1042::pg_catalog.oid
                            AND a.atttypmod OPERATOR(pg_catalog.=) -1
                            AND t.typtypmod OPERATOR(pg_catalog.=) -1) AS blank,

@@ -48,7 +48,7 @@ def test_keys_of_every_type_in_a_nest(db, type, values):
 def test_other_indexes_beside_the_key(db, index, pk_last):
     """REINDEX INDEX CONCURRENTLY t_pkey gives the key's index the greatest oid."""
     db.run(f"""CREATE TABLE t (id int PRIMARY KEY, v int, p point, ts tsvector, n name, j jsonb);
-        CREATE TYPE co AS (a int); CREATE FUNCTION cf(int) RETURNS co IMMUTABLE LANGUAGE sql AS 'SELECT ROW($1)::co';
+        CREATE TYPE co AS (a int); CREATE FUNCTION cf(int) RETURNS co IMMUTABLE LANGUAGE sql AS 'SELECT ROW($1)::public.co';
         CREATE INDEX ON t USING {index}""")
     if pk_last:
         db.run("REINDEX INDEX CONCURRENTLY t_pkey")

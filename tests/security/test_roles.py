@@ -4,7 +4,8 @@ import pytest
 from psycopg import errors
 
 PUSH = ["SELECT sync_outbox_flush()", "CALL sync_outbox_drain()", "SELECT sync_outbox_requeue()"]
-LOOK = ["SELECT * FROM sync_outbox_stats()", "SELECT * FROM sync_outbox_overview()", "SELECT * FROM sync_outbox_queue",
+LOOK = ["SELECT * FROM sync_outbox_stats()", "SELECT * FROM sync_outbox_overview()", "SELECT * FROM sync_outbox_version()",
+        "SELECT * FROM sync_outbox_queue",
         "SELECT * FROM sync_outbox_attached", "SELECT * FROM sync_outbox_history"]
 CONFIGURE = ["SELECT sync_outbox_pause()", "SELECT sync_outbox_resume()", "SELECT sync_outbox_set_token('x')",
              "SELECT sync_outbox_configure('{}')", "SELECT sync_outbox_adopt('same')",
