@@ -17,7 +17,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e soak fuzz check lint demo bench bench-receiver clean print-pg-config
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e test-majors test-matrix soak fuzz check lint demo bench bench-receiver clean print-pg-config print-pg-major
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,12 @@ T    ?= tests
 e2e: ## end-to-end tests of the release build that is there
 	$(PYTEST) -n $(JOBS) $(T)
 
+test-majors: ## the most important end-to-end tests on every other major that can be had (Debian, root)
+	scripts/majors.sh core $(MAJORS)
+
+test-matrix: ## all end-to-end tests on every other major that can be had (Debian, root): hours
+	scripts/majors.sh full $(MAJORS)
+
 # The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/faults/test_soak.py.
 MINUTES ?= 60
 SOAK = $(if $(SEED),--seed $(SEED)) $(if $(KEEP),--keep)
@@ -105,3 +111,6 @@ clean: ## remove what was built
 # For the tests, which copy the server that this Makefile builds for.
 print-pg-config:
 	@command -v $(PG_CONFIG)
+
+print-pg-major:
+	@echo $(PG_MAJOR)

@@ -25,6 +25,27 @@ def test_launcher_and_worker_are_seen(shop):
             ("sync_outbox launcher", None, "idle"), ("sync_outbox worker", shop.name, "idle")]
 
 
+WAITS = "SELECT wait_event_type, wait_event FROM pg_stat_activity WHERE backend_type = %s AND coalesce(datname, %s) = %s"
+
+
+def test_what_they_wait_for_is_seen(shop, receiver):
+    """Since PostgreSQL 17 by name; before, all extensions have one wait event."""
+    def waits(backend_type, event):
+        event = event if shop.conn.info.server_version >= 170000 else "Extension"
+        wait_for(lambda: [tuple(row) for row in shop.rows(WAITS, [backend_type, shop.name, shop.name])] == [("Extension", event)],
+                 what=f"{backend_type} in {event}")
+    settled(shop)
+    waits("sync_outbox launcher", "SyncOutboxIdle")
+    waits("sync_outbox worker", "SyncOutboxIdle")
+    release = threading.Event()
+    receiver.behaviour = behaviours.hold(release)
+    shop.run("INSERT INTO sales VALUES (1, 0)")
+    receiver.wait_for_requests(1)
+    waits("sync_outbox worker", "SyncOutboxHttp")
+    release.set()
+    wait_for(lambda: shop.outbox() == [])
+
+
 def test_a_commit_wakes_the_worker(shop, receiver, clock):
     settled(shop)
     for sale in range(1, 11):
