@@ -212,11 +212,11 @@ impl<T: Transactions> ManualPush<'_, T> {
 struct NoAnnouncements;
 
 impl Announcements for NoAnnouncements {
-    fn first_id(&self) -> i64 {
+    fn take_first_id(&self) -> i64 {
         NOTHING
     }
 
-    fn are_there(&self) -> bool {
+    fn clear_flag_and_check(&self) -> bool {
         false
     }
 }

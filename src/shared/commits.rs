@@ -1,5 +1,5 @@
-//! The side of transactions: which of them are committing, and what they announce when they have committed. That a sender
-//! has taken the turn is announced here as well.
+//! The side of transactions: which of them are committing, and what they announce when they have committed. Here a
+//! sender also announces that it has taken the turn.
 
 use super::{TABLE, wake};
 use crate::pg::process::Process;
