@@ -32,7 +32,7 @@ pub struct Trouble {
 #[derive(Default)]
 pub struct Answered {
     pub judged: Vec<Judged>,
-    /// Changes whose turn did not come because an earlier one of their key was refused in this very batch.
+    /// Changes that were not sent because an earlier one of their key was refused in this very batch.
     pub blocked: Vec<usize>,
     pub trouble: Option<Trouble>,
     /// The server has answered 413: less is to be read at a time from now on.

@@ -173,7 +173,7 @@ impl<T: Transactions> ManualPush<'_, T> {
                         return Some(Stop::Busy);
                     }
                 }
-                Ok(Wait::Others) => {}
+                Ok(Wait::OtherTargets) => {}
                 Ok(Wait::Idle) => return None,
                 Ok(Wait::Stopped) => {
                     now(self.transactions, |transactions| session.count_what_is_left(transactions));

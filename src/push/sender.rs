@@ -178,7 +178,7 @@ impl Sender {
         }
         match result {
             Ok(Wait::Reply) => self.next(None),
-            Ok(Wait::Others) => self.next(Some(Instant::now())),
+            Ok(Wait::OtherTargets) => self.next(Some(Instant::now())),
             Ok(Wait::Turn) => {
                 self.lock = None;
                 self.wait(BUSY)

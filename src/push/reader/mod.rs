@@ -15,7 +15,7 @@ mod cursors;
 mod look_back;
 mod pick;
 mod rescans;
-mod retry_turns;
+mod retry_share;
 mod shares;
 
 use super::announcements::{Announcements, NOTHING};

@@ -39,10 +39,11 @@ use std::time::{Duration, Instant};
 pub enum Wait {
     /// The reply to a request, which rings the bell.
     Reply,
-    /// Somebody else wants the turn. Everything is settled, and nothing that was read ahead counts any more.
+    /// Somebody else wants the turn, which is the sender's lock. Everything is settled, and nothing that was read ahead
+    /// counts any more.
     Turn,
-    /// Nothing: it goes on as soon as the others have had their turn.
-    Others,
+    /// Nothing: it has done one step of many, and goes on as soon as the other targets have been seen to.
+    OtherTargets,
     /// Nothing deliverable is left.
     Idle,
     /// Nothing can be sent: [`Session::stop`] says why.
@@ -132,7 +133,7 @@ impl Session {
             } else if let Some(batch) = self.next_batch(transactions, announcements)? {
                 self.begin(batch);
             } else if self.is_under_way() {
-                return Ok(Wait::Others);
+                return Ok(Wait::OtherTargets);
             } else if self.stop.is_none() {
                 self.settle_all(transactions)?;
                 self.rest(transactions)?;
