@@ -129,6 +129,8 @@ impl Session {
                 self.settle_all(transactions)?;
                 self.look_up(transactions)?;
             } else if self.results.unsettled() > 1 {
+                // One exchange is settled while the next request is out. There are more where nothing was sent in
+                // between, or where refusals were held back and count now: they must not pile up in memory.
                 self.settle_all(transactions)?;
             } else if let Some(batch) = self.next_batch(transactions, announcements)? {
                 self.begin(batch);
