@@ -288,14 +288,17 @@ mod tests {
         #[test]
         fn any_body_is_taken_or_refused(
             body in crate::properties::json(&[
-                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key", "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
+                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key",
+                "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
             ])
         ) {
             crate::properties::body(body.as_bytes());
         }
 
         #[test]
-        fn a_change_that_is_taken_has_a_key(pk in crate::properties::json(&["id"]), data in crate::properties::json(&["a"])) {
+        fn a_change_that_is_taken_has_a_key(
+            pk in crate::properties::json(&["id"]), data in crate::properties::json(&["a"])
+        ) {
             for op in ["INSERT", "UPDATE", "DELETE"] {
                 let body = change(&format!(r#""op": "{op}", "pk": {pk}, "data": {data}, "old": {data}"#));
                 crate::properties::body(body.as_bytes());

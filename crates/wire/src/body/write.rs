@@ -134,7 +134,8 @@ mod tests {
             Outgoing {
                 schema: schema.into(), table: table.into(), op: operation.name().into(), pk: Some(pk.into()),
                 data: Some(data.into()), old: old.map(Into::into), dedup_key: Uuid::from_u128(key), id, txid,
-                branch: branch.map(Into::into), reason: reason.map(Into::into), created_at: "2026-01-01T00:00:00+00:00".into(),
+                branch: branch.map(Into::into), reason: reason.map(Into::into),
+                created_at: "2026-01-01T00:00:00+00:00".into(),
             }
         }
     }
