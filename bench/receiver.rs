@@ -106,7 +106,7 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
         if record && !change.pk.text.is_empty() {
             keys.push(RawValue::from_string(change.pk.text.to_owned())?);
         }
-        answer.ack(change.dedup_key);
+        answer.ack(change.dedup_key_as_sent);
     }
     let config = locked(shared, |state| {
         let stats = &mut state.stats;

@@ -45,8 +45,9 @@ thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Takes note that a relation has changed; called from an invalidation callback. While no outbox is known, one may just
-/// be being looked up, and any relation can be one that it is made from.
+/// Takes note that a relation has changed; called from an invalidation callback. Where no outbox is kept, one may be
+/// being looked up right now, and nobody knows yet which relations that depends on. So the one that is found counts as
+/// stale.
 pub fn forget(oid: Oid) {
     OUTBOX.with(|outbox| match outbox.try_borrow().as_deref() {
         Ok(Some(outbox)) if !outbox.shape.is_made_from(oid) => {}

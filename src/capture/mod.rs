@@ -18,7 +18,7 @@ use crate::pg::buffer::VarlenaBuffer;
 use crate::pg::heap::Columns;
 use crate::pg::text::Varlena;
 use crate::pg::trigger::Fired;
-use crate::pg::truncation::{self, Telling};
+use crate::pg::truncation::{self, RowCapture};
 use crate::pg::{executor, invalidation, utility};
 use crate::settings;
 use plan::Plan;
@@ -93,10 +93,10 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, b
         return;
     }
     let key_changes = || event == Operation::Update && plan.changes_key(changed);
-    if !is_its_turn(fired, plan, reason) {
+    if !captures_row_now(fired, plan, reason) {
         return;
     }
-    if !(plan.knows_versions && plan.order.holds(fired, key_changes)) {
+    if !(plan.knows_versions && plan.order.can_capture_as_it_is(fired, key_changes)) {
         return state::capture_state(fired, plan, reason, key_changes(), buffers);
     }
     let mut change = append::CapturedChange { event, pk: None, data: None, old: None, branch: None, reason };
@@ -135,28 +135,28 @@ fn capture_change(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, b
 
 /// Captures a TRUNCATE that is still open before the first change of a row after it. Returns whether the change itself
 /// is captured now: otherwise the trigger of the TRUNCATE captures the rows that stand.
-fn is_its_turn(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) -> bool {
+fn captures_row_now(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>) -> bool {
     if !(plan.captures_truncate && plan.captures_insert && truncation::any()) {
         return true;
     }
-    match truncation::telling(plan.root(), &fired.relation()) {
-        Telling::AsUsual => true,
-        Telling::BehindTruncate => {
+    match truncation::row_capture(plan.root(), &fired.relation()) {
+        RowCapture::AsUsual => true,
+        RowCapture::AfterTruncate => {
             append_truncate(fired, plan, reason);
             true
         }
-        Telling::NotNow => false,
+        RowCapture::HeldBack => false,
     }
 }
 
 /// What other triggers, which were fired before ours, have written to the table since it was emptied must come after
 /// the TRUNCATE: either the first of these changes has captured the TRUNCATE, or all the rows are captured now.
 fn capture_truncate(fired: &Fired<'_>, plan: &Plan, reason: Option<Varlena<'_>>, buffers: &mut RowBuffers) {
-    let settled = truncation::settle(plan.root());
-    if !settled.told {
+    let captured = truncation::trigger_fired(plan.root());
+    if !captured.truncate {
         append_truncate(fired, plan, reason);
     }
-    if !settled.told || settled.kept_back {
+    if !captured.truncate || captured.rows_held_back {
         let _settings = plan.neutral_settings();
         state::capture_rows(fired, plan, reason, buffers);
     }

@@ -42,7 +42,7 @@ impl Order {
     }
 
     /// Whether the change of a row can be captured as it is. Takes note of its command.
-    pub fn holds(&self, fired: &Fired<'_>, key_changes: impl FnOnce() -> bool) -> bool {
+    pub fn can_capture_as_it_is(&self, fired: &Fired<'_>, key_changes: impl FnOnce() -> bool) -> bool {
         let (old, new) = (fired.old(), fired.new_row());
         let command = new.as_ref().map_or_else(|| old.as_ref().map(Tuple::ended_by), Tuple::made_by);
         let in_order = command.is_some_and(|command| self.note(command));

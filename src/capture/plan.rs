@@ -69,13 +69,13 @@ thread_local! {
     /// The plan that was used last: most rows are of the same table as the one before.
     static LAST: RefCell<Option<(Oid, Rc<Plan>)>> = const { RefCell::new(None) };
     static ALL_STALE: Cell<bool> = const { Cell::new(false) };
-    /// The relations that have changed while a plan is being made, if one is.
-    static MEANWHILE: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
+    /// While a plan is being made, the relations that have changed since that began; otherwise `None`.
+    static CHANGED_WHILE_MAKING: RefCell<Option<Vec<Oid>>> = const { RefCell::new(None) };
 }
 
 /// Takes note that a relation has changed; called from an invalidation callback, which may run while a plan is made.
 pub fn forget(oid: Oid) {
-    MEANWHILE.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
+    CHANGED_WHILE_MAKING.with(|changed| match changed.try_borrow_mut().as_deref_mut() {
         Ok(Some(changed)) => changed.push(oid),
         Ok(None) => {}
         Err(_) => ALL_STALE.set(true),
@@ -122,14 +122,14 @@ fn make(fired: &Fired<'_>) -> Plan {
     struct Listening;
     impl Drop for Listening {
         fn drop(&mut self) {
-            MEANWHILE.take();
+            CHANGED_WHILE_MAKING.take();
         }
     }
-    MEANWHILE.set(Some(Vec::new()));
+    CHANGED_WHILE_MAKING.set(Some(Vec::new()));
     let _listening = Listening;
     let plan = Plan::make(fired);
-    let meanwhile = MEANWHILE.take().unwrap_or_default();
-    plan.valid.set(!meanwhile.iter().any(|oid| *oid == Oid::INVALID || plan.made_from.contains(oid)));
+    let changed = CHANGED_WHILE_MAKING.take().unwrap_or_default();
+    plan.valid.set(!changed.iter().any(|oid| *oid == Oid::INVALID || plan.made_from.contains(oid)));
     plan
 }
 

@@ -160,7 +160,7 @@ impl<'a> ApplyCall<'a> {
         if attempt.result.is_err() {
             self.session_locks.restore(); // the locks that it has left would take the room of others
         }
-        let key = change.dedup_key.clone();
+        let key = change.dedup_key_as_sent.clone();
         match attempt.result {
             Ok(Applied::Done) => self.answer.ack(key),
             Ok(Applied::Before) => {
@@ -217,7 +217,7 @@ fn apply_one(
 ) -> std::result::Result<Applied, Caught> {
     let mut conflict = None;
     let applied = xact::subtransaction(|| {
-        if !applied::remember(schema, &change.id) {
+        if !applied::remember(schema, &change.dedup_key) {
             return Applied::Before;
         }
         let table = table.as_ref().unwrap_or_else(|why| refuse(why));

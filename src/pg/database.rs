@@ -9,7 +9,7 @@ const INVALID_DATABASE: i32 = -2;
 
 /// The database that this process is connected to.
 pub fn current() -> pg_sys::Oid {
-    // SAFETY: plain global.
+    // SAFETY: plain global, set once at connection time.
     unsafe { pg_sys::MyDatabaseId }
 }
 

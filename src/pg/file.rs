@@ -15,9 +15,3 @@ pub fn server_uid() -> u32 {
     // SAFETY: always succeeds.
     unsafe { libc::geteuid() }
 }
-
-/// The oid of the database that this process is connected to.
-pub fn database() -> pg_sys::Oid {
-    // SAFETY: set once at connection time.
-    unsafe { pg_sys::MyDatabaseId }
-}

@@ -21,11 +21,11 @@ struct Truncate {
     /// Tables and partitions, with the files they had when they were named.
     named: Vec<(pg_sys::Oid, pg_sys::Oid)>,
     /// The attached tables whose TRUNCATE has been captured, and the savepoint in which it was.
-    told: Vec<(pg_sys::Oid, pg_sys::SubTransactionId)>,
+    captured: Vec<(pg_sys::Oid, pg_sys::SubTransactionId)>,
     /// The attached tables with changes of rows that were held back.
-    kept_back: Vec<pg_sys::Oid>,
+    held_back: Vec<pg_sys::Oid>,
     /// The attached tables whose own trigger has been fired.
-    settled: Vec<pg_sys::Oid>,
+    fired: Vec<pg_sys::Oid>,
     /// The savepoint in which it began, and its nesting level.
     savepoint: pg_sys::SubTransactionId,
     level: i32,
@@ -55,8 +55,14 @@ pub(super) fn begins() -> usize {
     // SAFETY: plain getters.
     let (savepoint, level) =
         unsafe { (pg_sys::GetCurrentSubTransactionId(), pg_sys::GetCurrentTransactionNestLevel()) };
-    let truncate =
-        Truncate { named: Vec::new(), told: Vec::new(), kept_back: Vec::new(), settled: Vec::new(), savepoint, level };
+    let truncate = Truncate {
+        named: Vec::new(),
+        captured: Vec::new(),
+        held_back: Vec::new(),
+        fired: Vec::new(),
+        savepoint,
+        level,
+    };
     OPEN.with_borrow_mut(|open| {
         open.push(truncate);
         open.len() - 1
@@ -66,8 +72,8 @@ pub(super) fn begins() -> usize {
 /// Raises 55000 if changes were held back and have not been captured, because somebody has disabled the trigger that
 /// does it.
 pub(super) fn ends(before: usize) {
-    let keeps_back = OPEN.with_borrow_mut(|open| open.drain(before..).any(|truncate| !truncate.kept_back.is_empty()));
-    if keeps_back {
+    let holds_back = OPEN.with_borrow_mut(|open| open.drain(before..).any(|truncate| !truncate.held_back.is_empty()));
+    if holds_back {
         // SAFETY: raises an ERROR and nothing else.
         unsafe { refuse() }
     }
@@ -95,69 +101,70 @@ pub fn any() -> bool {
 }
 
 /// How a change of a row is captured while a TRUNCATE of its table is open.
-pub enum Telling {
+pub enum RowCapture {
     AsUsual,
     /// After the TRUNCATE, which has to be captured first.
-    BehindTruncate,
-    /// Not now, because nothing shows whether it comes before or after the TRUNCATE. [`settle`] returns that something
-    /// was held back.
-    NotNow,
+    AfterTruncate,
+    /// Not now, because nothing shows whether it comes before or after the TRUNCATE. [`trigger_fired`] returns that
+    /// something was held back.
+    HeldBack,
 }
 
 /// How a change of `written` is captured, which is the attached table `root` or a partition of it. If the answer is
 /// that the TRUNCATE comes first, it counts as captured from now on, unless that is rolled back.
-pub fn telling(root: pg_sys::Oid, written: &Borrowed<'_>) -> Telling {
+pub fn row_capture(root: pg_sys::Oid, written: &Borrowed<'_>) -> RowCapture {
     OPEN.with_borrow_mut(|open| {
         let of_root = |truncate: &&mut Truncate| truncate.named.iter().any(|(oid, _)| *oid == root);
-        let Some(truncate) = open.iter_mut().rev().find(of_root) else { return Telling::AsUsual };
+        let Some(truncate) = open.iter_mut().rev().find(of_root) else { return RowCapture::AsUsual };
         let file = truncate.named.iter().rev().find(|(oid, _)| *oid == written.oid()).map(|(_, file)| *file);
-        let Some(file) = file.filter(|_| !truncate.settled.contains(&root)) else { return Telling::AsUsual };
+        let Some(file) = file.filter(|_| !truncate.fired.contains(&root)) else { return RowCapture::AsUsual };
         // A new file that another transaction gave it, while we waited for the table's lock, does not count.
         if file != written.file() && written.has_got_its_file_now() {
-            if truncate.is_told(root) {
-                return Telling::AsUsual;
+            if truncate.is_captured(root) {
+                return RowCapture::AsUsual;
             }
             // SAFETY: plain getter, inside a transaction.
-            truncate.told.push((root, unsafe { pg_sys::GetCurrentSubTransactionId() }));
-            return Telling::BehindTruncate;
+            truncate.captured.push((root, unsafe { pg_sys::GetCurrentSubTransactionId() }));
+            return RowCapture::AfterTruncate;
         }
         if !written.is_emptied_where_it_is(truncate.savepoint) {
-            return Telling::AsUsual; // it has not been emptied yet
+            return RowCapture::AsUsual; // it has not been emptied yet
         }
-        let keeps_back = truncate.kept_back.contains(&root);
-        if truncate.is_told(root) && !keeps_back {
-            return Telling::AsUsual;
+        let holds_back = truncate.held_back.contains(&root);
+        if truncate.is_captured(root) && !holds_back {
+            return RowCapture::AsUsual;
         }
-        if !keeps_back {
-            truncate.kept_back.push(root);
+        if !holds_back {
+            truncate.held_back.push(root);
         }
-        Telling::NotNow
+        RowCapture::HeldBack
     })
 }
 
 /// What has been captured so far of an open TRUNCATE of an attached table.
-pub struct Settled {
-    pub told: bool,
+pub struct CapturedSoFar {
+    /// Whether the TRUNCATE itself has been captured.
+    pub truncate: bool,
     /// Whether changes of rows were held back.
-    pub kept_back: bool,
+    pub rows_held_back: bool,
 }
 
 /// Called by the trigger of the TRUNCATE, which captures what is missing. From now on everything is captured as usual.
-pub fn settle(root: pg_sys::Oid) -> Settled {
+pub fn trigger_fired(root: pg_sys::Oid) -> CapturedSoFar {
     OPEN.with_borrow_mut(|open| match open.last_mut() {
-        None => Settled { told: false, kept_back: false },
+        None => CapturedSoFar { truncate: false, rows_held_back: false },
         Some(truncate) => {
-            truncate.settled.push(root);
-            let kept_back = truncate.kept_back.contains(&root);
-            truncate.kept_back.retain(|oid| *oid != root);
-            Settled { told: truncate.is_told(root), kept_back }
+            truncate.fired.push(root);
+            let rows_held_back = truncate.held_back.contains(&root);
+            truncate.held_back.retain(|oid| *oid != root);
+            CapturedSoFar { truncate: truncate.is_captured(root), rows_held_back }
         }
     })
 }
 
 impl Truncate {
-    fn is_told(&self, root: pg_sys::Oid) -> bool {
-        self.told.iter().any(|(told, _)| *told == root)
+    fn is_captured(&self, root: pg_sys::Oid) -> bool {
+        self.captured.iter().any(|(captured, _)| *captured == root)
     }
 }
 
@@ -196,14 +203,14 @@ unsafe extern "C-unwind" fn savepoint_ends(
 ) {
     OPEN.with_borrow_mut(|open| match event {
         pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
-            let told = open.iter_mut().flat_map(|truncate| &mut truncate.told);
-            told.filter(|(_, by)| *by == me).for_each(|(_, by)| *by = parent);
+            let captured = open.iter_mut().flat_map(|truncate| &mut truncate.captured);
+            captured.filter(|(_, by)| *by == me).for_each(|(_, by)| *by = parent);
         }
         pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
             // SAFETY: plain getter; the savepoint that is rolled back is still the current one.
             let level = unsafe { pg_sys::GetCurrentTransactionNestLevel() };
             open.retain(|truncate| truncate.level < level);
-            open.iter_mut().for_each(|truncate| truncate.told.retain(|(_, by)| *by != me));
+            open.iter_mut().for_each(|truncate| truncate.captured.retain(|(_, by)| *by != me));
         }
         _ => {}
     });

@@ -37,19 +37,19 @@ pub trait Signals {
     fn take_wanted(&self) -> bool;
 }
 
-/// Tells a session what was announced.
+/// What was announced to the session of one target.
 pub trait Announcements {
-    /// From which id on something may have been committed since the last call, or [`NOTHING`]. To be called after a
-    /// snapshot was taken.
-    fn first_id(&self) -> i64;
-    /// Whether there may be any.
-    fn are_there(&self) -> bool;
+    /// Takes the announcements: from which id on something may have been committed since the last call, or
+    /// [`NOTHING`]. To be called after a snapshot was taken.
+    fn take_first_id(&self) -> i64;
+    /// Clears the flag that writers raise, and returns whether there may be announcements that have not been taken.
+    fn clear_flag_and_check(&self) -> bool;
 }
 
 /// Passes the announcements on to the session of each target.
 pub struct Announcer {
     signals: Rc<dyn Signals>,
-    /// By target, what its session has not asked for: whether there may be announcements, and their first id.
+    /// By target, what its session has not taken: whether there may be announcements, and their first id.
     pending: RefCell<BTreeMap<i16, (bool, i64)>>,
 }
 
@@ -69,9 +69,9 @@ impl Announcer {
     }
 
     /// Clears the flag that writers raise: the next one that commits wakes the worker.
-    pub fn look(&self) {
+    pub fn clear_flag(&self) {
         if self.signals.take_wanted() {
-            self.pending.borrow_mut().values_mut().for_each(|(are_there, _)| *are_there = true);
+            self.pending.borrow_mut().values_mut().for_each(|(any, _)| *any = true);
         }
     }
 }
@@ -82,7 +82,7 @@ struct ForTarget<'a> {
 }
 
 impl Announcements for ForTarget<'_> {
-    fn first_id(&self) -> i64 {
+    fn take_first_id(&self) -> i64 {
         let first_id = self.announcer.signals.take_first_id();
         let mut pending = self.announcer.pending.borrow_mut();
         pending.values_mut().for_each(|(_, first)| *first = first_id.min(*first));
@@ -90,8 +90,8 @@ impl Announcements for ForTarget<'_> {
         before.map_or(first_id, |(_, first)| first)
     }
 
-    fn are_there(&self) -> bool {
-        self.announcer.look();
-        self.announcer.pending.borrow().get(&self.target_id).is_none_or(|(are_there, _)| *are_there)
+    fn clear_flag_and_check(&self) -> bool {
+        self.announcer.clear_flag();
+        self.announcer.pending.borrow().get(&self.target_id).is_none_or(|(any, _)| *any)
     }
 }

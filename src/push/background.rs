@@ -94,7 +94,7 @@ impl BackgroundPush {
             next.due = [next.due, one.due].into_iter().flatten().min();
         }
         // Transactions that commit from here on find the flag cleared, and wake the worker.
-        if senders.values().any(|sender| sender.listens() && announcer.for_target(sender.id).are_there()) {
+        if senders.values().any(|sender| sender.listens() && announcer.for_target(sender.id).clear_flag_and_check()) {
             next.due = Some(Instant::now());
         }
         self.show();
@@ -181,7 +181,7 @@ impl BackgroundPush {
     pub fn finish(&mut self) {
         // Announcements that no sender waits for are no reason to stay: the next worker begins at the head.
         if !self.senders.values().any(Sender::listens) {
-            self.announcer.look();
+            self.announcer.clear_flag();
         }
         if let Some(schema) = &self.schema {
             self.senders.values_mut().for_each(|sender| sender.finish(schema));

@@ -32,7 +32,7 @@ pub struct Trouble {
 #[derive(Default)]
 pub struct Answered {
     pub judged: Vec<Judged>,
-    /// Changes whose turn did not come because an earlier one of their key was refused in this very batch.
+    /// Changes that were not sent because an earlier one of their key was refused in this very batch.
     pub blocked: Vec<usize>,
     pub trouble: Option<Trouble>,
     /// The server has answered 413: less is to be read at a time from now on.
@@ -64,15 +64,15 @@ pub struct Exchange {
     refused_by_status: Vec<Judged>,
     /// What has not been sent stays where it is.
     abandoned: bool,
-    trusted: bool,
+    /// The target has lately given a verdict on a change, between others that it refused: refusals are not its fault.
+    has_recent_verdict: bool,
     /// The target gave verdicts on single changes.
     got_verdicts: bool,
 }
 
 impl Exchange {
-    /// For the picked changes of a batch; a target that is `trusted` has lately given verdicts on changes between
-    /// others that it refused. What can never be sent has its verdict at once, and parks its keys.
-    pub fn new(batch: Batch, picked: Vec<usize>, trusted: bool, parked: &mut Parked) -> Self {
+    /// For the picked changes of a batch. What can never be sent has its verdict at once, and parks its keys.
+    pub fn new(batch: Batch, picked: Vec<usize>, has_recent_verdict: bool, parked: &mut Parked) -> Self {
         let mut exchange = Exchange {
             batch: Rc::new(batch),
             parts: Vec::new(),
@@ -80,7 +80,7 @@ impl Exchange {
             answered: Answered::default(),
             refused_by_status: Vec::new(),
             abandoned: false,
-            trusted,
+            has_recent_verdict,
             got_verdicts: false,
         };
         let mut sendable = Vec::with_capacity(picked.len());
@@ -136,7 +136,8 @@ impl Exchange {
             Outcome::Poison { error } if part.len() == 1 => {
                 self.park(part[0], parked);
                 self.refused_by_status.push(Judged { change: part[0], verdict: Verdict::Refused(error) });
-                let suspect = !self.got_verdicts && !self.trusted && self.refused_by_status.len() >= SUSPECT_AFTER;
+                let suspect =
+                    !self.got_verdicts && !self.has_recent_verdict && self.refused_by_status.len() >= SUSPECT_AFTER;
                 self.abandoned |= suspect;
             }
             Outcome::TooLarge { .. } => {

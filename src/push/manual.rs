@@ -173,7 +173,7 @@ impl<T: Transactions> ManualPush<'_, T> {
                         return Some(Stop::Busy);
                     }
                 }
-                Ok(Wait::Others) => {}
+                Ok(Wait::OtherTargets) => {}
                 Ok(Wait::Idle) => return None,
                 Ok(Wait::Stopped) => {
                     now(self.transactions, |transactions| session.count_what_is_left(transactions));
@@ -212,11 +212,11 @@ impl<T: Transactions> ManualPush<'_, T> {
 struct NoAnnouncements;
 
 impl Announcements for NoAnnouncements {
-    fn first_id(&self) -> i64 {
+    fn take_first_id(&self) -> i64 {
         NOTHING
     }
 
-    fn are_there(&self) -> bool {
+    fn clear_flag_and_check(&self) -> bool {
         false
     }
 }

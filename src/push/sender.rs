@@ -141,7 +141,7 @@ impl Sender {
     fn prepare(&mut self, schema: &Schema, announcements: &dyn Announcements, closing: bool) -> Option<Next> {
         let now = Instant::now();
         let early_at = self.retries_on_commit_at();
-        let waits = !(early_at.is_some_and(|at| at <= now) && announcements.are_there());
+        let waits = !(early_at.is_some_and(|at| at <= now) && announcements.clear_flag_and_check());
         if let Some(at) = self.not_before.filter(|at| waits && *at > now) {
             let at = early_at.filter(|at| *at > now).map_or(at, |early_at| early_at.min(at));
             return Some(match self.session.stop() {
@@ -159,7 +159,7 @@ impl Sender {
             self.lock = None;
             return Some(self.next(None));
         }
-        if self.idle && !self.is_due() && !announcements.are_there() {
+        if self.idle && !self.is_due() && !announcements.clear_flag_and_check() {
             return Some(self.next(None));
         }
         if self.lock.is_none() {
@@ -178,7 +178,7 @@ impl Sender {
         }
         match result {
             Ok(Wait::Reply) => self.next(None),
-            Ok(Wait::Others) => self.next(Some(Instant::now())),
+            Ok(Wait::OtherTargets) => self.next(Some(Instant::now())),
             Ok(Wait::Turn) => {
                 self.lock = None;
                 self.wait(BUSY)

@@ -214,11 +214,11 @@ fn note_outcome(
     not_through: &[&Change],
     counters: &mut Counters,
 ) {
-    let answered = settlement.heard;
-    if answered && settlement.failures_before > 0 {
+    let heard = settlement.heard;
+    if heard && settlement.failures_before > 0 {
         counters.write(schema, target_id); // closes the breaker
     }
-    if answered && (settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline)) {
+    if heard && (settlement.failures_before > 0 || settlement.batch.changes.iter().any(|c| c.was_offline)) {
         queue::revive_offline(schema, target_id);
     }
     let Some(Trouble { failure: Failure { kind, error }, .. }) = &settlement.answered.trouble else { return };
@@ -233,6 +233,7 @@ fn note_outcome(
         _ => {}
     }
     counters.write(schema, target_id); // before, because a success closes the breaker
-    let failures = if answered { 1 } else { settlement.failures };
+    // A verdict ends a series of failures, so the request that failed after it is the first of a new one.
+    let failures = if heard { 1 } else { settlement.failures };
     target::note_failure(schema, target_id, failures, wait.as_millis() as i64, auth, error);
 }

@@ -3,7 +3,7 @@
 //!
 //! Nothing here is transactional, and no error shows any of a file's content.
 
-use crate::pg::{Oid, file};
+use crate::pg::{Oid, database, file};
 use delivery::secret_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -80,7 +80,7 @@ impl TokenFile {
     pub fn new(extension: Oid, target_id: i16) -> Self {
         TokenFile {
             directory: file::data_directory().join("sync_outbox"),
-            name: format!("token_{}_{}_{target_id}.json", file::database().to_u32(), extension.to_u32()),
+            name: format!("token_{}_{}_{target_id}.json", database::current().to_u32(), extension.to_u32()),
         }
     }
 

@@ -1,9 +1,9 @@
 //! The table `sync_outbox_identity`: which database of which server sends, so that a copy of it does not (`invariants`
 //! 19).
 //!
-//! The row is in every copy, and a copy sees that it was written elsewhere. It is written before there can be anything
-//! to send: by the first attach or import. So an outbox with changes or attached tables but without such a row is a
-//! copy too, of the schema alone.
+//! The row says where it was written. A copy of the whole database has the row, and sees that it was written elsewhere.
+//! A copy of the schema alone has no row: it is known by its attached tables or changes, because the row is written
+//! before there can be any (by the first attach, import or target that is set).
 
 use super::Schema;
 use crate::pg::spi::{self, Arg};

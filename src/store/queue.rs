@@ -1,4 +1,6 @@
-//! The table `sync_outbox`: appending, reading in order, and settling.
+//! The table `sync_outbox`, by SQL: the INSERT that replaces capture's direct append, what is written to changes that
+//! were tried and stay, and what is asked about those that are there. Reading them in order and deleting what was
+//! acknowledged, for which SQL is the second choice, is in `queue_scan.rs`.
 
 use super::Schema;
 use super::shape::{ColumnKind, OutboxColumn};

@@ -1,6 +1,7 @@
 //! How changes leave the outbox: they are read in order, and deleted when they have been acknowledged.
 //!
-//! This does not use the executor as long as the outbox is as `sql/` makes it, and SQL otherwise. Both do the same.
+//! As long as the outbox is as `sql/` makes it, this does not use the executor; otherwise it uses SQL, which does the
+//! same. Everything else that is done to the table is in `queue.rs`.
 
 use super::Schema;
 use super::shape::{self, Shape, column};

@@ -91,7 +91,7 @@ impl Worker {
 
     fn run(mut self) {
         loop {
-            match xact::survive(|| self.turn()) {
+            match xact::survive(|| self.run_once()) {
                 Ok(Continue(())) => {}
                 Ok(Break(Leave::NotNeeded)) => return self.seat.leave_anyway(),
                 Ok(Break(Leave::Idle { due })) if self.seat.leave(due) => return,
@@ -101,8 +101,8 @@ impl Worker {
         }
     }
 
-    /// Does what can be done now, and sleeps until there is a reason for the next turn.
-    fn turn(&mut self) -> ControlFlow<Leave> {
+    /// Does what can be done now, and sleeps until there is a reason to look again.
+    fn run_once(&mut self) -> ControlFlow<Leave> {
         if process::reload_requested() {
             guc::reload();
             self.retry.try_now();

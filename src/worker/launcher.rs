@@ -58,7 +58,7 @@ struct Launcher {
     probing: Option<(Oid, Instant)>,
     /// The shared table was full: when to look for those that did not fit.
     probe_again: Option<Instant>,
-    /// The database that got the last worker: when slots are few, the next is another's turn.
+    /// The database that got the last worker: when slots are few, the next goes to another one.
     last: Oid,
     slots: Slots,
     table_full: RepeatedWarning,
@@ -96,7 +96,7 @@ impl Launcher {
         self.probe();
         let now = Instant::now();
         let mut next: Vec<Instant> = self.probing.map(|(_, until)| until).into_iter().chain(self.probe_again).collect();
-        for entry in self.in_turn() {
+        for entry in self.in_rotation() {
             match self.start_at(&entry, now) {
                 Some(at) if at > now => next.push(at),
                 Some(_) => next.extend(self.start(entry.database, now)),
@@ -106,8 +106,8 @@ impl Launcher {
         next.into_iter().min()
     }
 
-    /// What the shared table asks for, in turns: beginning after the database that was served last.
-    fn in_turn(&self) -> Vec<View> {
+    /// What the shared table asks for, in rotation: beginning after the database that was served last.
+    fn in_rotation(&self) -> Vec<View> {
         let mut entries = shared::all();
         entries.sort_unstable_by_key(|entry| entry.database.to_u32());
         let first = entries.partition_point(|entry| entry.database.to_u32() <= self.last.to_u32());

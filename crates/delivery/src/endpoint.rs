@@ -53,7 +53,8 @@ impl EndpointError {
             EndpointError::Query => "Leave everything from ? or # on out of the URL.",
             EndpointError::UploadPath => "Write it as in /api/sync/upload_outbox.",
             EndpointError::PlainHttp(_) => {
-                "Use https; or, if you accept that everybody on the way can read token and data, set sync_outbox.allow_http = on."
+                "Use https; or, if you accept that everybody on the way can read token and data, \
+                 set sync_outbox.allow_http = on."
             }
         }
     }

@@ -38,7 +38,7 @@ pub enum FailureKind {
     NotThrough { retry_after: Option<Duration> },
     /// Everything that was tried was refused by the status of the responses (see `push/suspicion.rs` of the extension).
     Rejected,
-    /// 401, 403: the token is not accepted. Rows stay as they are.
+    /// 401, 403, or 407 of a proxy: the token is not accepted. Rows stay as they are.
     Unauthorized,
     /// The endpoint is not what it should be (redirect, 404, ..): rows stay as they are, slow probe.
     Misconfigured,

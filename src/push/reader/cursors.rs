@@ -19,8 +19,9 @@ pub enum Rescan {
 #[derive(Clone, Debug)]
 pub struct Cursor {
     pub position: i64,
-    /// Where it was before it went back: the session may have in hand what lies before that.
-    been_at: i64,
+    /// The furthest position from which it has gone back. Up to there it may come upon changes that the session has in
+    /// hand.
+    went_back_from: i64,
     /// Nothing that the snapshot sees is in front of the cursor.
     pub at_end: bool,
     /// What this snapshot sees is read.
@@ -33,7 +34,7 @@ impl Cursor {
     /// Has the next read begin with the changes above `position`, unless the cursor is there already, or before.
     fn go_back_to(&mut self, position: i64) {
         if position < self.position {
-            self.been_at = self.been_at.max(self.position);
+            self.went_back_from = self.went_back_from.max(self.position);
             self.position = position;
         }
     }
@@ -73,7 +74,7 @@ impl Cursors {
     pub fn at_head() -> Self {
         let cursor = Cursor {
             position: HEAD,
-            been_at: HEAD,
+            went_back_from: HEAD,
             at_end: false,
             committed: Snapshot::default(),
             first_left_behind: None,
@@ -104,6 +105,6 @@ impl Cursors {
 
     /// Whether one has gone back, so that it may come upon changes that the session has in hand.
     pub fn have_gone_back(&self) -> bool {
-        self.iter().any(|cursor| cursor.position < cursor.been_at)
+        self.iter().any(|cursor| cursor.position < cursor.went_back_from)
     }
 }

@@ -15,7 +15,7 @@ mod cursors;
 mod look_back;
 mod pick;
 mod rescans;
-mod retry_turns;
+mod retry_share;
 mod shares;
 
 use super::announcements::{Announcements, NOTHING};
@@ -269,7 +269,7 @@ impl Reader {
 
     /// Whether HIGH may have something that was not there when the last batch was read.
     pub fn may_have_high(&self, announcements: &dyn Announcements) -> bool {
-        if self.bounded { self.high_may_be_read_again() } else { announcements.are_there() }
+        if self.bounded { self.high_may_be_read_again() } else { announcements.clear_flag_and_check() }
     }
 
     fn high_may_be_read_again(&self) -> bool {
@@ -301,7 +301,7 @@ impl Reader {
             return;
         }
         if self.cut_short {
-            self.announced = self.announced.min(announcements.first_id());
+            self.announced = self.announced.min(announcements.take_first_id());
         }
         // A session that always starts over sends nothing.
         let from = self.announced.min(self.announced_before);
@@ -314,7 +314,7 @@ impl Reader {
         }
         self.put_off = false;
         let committed = Snapshot::take();
-        self.announced = self.announced.min(announcements.first_id());
+        self.announced = self.announced.min(announcements.take_first_id());
         let from = self.announced.min(self.announced_before);
         self.load_cross_priority(schema);
         for cursor in self.cursors.iter_mut() {

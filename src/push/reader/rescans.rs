@@ -2,7 +2,7 @@
 
 use super::cursors::Rescan;
 use super::look_back::LookBack;
-use super::retry_turns::RetryTurns;
+use super::retry_share::RetryShare;
 use crate::store::{Schema, queue};
 use delivery::batch::Batch;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ pub struct Rescans {
     due_by: i64,
     /// When the next one is due after that.
     next_due: Option<Instant>,
-    retry_turns: RetryTurns,
+    retry_share: RetryShare,
     /// No rescan before this, unless somebody asks for one: the last one was expensive.
     not_before: Instant,
     looked_at_everything: Instant,
@@ -35,7 +35,7 @@ impl Rescans {
             look_back: None,
             due_by: i64::MIN,
             next_due: None,
-            retry_turns: RetryTurns::new(),
+            retry_share: RetryShare::new(),
             not_before: now,
             looked_at_everything: now,
         }
@@ -50,7 +50,7 @@ impl Rescans {
 
     /// Everything that is due may be tried again at once.
     pub fn retry_at_once(&mut self) {
-        self.retry_turns.reset();
+        self.retry_share.reset();
         self.request(Rescan::LeftBehind);
     }
 
@@ -66,10 +66,10 @@ impl Rescans {
         self.requested.is_some() || self.look_back.is_some() || !self.bounded && is_due()
     }
 
-    /// Whether changes that have become due again may go: those that have not been tried have had their turn, or there
+    /// Whether changes that have become due again may go: those that have not been tried have had their share, or there
     /// are none. After a request for a rescan there may be some behind the cursors.
     fn may_retry(&self, now: Instant, nothing_in_front: bool) -> bool {
-        self.retry_turns.is_their_turn(now) || self.requested.is_none() && nothing_in_front
+        self.retry_share.allows_retries(now) || self.requested.is_none() && nothing_in_front
     }
 
     /// Whether a look back has gone only some of the way.
@@ -120,12 +120,12 @@ impl Rescans {
 
     /// Takes note of a batch that goes now.
     pub fn note_batch(&mut self, batch: &Batch) {
-        self.retry_turns.note_batch(batch);
+        self.retry_share.note_batch(batch);
     }
 
     /// Takes note that there is nothing to send.
     pub fn rest(&mut self) {
-        self.retry_turns.reset();
+        self.retry_share.reset();
     }
 
     /// Looks up when the next change becomes due after a look back that began at `started`, when the time was `now`.

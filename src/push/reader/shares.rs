@@ -12,7 +12,7 @@ pub fn of_request(request: u32, rows: usize, bytes: usize) -> Vec<(Priority, usi
     let mut shares = vec![(High, rows, bytes), (Normal, rows, bytes), (Low, rows, bytes)];
     if request % FAIR_EVERY == FAIR_EVERY - 1 {
         let share = |all: usize, of: usize| (all / of).max(1);
-        // They take turns, for requests that have room for one change only.
+        // Which of them comes first alternates, for requests that have room for one change only.
         let (first, second) = if (request / FAIR_EVERY).is_multiple_of(2) { (Low, Normal) } else { (Normal, Low) };
         shares.splice(0..0, [(first, share(rows, 4), share(bytes, 4)), (second, share(rows, 2), share(bytes, 2))]);
     }
@@ -34,7 +34,7 @@ mod tests {
     }
 
     #[test]
-    fn every_eighth_request_begins_with_a_share_for_the_lower_ones_in_turns() {
+    fn every_eighth_request_begins_with_a_share_for_alternating_lower_ones() {
         assert_eq!(of_request(7, 100, 1000)[..2], [(Low, 25, 250), (Normal, 50, 500)]);
         assert_eq!(order(7), [Low, Normal, High, Normal, Low]);
         assert_eq!(order(15), [Normal, Low, High, Normal, Low]);

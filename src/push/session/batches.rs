@@ -148,8 +148,8 @@ impl Session {
             if !self.bounded {
                 self.results.report.pending += picked.len() as i64;
             }
-            let trusted = self.results.trusts_the_target();
-            self.exchange = Some(Exchange::new(batch, picked, trusted, reader.parked()));
+            let has_recent_verdict = self.results.has_recent_verdict();
+            self.exchange = Some(Exchange::new(batch, picked, has_recent_verdict, reader.parked()));
         }
     }
 

@@ -50,9 +50,9 @@ impl Fetcher {
         }
     }
 
-    /// The batch that was read ahead, if that can go first: nothing that may have come meanwhile is in HIGH.
+    /// The batch that was read ahead, unless changes that have come in HIGH meanwhile may have to go first.
     pub fn take_ahead(&mut self, announcements: &dyn Announcements) -> Option<Batch> {
-        // What was read of a priority goes in the order in which it was read.
+        // If it has HIGH changes itself, it goes as it is: those that have come later go after them.
         let has_high = self.ahead.as_ref()?.changes.iter().any(|change| change.priority == Priority::High);
         if has_high || !self.reader.may_have_high(announcements) { self.ahead.take() } else { None }
     }

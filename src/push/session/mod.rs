@@ -39,10 +39,11 @@ use std::time::{Duration, Instant};
 pub enum Wait {
     /// The reply to a request, which rings the bell.
     Reply,
-    /// Somebody else wants the turn. Everything is settled, and nothing that was read ahead counts any more.
+    /// Somebody else wants the turn, which is the sender's lock. Everything is settled, and nothing that was read ahead
+    /// counts any more.
     Turn,
-    /// Nothing: it goes on as soon as the others have had their turn.
-    Others,
+    /// Nothing: it has done one step of many, and goes on as soon as the other targets have been seen to.
+    OtherTargets,
     /// Nothing deliverable is left.
     Idle,
     /// Nothing can be sent: [`Session::stop`] says why.
@@ -128,11 +129,13 @@ impl Session {
                 self.settle_all(transactions)?;
                 self.look_up(transactions)?;
             } else if self.results.unsettled() > 1 {
+                // One exchange is settled while the next request is out. There are more where nothing was sent in
+                // between, or where refusals were held back and count now: they must not pile up in memory.
                 self.settle_all(transactions)?;
             } else if let Some(batch) = self.next_batch(transactions, announcements)? {
                 self.begin(batch);
             } else if self.is_under_way() {
-                return Ok(Wait::Others);
+                return Ok(Wait::OtherTargets);
             } else if self.stop.is_none() {
                 self.settle_all(transactions)?;
                 self.rest(transactions)?;

@@ -44,8 +44,8 @@ impl Session {
         true
     }
 
-    /// After a 401: whether the request is to be sent again because token, secrets or URL have changed. Once per
-    /// exchange.
+    /// After a 401, 403 or 407: whether the request is to be sent again because token, secrets or URL have changed.
+    /// Once per exchange.
     pub(super) fn has_other_credentials<T: Transactions>(&mut self, transactions: &mut T) -> Result<bool, StepError> {
         if self.renewed_credentials || !self.exchange.as_ref().is_some_and(Exchange::is_unauthorized) {
             return Ok(false);

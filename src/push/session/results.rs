@@ -8,7 +8,7 @@ use crate::push::reader::Reader;
 use crate::push::reader::Rescan;
 use crate::push::report::{Report, Stop};
 use crate::push::settle::{self, Settlement};
-use crate::push::suspicion::{Proof, Suspicion};
+use crate::push::suspicion::{RecentVerdict, Suspicion};
 use crate::push::transactions::{StepError, Transactions};
 use crate::store::Schema;
 use delivery::Settings;
@@ -25,7 +25,7 @@ pub struct Results {
     pub counters: Counters,
     unsettled: VecDeque<Settlement>,
     suspicion: Option<Suspicion>,
-    proof: Proof,
+    recent_verdict: RecentVerdict,
     /// Everything that was tried was refused by the status of the responses.
     pub rejected: bool,
     /// Requests that failed in a row, from before this session too.
@@ -45,11 +45,12 @@ impl Results {
     pub fn note(&mut self, result: ExchangeResult, settings: &Settings, reader: &mut Reader) -> Option<Stop> {
         let ExchangeResult { batch, mut answered, refused_by_status, unsent, got_verdicts } = result;
         let trouble = answered.trouble.is_some();
-        let (convicted, refused_by_status): (Vec<Judged>, Vec<Judged>) =
-            refused_by_status.into_iter().partition(|judged| self.proof.convicts(batch.changes[judged.change].id));
-        answered.judged.extend(convicted);
+        let (counted, refused_by_status): (Vec<Judged>, Vec<Judged>) = refused_by_status
+            .into_iter()
+            .partition(|judged| self.recent_verdict.count_refusal(batch.changes[judged.change].id));
+        answered.judged.extend(counted);
         if got_verdicts {
-            self.proof.renew();
+            self.recent_verdict.renew();
         }
         self.report.blocked += answered.blocked.len() as i64;
         reader.leave_all_behind(&batch, answered.blocked.iter().copied());
@@ -65,14 +66,14 @@ impl Results {
         if !refused_by_status.is_empty() {
             reader.leave_all_behind(&batch, refused_by_status.iter().map(|judged| judged.change));
             if !trouble {
-                self.suspicion.get_or_insert_default().hold(batch.clone(), refused_by_status);
+                self.suspicion.get_or_insert_default().hold_back(batch.clone(), refused_by_status);
             }
         }
         let stop = self.conclude(batch, answered, settings, reader);
         let later_stop = match self.suspicion.take() {
-            Some(suspicion) if got_verdicts => self.blame_the_changes(suspicion, settings, reader),
-            Some(suspicion) if suspicion.is_certain() => self.blame_the_target(suspicion, settings, reader),
-            // In other trouble nothing is proven, and the refused changes are tried again.
+            Some(suspicion) if got_verdicts => self.conclude_changes_at_fault(suspicion, settings, reader),
+            Some(suspicion) if suspicion.is_confirmed() => self.conclude_target_at_fault(suspicion, settings, reader),
+            // Other trouble shows nothing about the refused changes, which are tried again.
             suspicion => {
                 self.suspicion = suspicion.filter(|_| !trouble);
                 None
@@ -86,15 +87,15 @@ impl Results {
         self.suspicion.is_some()
     }
 
-    /// Whether the target is known to answer for changes between others that it refuses.
-    pub fn trusts_the_target(&self) -> bool {
-        self.proof.holds()
+    /// Whether the target has lately given a verdict on a change, between others that it refused.
+    pub fn has_recent_verdict(&self) -> bool {
+        self.recent_verdict.exists()
     }
 
     /// No further change is left to be tried: the refusals that are held back are the target's fault.
     pub fn end_suspicion(&mut self, settings: &Settings, reader: &mut Reader) -> Option<Stop> {
         let suspicion = self.suspicion.take()?;
-        self.blame_the_target(suspicion, settings, reader)
+        self.conclude_target_at_fault(suspicion, settings, reader)
     }
 
     /// What was refused and held back is tried again.
@@ -126,23 +127,34 @@ impl Results {
         stop
     }
 
-    /// The target has given a verdict on another change: the refusals that were held back count.
-    fn blame_the_changes(&mut self, suspicion: Suspicion, settings: &Settings, reader: &mut Reader) -> Option<Stop> {
-        self.proof.give();
+    /// The target has given a verdict on another change: the refusals that were held back are the changes' fault, and
+    /// count.
+    fn conclude_changes_at_fault(
+        &mut self,
+        suspicion: Suspicion,
+        settings: &Settings,
+        reader: &mut Reader,
+    ) -> Option<Stop> {
+        self.recent_verdict.note();
         let mut stop = None;
-        for (batch, judged) in suspicion.held {
+        for (batch, judged) in suspicion.held_back {
             stop = self.conclude(batch, Answered { judged, ..Answered::default() }, settings, reader).or(stop);
         }
         reader.rescans().request(Rescan::LeftBehind);
         stop
     }
 
-    /// Nothing at all gets through.
-    fn blame_the_target(&mut self, suspicion: Suspicion, settings: &Settings, reader: &mut Reader) -> Option<Stop> {
-        self.proof.withdraw();
+    /// No other change has got a verdict: the refusals that were held back are the target's fault, and do not count.
+    fn conclude_target_at_fault(
+        &mut self,
+        suspicion: Suspicion,
+        settings: &Settings,
+        reader: &mut Reader,
+    ) -> Option<Stop> {
+        self.recent_verdict.forget();
         self.rejected = true;
         let mut stop = None;
-        for (batch, judged) in suspicion.held {
+        for (batch, judged) in suspicion.held_back {
             let changes = judged.iter().map(|judged| judged.change).collect();
             let error = judged.into_iter().next_back().map(|Judged { verdict, .. }| match verdict {
                 Verdict::Refused(error) => error,
@@ -162,9 +174,9 @@ impl Results {
 
     /// The keys of the changes that are held back or still to be settled.
     pub fn keys_in_hand(&self) -> impl Iterator<Item = Uuid> {
-        let held = self.suspicion.iter().flat_map(|suspicion| &suspicion.held);
-        let held = held.flat_map(|(batch, _)| &batch.changes).map(|change| change.dedup_key);
-        held.chain(self.unsettled.iter().flat_map(Settlement::keys))
+        let held_back = self.suspicion.iter().flat_map(|suspicion| &suspicion.held_back);
+        let held_back = held_back.flat_map(|(batch, _)| &batch.changes).map(|change| change.dedup_key);
+        held_back.chain(self.unsettled.iter().flat_map(Settlement::keys))
     }
 
     pub fn settle_all(

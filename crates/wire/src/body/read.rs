@@ -33,9 +33,9 @@ pub struct Incoming<'a> {
     pub data: Object<'a>,
     /// The values before an UPDATE or DELETE, if the sender includes them.
     pub old: Option<Object<'a>>,
+    pub dedup_key: uuid::Uuid,
     /// As the sender wrote it, so that the answer repeats it exactly.
-    pub dedup_key: Cow<'a, str>,
-    pub id: uuid::Uuid,
+    pub dedup_key_as_sent: Cow<'a, str>,
 }
 
 /// A JSON object: its text, and its members with their values as text.
@@ -152,7 +152,7 @@ pub fn parse(body: &str) -> Result<Changes<'_>, String> {
 fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
     must_be_object(text, "it")?;
     let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let id = uuid::Uuid::try_parse(&members.dedup_key)
+    let dedup_key = uuid::Uuid::try_parse(&members.dedup_key)
         .map_err(|_| format!("dedup_key is not a UUID: \"{}\"", members.dedup_key))?;
     let pk = match members.operation {
         Operation::Truncate => Object::default(),
@@ -169,8 +169,8 @@ fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
         (Operation::Update | Operation::Delete, Some(old)) if old.get() != "null" => Some(object(Some(old), "old")?),
         _ => None,
     };
-    let Members { schema, table, operation, dedup_key, .. } = members;
-    Ok(Incoming { schema, table, operation, pk, data, old, dedup_key, id })
+    let Members { schema, table, operation, dedup_key: dedup_key_as_sent, .. } = members;
+    Ok(Incoming { schema, table, operation, pk, data, old, dedup_key, dedup_key_as_sent })
 }
 
 fn object<'a>(value: Option<&'a RawValue>, member: &str) -> Result<Object<'a>, String> {
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(change.pk.text, r#"{"id": 7}"#);
         let data: Vec<_> = change.data.members.iter().map(|(name, value)| (&**name, value.get())).collect();
         assert_eq!(data, [("a", "1.50"), ("b", r#"[1, {"c": null}]"#)]);
-        assert_eq!(change.dedup_key, KEY);
+        assert_eq!(change.dedup_key_as_sent, KEY);
     }
 
     #[test]
@@ -288,14 +288,17 @@ mod tests {
         #[test]
         fn any_body_is_taken_or_refused(
             body in crate::properties::json(&[
-                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key", "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
+                "changes", "schema", "table", "op", "pk", "data", "old", "dedup_key",
+                "INSERT", "UPDATE", "DELETE", "TRUNCATE", KEY,
             ])
         ) {
             crate::properties::body(body.as_bytes());
         }
 
         #[test]
-        fn a_change_that_is_taken_has_a_key(pk in crate::properties::json(&["id"]), data in crate::properties::json(&["a"])) {
+        fn a_change_that_is_taken_has_a_key(
+            pk in crate::properties::json(&["id"]), data in crate::properties::json(&["a"])
+        ) {
             for op in ["INSERT", "UPDATE", "DELETE"] {
                 let body = change(&format!(r#""op": "{op}", "pk": {pk}, "data": {data}, "old": {data}"#));
                 crate::properties::body(body.as_bytes());

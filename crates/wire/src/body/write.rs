@@ -134,7 +134,8 @@ mod tests {
             Outgoing {
                 schema: schema.into(), table: table.into(), op: operation.name().into(), pk: Some(pk.into()),
                 data: Some(data.into()), old: old.map(Into::into), dedup_key: Uuid::from_u128(key), id, txid,
-                branch: branch.map(Into::into), reason: reason.map(Into::into), created_at: "2026-01-01T00:00:00+00:00".into(),
+                branch: branch.map(Into::into), reason: reason.map(Into::into),
+                created_at: "2026-01-01T00:00:00+00:00".into(),
             }
         }
     }
@@ -159,7 +160,7 @@ mod tests {
             let mut writer = AnswerWriter::default();
             for (read, change) in read.iter().zip(&changes) {
                 prop_assert_eq!((&read.schema, &read.table), (&change.schema, &change.table));
-                prop_assert_eq!((read.operation.name(), read.id), (&*change.op, change.dedup_key));
+                prop_assert_eq!((read.operation.name(), read.dedup_key), (&*change.op, change.dedup_key));
                 if read.operation != Operation::Truncate {
                     prop_assert_eq!(read.pk.text, change.pk.as_deref().unwrap());
                 }
@@ -169,10 +170,10 @@ mod tests {
                 if matches!(read.operation, Operation::Update | Operation::Delete) {
                     prop_assert_eq!(read.old.as_ref().map(|old| old.text), change.old.as_deref());
                 }
-                match read.id.as_u128() % 3 {
-                    0 => writer.ack(read.dedup_key.clone()),
-                    1 => writer.error(read.dedup_key.clone(), &change.schema),
-                    _ => writer.conflict(read.dedup_key.clone(), &change.schema),
+                match read.dedup_key.as_u128() % 3 {
+                    0 => writer.ack(read.dedup_key_as_sent.clone()),
+                    1 => writer.error(read.dedup_key_as_sent.clone(), &change.schema),
+                    _ => writer.conflict(read.dedup_key_as_sent.clone(), &change.schema),
                 }
             }
             let answer = Answer::parse(writer.json().as_bytes()).unwrap();

@@ -12,7 +12,7 @@ pub fn body(input: &[u8]) {
     for change in changes.iter() {
         let truncate = change.operation == Operation::Truncate;
         assert_eq!(change.pk.members.is_empty(), truncate, "only TRUNCATE has no key");
-        assert!(uuid::Uuid::try_parse(&change.dedup_key) == Ok(change.id));
+        assert!(uuid::Uuid::try_parse(&change.dedup_key_as_sent) == Ok(change.dedup_key));
         for object in [&change.pk, &change.data].into_iter().chain(&change.old) {
             assert!(text.contains(object.text), "an object is passed on as it was sent");
         }

@@ -7,26 +7,26 @@
 use delivery::batch::Batch;
 use std::time::Instant;
 
-/// The turns that changes which have become due again share with those that have not been tried.
-pub struct RetryTurns {
+/// How the time is shared between changes that have become due again and those that have not been tried.
+pub struct RetryShare {
     /// Since when a batch has held any of them, until one holds none.
     retrying_since: Option<Instant>,
     /// Those that have become due wait until then for changes that have not been tried yet.
     untried_until: Instant,
 }
 
-impl RetryTurns {
+impl RetryShare {
     pub fn new() -> Self {
-        RetryTurns { retrying_since: None, untried_until: Instant::now() }
+        RetryShare { retrying_since: None, untried_until: Instant::now() }
     }
 
-    /// Whether the untried changes have had their turn.
-    pub fn is_their_turn(&self, now: Instant) -> bool {
+    /// Whether changes that have become due may go: the untried ones have had their share.
+    pub fn allows_retries(&self, now: Instant) -> bool {
         self.retrying_since.is_none() && self.untried_until <= now
     }
 
-    /// Takes note of a batch that goes now. The turn of the retries begins with the first that holds one, and ends with
-    /// the first that holds none: untried changes have as much time from then on as those have had.
+    /// Takes note of a batch that goes now. The time of the retries begins with the first batch that holds one, and
+    /// ends with the first that holds none: untried changes have as much time from then on as those have had.
     pub fn note_batch(&mut self, batch: &Batch) {
         let retries = batch.changes.iter().any(|change| change.attempts > 0);
         match self.retrying_since {
@@ -39,7 +39,7 @@ impl RetryTurns {
     }
 
     /// Everything that is due may go at once: there is nothing else to send, or the target was down meanwhile. Such a
-    /// time is nobody's turn.
+    /// time counts as nobody's share.
     pub fn reset(&mut self) {
         *self = Self::new();
     }
