@@ -352,6 +352,58 @@ def test_invariant_19_a_promoted_standby_goes_on_and_a_copy_of_it_does_not(stopp
     copied.stop("immediate")
 
 
+# What PostgreSQL 17 has brought
+
+def test_a_combined_incremental_backup_is_silent(new_server, run, watched, receiver):
+    if not (run.bindir / "pg_combinebackup").exists():
+        pytest.skip("incremental backups are new in PostgreSQL 17")
+    server = new_server(preload=True, settings={"sync_outbox.enabled": "off", "summarize_wal": "on"})
+    server.shop = shop = shop_on(server, receiver)
+    shop.run("INSERT INTO sales VALUES (1, 1)")
+    full = base_backup(run, server, f"{server.name}_full")
+    shop.run("INSERT INTO sales VALUES (2, 2)")
+    further = base_backup(run, server, f"{server.name}_further", f"--incremental={full / 'backup_manifest'}")
+    data = run.directory(f"{server.name}_combined")
+    data.rmdir()
+    run.call("pg_combinebackup", full, further, "-o", data)
+    copy, database = started(run, watched, server, data)
+    switch_on(copy)
+    wait_for(lambda: copy.log.matches(CLONED))
+    assert len(database.outbox()) == 2 and database.flushed()["error"] == "cloned"
+    assert receiver.requests == []
+    shop.close()
+    database.close()
+    copy.stop("immediate")
+
+
+def test_what_pg_createsubscriber_makes_is_silent(new_server, run, watched, receiver):
+    """A standby becomes a logical subscriber, with another system identifier."""
+    if not (run.bindir / "pg_createsubscriber").exists():
+        pytest.skip("pg_createsubscriber is new in PostgreSQL 17")
+    publisher = new_server(preload=True, settings={"sync_outbox.enabled": "off", "wal_level": "logical"})
+    publisher.shop = shop = shop_on(publisher, receiver)
+    shop.run("INSERT INTO sales VALUES (1, 1)")
+    data = base_backup(run, publisher, f"{publisher.name}_subscriber", "-R")
+    standby, database = started(run, watched, publisher, data)
+    database.close()
+    standby.stop()
+    run.call("pg_createsubscriber", "-D", data, "-P", publisher.dsn(shop.name), "-d", shop.name, "-U", "postgres",
+             "--socketdir", standby.sockets)
+    standby.start()
+    switch_on(standby)
+    wait_for(lambda: standby.log.matches(CLONED))
+    subscriber = Database(standby, shop.name)
+    shop.run("INSERT INTO sales VALUES (2, 2)")
+    wait_for(lambda: subscriber.value("SELECT count(*) FROM sync_outbox") == 2, what="a change that was replicated")
+    assert subscriber.flushed()["error"] == "cloned"
+    assert receiver.requests == []
+    [name] = [row.subname for row in subscriber.rows("SELECT subname FROM pg_subscription")]
+    subscriber.run(f"DROP SUBSCRIPTION {name}")
+    shop.close()
+    subscriber.close()
+    standby.stop("immediate")
+
+
 # Logical replication
 
 def test_a_logical_subscriber_that_receives_the_outbox_is_silent(new_server, receiver):

@@ -1,5 +1,6 @@
 """The worker of a database: woken by COMMIT, kept by no error, gone when there is nothing to do."""
 
+import threading
 import time
 
 import psycopg
@@ -38,7 +39,11 @@ def test_what_they_wait_for_is_seen(shop, receiver):
     waits("sync_outbox launcher", "SyncOutboxIdle")
     waits("sync_outbox worker", "SyncOutboxIdle")
     release = threading.Event()
-    receiver.behaviour = behaviours.hold(release)
+
+    def when_released(request, wire):
+        release.wait(20)
+        behaviours.ack_all(request, wire)
+    receiver.behaviour = when_released
     shop.run("INSERT INTO sales VALUES (1, 0)")
     receiver.wait_for_requests(1)
     waits("sync_outbox worker", "SyncOutboxHttp")
