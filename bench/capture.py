@@ -51,7 +51,8 @@ class Bulk:
         if rows not in self.files:
             self.files[rows] = self._file(f"rows.{rows}", f"({inserted})")
         copy = f"COPY sales FROM '{self.files[rows]}'"
-        for operation, statement in zip(OPERATIONS, [f"INSERT INTO sales {inserted}", UPDATE, "DELETE FROM sales", copy]):
+        statements = [f"INSERT INTO sales {inserted}", UPDATE, "DELETE FROM sales", copy]
+        for operation, statement in zip(OPERATIONS, statements):
             if operation == "COPY":
                 self.db.run("TRUNCATE sales")
             variant.empty_outbox(self.db)

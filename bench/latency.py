@@ -1,7 +1,7 @@
 """Part 3: from a commit to the arrival of its change at the receiver.
 
-Writer and receiver read the same clock. Measured from the moment the writer knows that it has committed, and from the moment
-it began to write, which is the longest that anybody could call it."""
+Writer and receiver read the same clock. Measured from the moment the writer knows that it has committed, and from the
+moment it began to write, which is the longest that anybody could call it."""
 
 import time
 

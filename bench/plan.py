@@ -6,8 +6,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Plan:
     name: str
-    # Every figure but the long backlogs' is the median of this many, taken in turns, so that a machine that drifts hits all
-    # variants alike.
+    # Every figure but the long backlogs' is the median of this many, taken in turns, so that a machine that drifts hits
+    # all variants alike.
     rounds: int
     # Capture: rows of a bulk statement, and of one that a slower peer captures; who is measured with single rows, and
     # for how many seconds; rows of the statement whose memory is measured.

@@ -1,7 +1,7 @@
 """The peer of the drain: what people write by hand.
 
-A table with a status, and a loop that claims 50 rows with FOR UPDATE SKIP LOCKED, posts them over one kept connection, and
-deletes those that were acknowledged in the same transaction."""
+A table with a status, and a loop that claims 50 rows with FOR UPDATE SKIP LOCKED, posts them over one kept connection,
+and deletes those that were acknowledged in the same transaction."""
 
 import http.client
 import json

@@ -1,7 +1,7 @@
 """Tables in Markdown, and the file they are kept in.
 
-Of the file only what stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` is written: the rest is by hand, and a
-part that did not run keeps its table."""
+Of the file only what stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` is written: the rest is by hand,
+and a part that did not run keeps its table."""
 
 import datetime
 import re

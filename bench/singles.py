@@ -74,7 +74,8 @@ class Singles:
         return self.tps(variant, load) / self.tps(BARE, load)
 
     def table(self):
-        table = Table("single-row UPDATE", *(head for load in (ASYNC, SYNC) for head in (f"tps, {load.title}", "of bare")))
+        heads = (head for load in (ASYNC, SYNC) for head in (f"tps, {load.title}", "of bare"))
+        table = Table("single-row UPDATE", *heads)
         for variant in self.variants:
             cells = ((count(self.tps(variant, load)), ratio(self.tps(variant, load), self.tps(BARE, load)))
                      for load in (ASYNC, SYNC))

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Three branches of a shop at work, and a ledger of what they did.
 
-Every transaction counts what it expects to be captured (asking the tables what a cascade will reach), then reads the keys of
-its own changes from the outbox before it ends: of a commit they go into committed.keys, of a rollback into
+Every transaction counts what it expects to be captured (asking the tables what a cascade will reach), then reads the
+keys of its own changes from the outbox before it ends: of a commit they go into committed.keys, of a rollback into
 rolled-back.keys. Each branch has its own products, customers and sales, so that nobody else changes what it counted.
 """
 
@@ -63,9 +63,9 @@ class Branch:
             self.act()
 
     def act(self):
-        actions = {self.sell: 40, self.pay: 15, self.correct_a_line: 10, self.price: 8, self.new_product: 4, self.new_customer: 6,
-                   self.greet: 6, self.cancel_sale: 5, self.lose_customer: 2, self.rename_product: 2, self.renumber_sale: 3,
-                   self.count_stock: 2, self.move_away: 0.1}
+        actions = {self.sell: 40, self.pay: 15, self.correct_a_line: 10, self.price: 8, self.new_product: 4,
+                   self.new_customer: 6, self.greet: 6, self.cancel_sale: 5, self.lose_customer: 2,
+                   self.rename_product: 2, self.renumber_sale: 3, self.count_stock: 2, self.move_away: 0.1}
         (action,) = self.random.choices(list(actions), actions.values())
         action()
 
@@ -89,8 +89,11 @@ class Branch:
                 self.new_customer()
 
     def sell(self):
-        customer = self.one("SELECT id FROM customers WHERE email LIKE %s ORDER BY random() LIMIT 1") if self.random.random() < 0.7 else None
-        sold_at = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=self.random.randrange(10**6))
+        customer = None
+        if self.random.random() < 0.7:
+            customer = self.one("SELECT id FROM customers WHERE email LIKE %s ORDER BY random() LIMIT 1")
+        ago = datetime.timedelta(seconds=self.random.randrange(10**6))
+        sold_at = datetime.datetime.now(datetime.timezone.utc) - ago
         sale = self.value("INSERT INTO sales (branch, customer, sold_at, note) VALUES (%s, %s, %s, %s) RETURNING id",
                           [self.code(), customer, sold_at, self.random.choice(AWKWARD)])
         self.expected["sales", "INSERT"] += 1
@@ -108,7 +111,8 @@ class Branch:
             self.write("sales", "UPDATE", "UPDATE sales SET paid = true WHERE id = %s", [sale], times=0 if paid else 1)
             if customer := self.value("SELECT customer FROM sales WHERE id = %s", [sale]):
                 for points in (1, 2):  # twice: two changes with two keys
-                    self.write("customers", "UPDATE", "UPDATE customers SET points = points + %s WHERE id = %s", [points, customer])
+                    self.write("customers", "UPDATE", "UPDATE customers SET points = points + %s WHERE id = %s",
+                               [points, customer])
 
     def correct_a_line(self):
         if sale := self.sale():
@@ -116,19 +120,21 @@ class Branch:
             if line and self.random.random() < 0.5:
                 self.write("sale_lines", "DELETE", "DELETE FROM sale_lines WHERE sale = %s AND line = %s", [sale, line])
             elif line:
-                self.write("sale_lines", "UPDATE", "UPDATE sale_lines SET qty = qty + 0.5 WHERE sale = %s AND line = %s", [sale, line])
+                self.write("sale_lines", "UPDATE", "UPDATE sale_lines SET qty = qty + 0.5 WHERE sale = %s AND line = %s",
+                           [sale, line])
 
     def price(self):
         self.write("products", "UPDATE", "UPDATE products SET price = price + 0.01, tags = tags || %s::text[], weight = %s, "
                    "picture = %s, details = jsonb_set(details, '{price}', to_jsonb(price)) WHERE sku = %s",
-                   [self.random.choice([None, ["new"], ["a,b", None, '"']]), self.random.choice([0.1, float("nan"), float("inf"), None]),
+                   [self.random.choice([None, ["new"], ["a,b", None, '"']]),
+                    self.random.choice([0.1, float("nan"), float("inf"), None]),
                     self.random.randbytes(self.random.randrange(200)), self.own_product()])
 
     def new_product(self):
         sku = f"S{self.number}-{self.random.randrange(16**10):010x}"
         self.write("products", "INSERT", "INSERT INTO products (sku, name, kind, price, tags, weight, details) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                   [sku, f"Käse {sku}", self.random.choice(["food", "drink", "non-food"]), self.random.randrange(10**5) / 100,
-                    [], None, '{"nested": {"a": [1, 2.50, null, "é"]}}'])
+                   [sku, f"Käse {sku}", self.random.choice(["food", "drink", "non-food"]),
+                    self.random.randrange(10**5) / 100, [], None, '{"nested": {"a": [1, 2.50, null, "é"]}}'])
 
     def new_customer(self):
         birthday = self.random.choice(["1980-02-29", "0044-03-15 BC", "infinity", None])
@@ -156,12 +162,14 @@ class Branch:
         sku = self.own_product()
         self.cascade("sale_lines", "UPDATE", "SELECT count(*) FROM sale_lines WHERE sku = %s", [sku])
         self.cascade(MOVEMENTS, "UPDATE", 'SELECT count(*) FROM "stock movements" WHERE sku = %s', [sku])
-        self.write("products", "UPDATE", "UPDATE products SET sku = %s WHERE sku = %s", [f"S{self.number}-{self.random.randrange(16**10):010x}", sku])
+        self.write("products", "UPDATE", "UPDATE products SET sku = %s WHERE sku = %s",
+                   [f"S{self.number}-{self.random.randrange(16**10):010x}", sku])
 
     def renumber_sale(self):
         if sale := self.sale():
             self.cascade("sale_lines", "UPDATE", "SELECT count(*) FROM sale_lines WHERE sale = %s", [sale])
-            self.write("sales", "UPDATE", "UPDATE sales SET id = id + 1000000 * %s WHERE id = %s", [self.random.randint(1, 1000), sale])
+            self.write("sales", "UPDATE", "UPDATE sales SET id = id + 1000000 * %s WHERE id = %s",
+                       [self.random.randint(1, 1000), sale])
 
     def count_stock(self):
         rows = [(self.code(), self.product(), n) for n in range(20)]
@@ -175,7 +183,8 @@ class Branch:
         code = self.code()
         self.cascade("sales", "UPDATE", "SELECT count(*) FROM sales WHERE branch = %s", [code])
         self.cascade(MOVEMENTS, "UPDATE", 'SELECT count(*) FROM "stock movements" WHERE branch = %s', [code])
-        self.write("branches", "UPDATE", "UPDATE branches SET code = %s WHERE code = %s", [f"S{self.number}/{self.random.randrange(10**6)}", code])
+        self.write("branches", "UPDATE", "UPDATE branches SET code = %s WHERE code = %s",
+                   [f"S{self.number}/{self.random.randrange(10**6)}", code])
 
     # Short ways
 
@@ -238,7 +247,8 @@ def main():
             ledger.writelines(f"{key}\n" for key in keys)
     for error in failed:
         print(f"the workload failed: {error!r}", file=sys.stderr)
-    print(f"{3 * arguments.transactions} transactions: {len(committed)} changes committed, {len(rolled_back)} rolled back")
+    print(f"{3 * arguments.transactions} transactions: {len(committed)} changes committed,"
+          f" {len(rolled_back)} rolled back")
     sys.exit(1 if failed else 0)
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 """Checks that no line is longer than 120 columns: scripts/check-lines.py.
 
-Looked at are the sources in Rust and their SQL, comments included, the scripts, and the text of the documents. What cannot be broken
-well may be longer: SQL and messages inside of strings, tables, fenced blocks and headings of documents. Released SQL scripts stay
-as they are."""
+Looked at are the sources in Rust and their SQL, comments included, the scripts and other tools in Python, and the text
+of the documents. What cannot be broken well may be longer: SQL and messages inside of strings, tables, fenced blocks
+and headings of documents. Released SQL scripts stay as they are."""
 
+import ast
 import pathlib
 import re
 import subprocess
@@ -15,9 +16,13 @@ MOST = 120
 # In a line of Rust or SQL: it is, or is in, a string or a statement.
 STRING = re.compile(r'"|\bpg_catalog\b|@\.sync_outbox|^\s*(?!--)[^/]*\'')
 
+# In a string of Python: it is a statement.
+PYTHON_SQL = re.compile(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|VALUES) ")
+
 
 def tracked(*patterns):
-    names = subprocess.run(["git", "ls-files", *patterns], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    listing = ["git", "ls-files", *patterns]
+    names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     return [PROJECT / name for name in names.splitlines()]
 
 
@@ -31,6 +36,18 @@ def sources():
                 yield path, number
 
 
+def tools():
+    for path in tracked("scripts/*.py", "bench/*.py", "demo/*.py"):
+        text = path.read_text()
+        strings = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant | ast.JoinedStr)]
+        # The lines of those that hold SQL.
+        sql = {number for node in strings if PYTHON_SQL.search(ast.get_source_segment(text, node))
+               for number in range(node.lineno, node.end_lineno + 1)}
+        for number, line in enumerate(text.splitlines(), 1):
+            if len(line) > MOST and number not in sql:
+                yield path, number
+
+
 def documents():
     for path in tracked("*.md"):
         fenced = False
@@ -41,7 +58,7 @@ def documents():
 
 
 def main():
-    long = [*sources(), *documents()]
+    long = [*sources(), *tools(), *documents()]
     for path, number in long:
         print(f"{path.relative_to(PROJECT)}:{number} is longer than {MOST} columns", file=sys.stderr)
     return 1 if long else 0

@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Finds names in our SQL that search_path decides about: operators, functions and types without a schema.
 
-Whoever can put a schema in front could have them mean something else, and run as whom the SQL runs. So operators are written
-OPERATOR(pg_catalog.=), functions pg_catalog.now(), types after :: pg_catalog.text unless the grammar itself knows them. Looked at are
-the string literals of Rust files that look like SQL, and SQL files, dollar-quoted bodies included. Unit tests are left out.
+Whoever can put a schema in front could have them mean something else, and run as whom the SQL runs. So operators are
+written OPERATOR(pg_catalog.=), functions pg_catalog.now(), types after :: pg_catalog.text unless the grammar itself
+knows them. Looked at are the string literals of Rust files that look like SQL, and SQL files, dollar-quoted bodies
+included. Unit tests are left out.
 
-    scripts/check-sql.py src/hub sql/sync_outbox--0.2.0.sql        (directories and files; exit status 1 if there is anything)
+    scripts/check-sql.py src/hub sql/sync_outbox--0.2.0.sql    (directories and files; status 1 if there is anything)
 """
 
 import pathlib
@@ -13,25 +14,28 @@ import re
 import sys
 
 # What the grammar resolves itself, whatever search_path says.
-TYPES = set("""bigint bit boolean char character dec decimal double float int integer interval national nchar numeric precision real
-    setof smallint time timestamp varchar""".split())
-CONSTRUCTS = set("""all any array as and asc by cast check coalesce collate conflict default desc do else end except exclude excluded
-    execute exists extract filter first from function generated greatest group grouping grant having identity if in include insert
-    intersect into is join key last lateral least left like limit materialized not null nulls of offset on only operator or order
-    outer over overlay partition perform position primary procedure range recursive references returning revoke returns right row
-    rows select set sets some table then trigger treat trim union unique update using values view when where window with within
-    current_user session_user user localtimestamp current_timestamp constraint nothing delete raise loop while case distinct
-    inner cross full natural return notify columns xmlelement""".split()) | TYPES
+TYPES = set("""bigint bit boolean char character dec decimal double float int integer interval national nchar
+    numeric precision real setof smallint time timestamp varchar""".split())
+CONSTRUCTS = set("""all any array as and asc by cast check coalesce collate conflict default desc do else end except
+    exclude excluded execute exists extract filter first from function generated greatest group grouping grant
+    having identity if in include insert intersect into is join key last lateral least left like limit materialized
+    not null nulls of offset on only operator or order outer over overlay partition perform position primary
+    procedure range recursive references returning revoke returns right row rows select set sets some table then
+    trigger treat trim union unique update using values view when where window with within current_user session_user
+    user localtimestamp current_timestamp constraint nothing delete raise loop while case distinct inner cross full
+    natural return notify columns xmlelement""".split()) | TYPES
 # After these words (or a closing bracket) a name with a bracket is no call: a table with columns, an alias.
-NO_CALL_AFTER = {"into", "as", "table", "references", "index", "with", "recursive", "constraint", "procedure", "function",
-                 "exists", "type", "cast", "update", "copy", "only", "policy", "trigger", "extension"}
+NO_CALL_AFTER = {"into", "as", "table", "references", "index", "with", "recursive", "constraint", "procedure",
+                 "function", "exists", "type", "cast", "update", "copy", "only", "policy", "trigger", "extension"}
 # After these words a string is no literal of a type.
-SAYING = {"is", "notice", "warning", "exception", "info", "log", "debug", "comment", "language", "end", "echo", "default", "values", "escape",
-          "null", "and", "or", "zone", "version", "schema", "execute", "label", "add", "before", "after", "both", "leading", "trailing"}
+SAYING = {"is", "notice", "warning", "exception", "info", "log", "debug", "comment", "language", "end", "echo",
+          "default", "values", "escape", "null", "and", "or", "zone", "version", "schema", "execute", "label", "add",
+          "before", "after", "both", "leading", "trailing"}
 # What RAISE .. USING can give a value.
 RAISED = {"message", "detail", "hint", "errcode", "column", "constraint", "datatype", "table", "schema"}
 # After these (or an operator) a minus belongs to the number that follows, and a star stands for all columns.
-SIGN_AFTER = set(", ( [ := => select when then else and or not return limit offset by default minvalue maxvalue increment with".split()) | {""}
+SIGN_AFTER = set(""", ( [ := => select when then else and or not return limit offset by default minvalue maxvalue
+    increment with""".split()) | {""}
 ALL_AFTER = set(". ( , select distinct all returning".split()) | {""}
 # Words that resolve an operator by its name.
 OPERATOR_WORDS = {"like", "ilike", "between", "nullif"}
@@ -48,8 +52,10 @@ TOKEN = re.compile(r"""
   | (?P<other>.)""", re.X | re.S)
 
 # A literal of Rust that is SQL or a part of it. Keywords are written large in ours.
-SQL = re.compile(r"\$\d|@\.\w|\b(?:interval|timestamp|timestamptz) '|\b(SELECT|INSERT INTO|UPDATE|DELETE FROM|WHERE|FROM|JOIN|ORDER BY|VALUES|ON CONFLICT|CREATE|ALTER|TRUNCATE|LOCK TABLE"
-                 r"|IS NULL|IS NOT|EXISTS|FOR SHARE|LIMIT|OVER|CASE|DISTINCT|AND|OR|SET)\b|\b[a-z)]\w*::[a-z]|\b[a-z]\w*\.\w+ (=|<>|<|>|<=|>=) ")
+SQL = re.compile(r"\$\d|@\.\w|\b(?:interval|timestamp|timestamptz) '|\b(SELECT|INSERT INTO|UPDATE|DELETE FROM"
+                 r"|WHERE|FROM|JOIN|ORDER BY|VALUES|ON CONFLICT|CREATE|ALTER|TRUNCATE|LOCK TABLE|IS NULL|IS NOT"
+                 r"|EXISTS|FOR SHARE|LIMIT|OVER|CASE|DISTINCT|AND|OR|SET)\b"
+                 r"|\b[a-z)]\w*::[a-z]|\b[a-z]\w*\.\w+ (=|<>|<|>|<=|>=) ")
 
 
 def tokens(sql):
@@ -124,7 +130,8 @@ def check(sql):
                 continue
             # SET a = 1, b = 2, and SET (a, b) = (..)
             target = opened if word(i - 1) == ")" else i - 3 if word(i - 2) == "." else i - 1
-            if text == "=" and in_set and in_set[-1] == len(options) and word(target - 1) in ("set", ",", "local", "session"):
+            if text == "=" and in_set and in_set[-1] == len(options) \
+                    and word(target - 1) in ("set", ",", "local", "session"):
                 continue
             yield position, f"operator {text}"
         elif what == "name" and this in OPERATOR_WORDS:
@@ -143,7 +150,8 @@ def check(sql):
             yield position, "NATURAL JOIN"
         elif what == "name" and this == "case" and word(i + 1) != "when" and word(i - 1) != "end":
             yield position, "CASE x WHEN"
-        elif what == "name" and this in ("any", "all", "some") and word(i + 1) == "(" and kind(i - 1) not in ("qualified", "operator"):
+        elif what == "name" and this in ("any", "all", "some") and word(i + 1) == "(" \
+                and kind(i - 1) not in ("qualified", "operator"):
             yield position, f"{text} with a bare operator"
         elif what == "name" and word(i + 1) == "(" and this not in CONSTRUCTS and not text.startswith("{"):
             if word(i - 1) == "on" and "index" in (word(i - 2), word(i - 3)):
@@ -159,7 +167,8 @@ def check(sql):
             yield position, "COLLATE"
         elif what == "name" and this == "cast" and word(i + 1) == "(":
             yield position, "CAST (..)"
-        elif text == "::" and kind(i + 1) == "name" and word(i + 1) not in TYPES and word(i + 2) != "." and not word(i + 1).startswith("{"):
+        elif text == "::" and kind(i + 1) == "name" and word(i + 1) not in TYPES and word(i + 2) != "." \
+                and not word(i + 1).startswith("{"):
             yield position, f"type {all_tokens[i + 1][1]}"
 
 
@@ -173,7 +182,8 @@ SAID = re.compile(r"(\.(hint|detail)\(\s*(format!\(\s*)?|\bconst HINT: &str = )$
 
 
 def literals(source):
-    """The string literals of a Rust file outside its unit tests, each with its position; escapes are taken out in place."""
+    """The string literals of a Rust file outside its unit tests, each with its position; escapes are taken out in
+    place."""
     end = source.find("#[cfg(test)]\nmod tests")
     for match in RUST.finditer(source, 0, end if end >= 0 else len(source)):
         if SAID.search(source, max(0, match.start() - 200), match.start()):
@@ -190,7 +200,10 @@ def literals(source):
 
 def findings(path):
     source = path.read_text("utf-8")
-    parts = [(0, source)] if path.suffix == ".sql" else [(at, text) for at, text in literals(source) if SQL.search(text)]
+    if path.suffix == ".sql":
+        parts = [(0, source)]
+    else:
+        parts = [(at, text) for at, text in literals(source) if SQL.search(text)]
     for at, text in parts:
         for position, what in check(text):
             start = at + position

@@ -1,4 +1,4 @@
-"""What the system knows of a process: its memory, threads and open files."""
+"""What the system knows of a process: its memory, time, threads and open files."""
 
 import os
 import pathlib
@@ -14,6 +14,12 @@ def _status(pid, member):
 def peak_memory(pid):
     """The most that it has had in memory at a time, in MiB."""
     return _status(pid, "VmHWM") // MB
+
+
+def processor_time(pid):
+    """The seconds that it has kept a processor busy, however long others have kept it waiting."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def anonymous_memory(pid):
