@@ -70,7 +70,7 @@ def read_functions():
             head = re.search(r"^fn (\w+)\((.*?)\)\s*(?:->\s*(.+?)\s*)?\{$", declaration, re.M | re.S)
             name, arguments, result = head.groups()
             arguments = [tuple(argument.split(": ", 1)) for argument in split(arguments)]
-            columns = re.findall(r"name!\((\w+),\s*(.+?)\),\n", result or "")
+            columns = re.findall(r"name!\((\w+),\s*([^()]+)\)", result or "")
             functions[name] = (arguments, columns or None, result or "()")
     return functions
 

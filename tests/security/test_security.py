@@ -24,7 +24,7 @@ EXECUTE = {
     "sync_outbox_discard": ADMIN, "sync_outbox_apply": ADMIN, "sync_outbox_apply_text": ADMIN, "sync_outbox_accept": ADMIN,
     "sync_outbox_adopt": ADMIN, "sync_outbox_target_set": ADMIN, "sync_outbox_target_drop": ADMIN,
     "sync_outbox_flush": OPERATOR, "sync_outbox_drain": OPERATOR, "sync_outbox_requeue": OPERATOR,
-    "sync_outbox_stats": MONITOR, "sync_outbox_overview": MONITOR,
+    "sync_outbox_stats": MONITOR, "sync_outbox_overview": MONITOR, "sync_outbox_version": MONITOR,
 }
 SELECT = {
     "sync_outbox": ADMIN, "sync_outbox_discarded": ADMIN, "sync_outbox_target": ADMIN, "sync_outbox_target_state": ADMIN,
