@@ -17,7 +17,7 @@ library      = $(TARGET_DIR)/release/libsync_outbox.so
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e test-majors test-matrix soak fuzz check lint demo bench bench-receiver clean print-pg-config print-pg-major
+.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e test-majors test-matrix test-upgrade soak fuzz check lint demo bench bench-receiver clean print-pg-config print-pg-major
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -52,6 +52,11 @@ test: ## everything: unit tests, then end-to-end tests against private servers
 	$(MAKE) postgresql-16
 	$(MAKE) build
 	$(MAKE) e2e
+
+# The old version is built once; where its history or the network is missing, the tests are skipped and say so.
+test-upgrade: ## the update from the real 0.1.0, built from the history, with the release build that is there
+	PG_CONFIG='$(PG_CONFIG)' scripts/release-0.1.0.sh >/dev/null || test $$? -eq 75
+	$(PYTEST) -n $(JOBS) tests/upgrade/from_0_1_0.py
 
 unit: ## tests of what does not touch PostgreSQL, in the whole workspace
 	$(CARGO) test --release --lib --workspace $(FEATURES)

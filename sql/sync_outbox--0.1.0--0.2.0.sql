@@ -3,9 +3,73 @@
 -- From 0.1.0, which is frozen, to 0.2.0: what sync_outbox--0.2.0.sql makes otherwise, and what the old objects need
 -- beside.
 
--- A sender knows within 100 ms what a target's row says, also where it was written by hand.
-CREATE FUNCTION @extschema@.sync_outbox_target_changed() RETURNS trigger
-    AS 'MODULE_PATHNAME', 'sync_outbox_target_changed' LANGUAGE c;
+------------------------------------------------------------------------------------------------------------------------
+-- What stops the update comes first, so that whoever reads of it has waited for nothing.
+------------------------------------------------------------------------------------------------------------------------
+
+-- The library of 0.1.0 does not have the functions below. It is what a server goes on with until it is restarted.
+DO $library$
+BEGIN
+    -- A sender knows within 100 ms what a target's row says, also where it was written by hand.
+    CREATE FUNCTION @extschema@.sync_outbox_target_changed() RETURNS trigger
+        AS 'MODULE_PATHNAME', 'sync_outbox_target_changed' LANGUAGE c;
+EXCEPTION WHEN undefined_function THEN
+    RAISE EXCEPTION 'the loaded library of extension "sync_outbox" is older than version 0.2.0'
+        USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = SQLERRM,
+              HINT = 'Install the new library and restart the server, then ALTER EXTENSION sync_outbox UPDATE; where shared_preload_libraries does not name it, a new session is enough.';
+END
+$library$;
+
+-- Capture refuses what is written to a table while a column that its options name is missing: it may have been renamed,
+-- and be one that must not be sent. Version 0.1.0 did not heed that of excluded columns, so that this would be news.
+DO $missing$
+DECLARE
+    one record;
+    options pg_catalog.json;
+    lacks text;
+    missing text[] := '{}';
+BEGIN
+    FOR one IN SELECT DISTINCT t.tgrelid AS oid, t.tgrelid::pg_catalog.regclass::pg_catalog.text AS relation,
+                      pg_catalog.convert_from(
+                          pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) OPERATOR(pg_catalog.-) 1),
+                          pg_catalog.getdatabaseencoding()) AS options
+                 FROM pg_catalog.pg_trigger t
+                WHERE t.tgfoid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_capture()'::pg_catalog.regprocedure
+                  AND t.tgparentid OPERATOR(pg_catalog.=) 0 AND t.tgnargs OPERATOR(pg_catalog.=) 1
+                ORDER BY relation
+    LOOP
+        BEGIN
+            options := one.options::pg_catalog.json;
+        EXCEPTION WHEN OTHERS THEN
+            CONTINUE; -- no trigger of sync_outbox_attach()
+        END;
+        CONTINUE WHEN pg_catalog.json_typeof(options) OPERATOR(pg_catalog.<>) 'object';
+        SELECT pg_catalog.string_agg(pg_catalog.format('%I (%s)', n.name, n.argument), ', ' ORDER BY n.argument, n.name)
+          INTO lacks
+          FROM (SELECT l.argument, c.name
+                  FROM (VALUES ('columns'), ('exclude'), ('key_columns')) AS l (argument)
+                 CROSS JOIN LATERAL pg_catalog.json_array_elements_text(
+                       CASE WHEN pg_catalog.json_typeof(options OPERATOR(pg_catalog.->) l.argument)
+                                     OPERATOR(pg_catalog.=) 'array'
+                            THEN options OPERATOR(pg_catalog.->) l.argument END) AS c (name)
+                 UNION ALL
+                SELECT 'branch_column', options OPERATOR(pg_catalog.->>) 'branch_column') n
+         WHERE n.name IS NOT NULL
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                            WHERE a.attrelid OPERATOR(pg_catalog.=) one.oid AND a.attname OPERATOR(pg_catalog.=) n.name
+                              AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped);
+        IF lacks IS NOT NULL THEN
+            missing := pg_catalog.array_append(missing, pg_catalog.format('%s lacks %s.', one.relation, lacks));
+        END IF;
+    END LOOP;
+    IF missing OPERATOR(pg_catalog.<>) '{}' THEN
+        RAISE EXCEPTION 'attached tables lack columns that their options name'
+            USING ERRCODE = 'undefined_column', DETAIL = pg_catalog.array_to_string(missing, E'\n'),
+                  HINT = 'Give the columns their names back, or attach these tables anew in the transaction of the update: BEGIN; DROP TRIGGER "!sync_outbox_row" ON .., and "!sync_outbox_truncate" if there is one; ALTER EXTENSION sync_outbox UPDATE; SELECT sync_outbox_attach(..); COMMIT;';
+    END IF;
+END
+$missing$;
+
 COMMENT ON FUNCTION @extschema@.sync_outbox_target_changed() IS
     'trigger function that tells every sender once a change of sync_outbox_target has committed';
 REVOKE ALL ON FUNCTION @extschema@.sync_outbox_target_changed() FROM PUBLIC;
@@ -47,7 +111,9 @@ COMMENT ON TABLE @extschema@.sync_outbox_target IS
 UPDATE pg_catalog.pg_proc SET
     proallargtypes = pg_catalog.array_append(proallargtypes, 'pg_catalog.timestamptz'::pg_catalog.regtype::pg_catalog.oid),
     proargmodes = pg_catalog.array_append(proargmodes, 'o'::pg_catalog."char"),
-    proargnames = pg_catalog.array_append(proargnames, 'sender_since'::pg_catalog.text)
+    proargnames = pg_catalog.array_append(proargnames, 'sender_since'::pg_catalog.text),
+    -- Of another name, so that a session that has still loaded the library of 0.1.0 does not give a column too few.
+    prosrc = 'sync_outbox_overview_0_2_0_wrapper'
  WHERE oid OPERATOR(pg_catalog.=) '@extschema@.sync_outbox_overview()'::pg_catalog.regprocedure;
 
 ------------------------------------------------------------------------------------------------------------------------

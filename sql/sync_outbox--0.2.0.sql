@@ -344,7 +344,7 @@ CREATE FUNCTION @extschema@.sync_outbox_overview(
     OUT last_error text, OUT last_error_at timestamptz, OUT rows_per_minute double precision,
     OUT success_rate double precision, OUT percent_done double precision, OUT estimated_completion timestamptz,
     OUT sender_pid integer, OUT over_threshold text, OUT settings json, OUT sender_since timestamptz)
-    RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_wrapper' LANGUAGE c;
+    RETURNS SETOF record AS 'MODULE_PATHNAME', 'sync_outbox_overview_0_2_0_wrapper' LANGUAGE c;
 COMMENT ON FUNCTION @extschema@.sync_outbox_overview() IS
     'a row per target: is the queue clean (nothing left, dead changes included), is the target up, how fast does it go, and where each setting comes from; counts as in sync_outbox_stats()';
 

@@ -15,6 +15,14 @@ use pgrx::iter::TableIterator;
 use pgrx::name;
 use std::collections::{BTreeSet, HashMap};
 
+/// The function of version 0.1.0, whose objects are too old for this library: 55000. Its row has a column less, so that
+/// neither library may be called for the objects of the other. The name of the other function says which library it is
+/// in, because all that an older library can say is that it has no such function.
+#[pgrx::pg_extern(sql = false)]
+fn sync_outbox_overview() {
+    or_raise(Schema::installed().map(|_| ()))
+}
+
 /// A row per target, including `default` before it has been created; and a row whose `target` is NULL for each id of a
 /// target that is gone but still has changes. Nobody sends those, and `last_error` says so.
 ///
@@ -33,7 +41,7 @@ use std::collections::{BTreeSet, HashMap};
 /// Reads only: works on a standby and in a read-only transaction, and whatever the settings are.
 #[pgrx::pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
-fn sync_outbox_overview() -> TableIterator<
+fn sync_outbox_overview_0_2_0() -> TableIterator<
     'static,
     (
         name!(target, Option<TextResult>),

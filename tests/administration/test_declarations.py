@@ -24,6 +24,9 @@ TYPES = {
 # Functions in C form read their arguments one by one; triggers have none.
 FUNCTIONS_IN_C = {"sync_outbox_capture": [], "sync_outbox_target_changed": [], "sync_outbox_drain": ["&[u8]", "&[u8]"]}
 
+# What is left for the objects of older versions, which are told that they are too old.
+OF_OLDER_OBJECTS = {"sync_outbox_overview"}
+
 
 def strip(rust_type):
     """The type without lifetimes and paths."""
@@ -75,7 +78,7 @@ def read_functions():
     return functions
 
 
-FUNCTIONS = read_functions()
+FUNCTIONS = {name: function for name, function in read_functions().items() if name not in OF_OLDER_OBJECTS}
 
 DECLARED = """
     SELECT p.oid::regprocedure::text AS signature, p.proname AS name, p.prosrc AS symbol, p.prokind AS kind,

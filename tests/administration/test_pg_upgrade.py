@@ -1,7 +1,12 @@
-"""pg_upgrade from PostgreSQL 15 to 16: what waited comes along, nothing is sent until the new cluster is adopted, and then
-every change arrives once and in order."""
+"""pg_upgrade: what waited comes along, nothing is sent until the new cluster is adopted, and then every change arrives once
+and in order.
+
+From the server of PG_CONFIG to the one whose pg_config NEWER_PG_CONFIG names, into which the extension has been installed.
+Where that is not set, from 15 to the 16 of `make postgresql-16`."""
 
 import os
+import pathlib
+import re
 import shlex
 from collections import Counter
 
@@ -17,7 +22,7 @@ from support.server import Server
 from support.wait import wait_for
 from support.workers import reconnected, shop_on
 
-NEWER = prefix.PROJECT / "target" / "postgresql-16"
+POSTGRESQL_16 = prefix.PROJECT / "target" / "postgresql-16" / "bin" / "pg_config"
 
 # What an operator writes into the new cluster's postgresql.conf as it stood in the old one's. One refusal is enough to die.
 SETTINGS = {"sync_outbox.max_attempts": "1", "sync_outbox.retry_max_interval": "1s"}
@@ -29,7 +34,7 @@ KEPT = [
     "SELECT * FROM sync_outbox_history ORDER BY id",
 ]
 
-# What the 16 that is to be had here cannot take, taken away: it is built without lz4, and it is 16.14, older than a version
+# What the 16 of `make postgresql-16` cannot take, taken away: it is built without lz4, and it is 16.14, older than a version
 # that 15.20 notes in the options of every column it makes.
 ACCEPTABLE = """
     ALTER TABLE sync_outbox ALTER pk SET COMPRESSION pglz, ALTER data SET COMPRESSION pglz, ALTER old SET COMPRESSION pglz;
@@ -41,17 +46,34 @@ ACCEPTABLE = """
 REFUSED = 77
 
 
+def major(run):
+    """The major version of a run's programs."""
+    return int(re.search(r"\(PostgreSQL\) (\d+)", run.call("postgres", "--version"))[1])
+
+
+def newer_pg_config(run):
+    """The pg_config of the newer server; skips, or fails on a CI machine, where there is none."""
+    named = os.environ.get("NEWER_PG_CONFIG")
+    if named:
+        return pathlib.Path(named)
+    if major(run) != 15:
+        pytest.skip(f"no server newer than PostgreSQL {major(run)} is named by NEWER_PG_CONFIG")
+    if not POSTGRESQL_16.exists():
+        missing = f"no PostgreSQL 16 in {POSTGRESQL_16.parents[1]}: make postgresql-16"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return POSTGRESQL_16
+
+
 @pytest.fixture(scope="module")
 def newer(run, worker_name):
-    """The test run, with the programs of PostgreSQL 16."""
-    if "(PostgreSQL) 15." not in run.call("postgres", "--version"):
-        pytest.skip("these tests run against another server than PostgreSQL 15")
-    if not (NEWER / "bin" / "pg_config").exists():
-        missing = f"no PostgreSQL 16 in {NEWER}: make postgresql-16"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
-    programs = f"bindir16_{worker_name}"
-    (run.where / programs).symlink_to(prefix.copy(NEWER / "bin" / "pg_config", run.where / f"pg16_{worker_name}"))
+    """The test run, with the programs of the newer server."""
+    pg_config = newer_pg_config(run)
+    programs = f"newer_bindir_{worker_name}"
+    (run.where / programs).symlink_to(prefix.copy(pg_config, run.where / f"newer_pg_{worker_name}"))
     newer = Run(run.where, programs)
+    assert major(newer) > major(run), f"{pg_config} is not newer than the server of PG_CONFIG"
+    newer.require("sync_outbox")
+    newer.acceptable = ACCEPTABLE if pg_config == POSTGRESQL_16 else "SELECT"
     yield newer
     newer.close()
 
@@ -64,8 +86,8 @@ def hub(receiver):
 
 
 @pytest.fixture
-def old(new_server, hub):
-    """A stopped server of 15: three changes delivered, one dead, and a backlog of all kinds from while the hub was away."""
+def old(new_server, newer, hub):
+    """A stopped server: three changes delivered, one dead, and a backlog of all kinds from while the hub was away."""
     server = new_server(preload=True, settings=SETTINGS)
     shop = shop_on(server, hub)
     shop.run("CREATE TABLE prices (id int, branch text, price numeric, PRIMARY KEY (id, branch)) PARTITION BY LIST (branch)")
@@ -86,7 +108,7 @@ def old(new_server, hub):
     server.set(sync_outbox__enabled="off")
     server.restart()
     server.shop = shop = reconnected(shop)
-    shop.run(ACCEPTABLE)
+    shop.run(newer.acceptable)
     server.source = shop.value("SELECT source FROM sync_outbox_identity")
     server.kept = {query: shop.rows(query) for query in KEPT}
     shop.close()
@@ -97,7 +119,8 @@ def old(new_server, hub):
 def upgraded(old, newer, watched, mode):
     """What an operator does: initdb, settings, the command of docs/operations.md, start."""
     data = newer.directory(f"{old.name}_{mode}")
-    newer.initialise(data)
+    # Both clusters must have checksums or neither; since 18 initdb makes them unless it is told not to.
+    newer.initialise(data, *(["--no-data-checksums"] if major(old.run) < 18 <= major(newer) else []))
     server = Server(newer, data.name, preload=True, settings=SETTINGS, data=data)
     places = {
         "/usr/lib/postgresql/15/bin": old.run.bindir, "/usr/lib/postgresql/16/bin": newer.bindir,
@@ -123,7 +146,7 @@ def test_what_waited_comes_along_and_is_sent_once_the_new_cluster_is_adopted(old
     asked = len(hub.requests)
     new = upgraded(old, newer, watched, mode)
     shop = Database(new, old.shop.name)
-    assert shop.value("SHOW server_version").startswith("16.")
+    assert shop.value("SELECT current_setting('server_version_num')::int / 10000") == major(newer)
 
     # All there, and silent: the server's system identifier is another one.
     assert {query: shop.rows(query) for query in KEPT} == old.kept

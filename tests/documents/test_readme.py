@@ -15,8 +15,8 @@ REFERENCE = Document("docs/reference.md")
 OPERATIONS = Document("docs/operations.md")
 WIRE = Document("docs/wire.md")
 PAGES = [README, REFERENCE, OPERATIONS, WIRE]
-# Documents whose SQL is typed, by this test and by those of operations.md and from-the-scripts.md.
-TYPED = {"README.md", "docs/reference.md", "docs/operations.md", "docs/from-the-scripts.md"}
+# Documents whose SQL is typed, by this test and by those of operations.md, from-the-scripts.md and upgrading.md.
+TYPED = {"README.md", "docs/reference.md", "docs/operations.md", "docs/from-the-scripts.md", "docs/upgrading.md"}
 # Shows SQL with a password and a token left out; the tests of the example run its receiver instead.
 NOT_TYPED = {"examples/receiver/README.md"}
 DOCUMENTS = sorted(str(path.relative_to(PROJECT))

@@ -95,9 +95,9 @@ class Run:
         if not (pathlib.Path(self.call("pg_config", "--sharedir").strip()) / "extension" / f"{extension}.control").exists():
             pytest.skip(f"this server has no {extension}")
 
-    def initialise(self, data):
+    def initialise(self, data, *options):
         """Makes a data directory of an empty one."""
-        self.call("initdb", "-D", data, "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C")
+        self.call("initdb", "-D", data, "--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", *options)
 
     def clone_template(self, name):
         """A data directory that was initialised once and copied since: a tenth of initdb's time."""
