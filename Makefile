@@ -70,7 +70,7 @@ dist: ## the last commit as a zip for PGXN, in target
 
 # With psql alone, and the PG* variables. PG_CONFIG's psql is taken where there is none on PATH.
 installcheck: ## check the extension on a running server (PGHOST, PGPORT, ..), in a database made for it
-	@PSQL="$$(command -v psql || echo '$(shell $(PG_CONFIG) --bindir 2>/dev/null)/psql')" scripts/installcheck.sh
+	@PSQL="$$(command -v psql || echo '$(shell $(PG_CONFIG) --bindir 2>/dev/null)/psql')" bash scripts/installcheck.sh
 
 # One after the other, and what is missing first, also under make -j.
 test: ## everything: unit tests, then end-to-end tests against private servers
