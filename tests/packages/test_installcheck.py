@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from support import prefix
+from support.document import Document
 from support.run import Run
 from support.server import Server
 
@@ -91,6 +92,17 @@ def test_no_server(new_server, tmp_path):
     status, said = installcheck(server, PGHOST=str(tmp_path))
 
     assert status != 0 and "FAIL  the server answers" in said and "PGHOST" in said
+
+
+def test_the_document_shows_what_it_says(new_server):
+    (block,) = [block for block in Document("docs/operations.md").below("Checking an installation") if block.language == "text"]
+
+    def same(text):
+        """Without what differs from server to server."""
+        text = re.sub(r"PostgreSQL .*", "PostgreSQL ..", re.sub(r"in \d+ s", "in .. s", text.strip()))
+        return re.sub(r"the library works with SQL of version|library and SQL are both of version", "the versions match:", text)
+
+    assert same(installcheck(new_server(preload=True))[1]) == same(block.text)
 
 
 # Broken installations
