@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 command -v dpkg >/dev/null || { echo 'make deb needs a Debian' >&2; exit 1; }
 
 missing=()
-for package in build-essential clang debhelper libclang-dev lintian pkg-config postgresql-server-dev-all; do
+for package in build-essential clang debhelper libclang-dev libicu-dev lintian pkg-config postgresql-server-dev-all; do
     [[ $(dpkg-query -W -f '${Status}' $package 2>/dev/null) == 'install ok installed' ]] || missing+=($package)
 done
 if ((${#missing[@]})); then

@@ -24,7 +24,7 @@ here() {
     esac
 }
 
-# Packages of Debian revision $2 for major $1, copied to $3.
+# Packages for major $1, of Debian revision $2 if it is not empty, copied to $3.
 build() {
     local built
     if [[ $1 == "$(here)" ]]; then
@@ -44,7 +44,7 @@ package() {
     # Exit status 75, of this and of `build`, says that this major is not to be had.
     ROOTS=$ROOTS/clean scripts/in-root.sh "$major" true
     cp -a "$ROOTS/clean/$major" "$scratch/$major"
-    build "$major" 1 "$scratch/$major/packages/first"
+    build "$major" '' "$scratch/$major/packages/first"
     build "$major" 2 "$scratch/$major/packages/second"
     ROOTS=$scratch scripts/in-root.sh "$major" scripts/test-deb-in-root.sh "$major"
 }
