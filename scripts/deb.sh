@@ -32,9 +32,10 @@ cd "$source"
 tar -cJf "../sync-outbox_$version.orig.tar.xz" --exclude="${source##*/}/debian" -C .. "${source##*/}"
 
 if [[ -n ${DEB_REVISION:-} ]]; then
-    maintainer=$(sed -nE 's/^ -- (.*)  .*/\1/p;T;q' debian/changelog)
+    # By the same person on the same day: from another day, cargo would compile what is there once more, because the day
+    # of the changelog becomes SOURCE_DATE_EPOCH.
     printf '%s\n\n%s\n\n%s\n\n' "sync-outbox ($version-$DEB_REVISION) unstable; urgency=medium" '  * Built again.' \
-        " -- $maintainer  $(date -R)" | cat - debian/changelog >debian/changelog.new
+        "$(grep -m1 '^ -- ' debian/changelog)" | cat - debian/changelog >debian/changelog.new
     mv debian/changelog.new debian/changelog
 fi
 # The majors are those of this Debian.
