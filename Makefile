@@ -14,10 +14,18 @@ PYTEST     = /usr/bin/python3 -m pytest
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 library      = $(TARGET_DIR)/release/libsync_outbox.so
+# `make install-files prefix=DIR` takes a directory of its own instead of the server's, as PGXS does; PostgreSQL 18 finds it
+# through extension_control_path = 'DIR/share:$$system' and dynamic_library_path = 'DIR/lib:$$libdir'. A variable of the
+# environment that happens to have this name is not meant.
+ifeq ($(origin prefix),command line)
+pkglibdir    = $(DESTDIR)$(prefix)/lib
+extensiondir = $(DESTDIR)$(prefix)/share/extension
+else
 pkglibdir    = $(DESTDIR)$(shell $(PG_CONFIG) --pkglibdir)
 extensiondir = $(DESTDIR)$(shell $(PG_CONFIG) --sharedir)/extension
+endif
 
-.PHONY: help prerequisites postgresql-16 build install install-files uninstall test unit e2e test-majors test-matrix test-upgrade soak fuzz check lint demo bench bench-receiver clean print-pg-config print-pg-major
+.PHONY: help prerequisites postgresql-16 all build deb test-deb dist installcheck install install-files uninstall test unit e2e test-majors test-matrix test-upgrade soak fuzz check lint demo bench bench-receiver clean print-pg-config print-pg-major
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +36,9 @@ prerequisites: ## install what building and testing need (Debian)
 
 postgresql-16: ## a PostgreSQL 16 with the extension below target, for the test of pg_upgrade
 	scripts/postgresql-16.sh
+
+# What the pgxn client calls.
+all: build
 
 build: ## release build for the server of PG_CONFIG
 	$(CARGO) build --release $(FEATURES)
@@ -44,6 +55,22 @@ install-files: ## only the copying, where the build is there (sudo without cargo
 
 uninstall: ## remove what install copied
 	rm -f '$(pkglibdir)/sync_outbox.so' '$(extensiondir)/sync_outbox.control' '$(extensiondir)'/sync_outbox--*.sql
+
+deb: ## packages for the PostgreSQL of this Debian, in target/deb; installs what building them needs
+	scripts/deb.sh
+
+test-deb: ## minutes, as root on a Debian: packages and the zip built, installed, upgraded, removed in clean roots
+	scripts/test-deb.sh
+
+# The whole commit, so that the tests can be run from it too.
+VERSION = $(shell sed -nE "s/^default_version = '(.*)'/\1/p" sync_outbox.control)
+dist: ## the last commit as a zip for PGXN, in target
+	mkdir -p '$(TARGET_DIR)'
+	git archive --format=zip --prefix=sync_outbox-$(VERSION)/ --output='$(TARGET_DIR)/sync_outbox-$(VERSION).zip' HEAD
+
+# With psql alone, and the PG* variables. PG_CONFIG's psql is taken where there is none on PATH.
+installcheck: ## check the extension on a running server (PGHOST, PGPORT, ..), in a database made for it
+	@PSQL="$$(command -v psql || echo '$(shell $(PG_CONFIG) --bindir 2>/dev/null)/psql')" bash scripts/installcheck.sh
 
 # One after the other, and what is missing first, also under make -j.
 test: ## everything: unit tests, then end-to-end tests against private servers

@@ -8,7 +8,7 @@ import pytest
 
 from support.document import Document, Typist, code, plain
 from support.prefix import PROJECT
-from support.wait import wait_for
+from support.quick_start import type_and_compare
 
 README = Document("README.md")
 REFERENCE = Document("docs/reference.md")
@@ -37,27 +37,6 @@ def typist(new_server, tmp_path):
     typist.port = port
     yield typist
     typist.close()
-
-
-def listens(port):
-    with socket.socket() as attempt:
-        return attempt.connect_ex(("127.0.0.1", port)) == 0
-
-
-def type_and_compare(typist, block):
-    """Types a block. What only looks may have to look again: the worker sends after COMMIT."""
-    if block.language == "sh":
-        typist.sh(block.text)
-        if "--listen" in block.text:
-            wait_for(lambda: listens(typist.port), what="the receiver")
-        return
-    output = typist.shown(typist.sql(block.text))
-    if block.answer is None or plain(output) == plain(block.answer):
-        return
-    if all(line.startswith(("SELECT * FROM ", "\\connect ")) for line in block.text.splitlines()):
-        wait_for(lambda: plain(typist.shown(typist.sql(block.text))) == plain(block.answer), what=f"the answer of {block}")
-    else:
-        assert plain(output) == plain(block.answer), f"{block}:\n{output}"
 
 
 @pytest.mark.timeout(120)
