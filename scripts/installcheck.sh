@@ -112,13 +112,8 @@ ask 'CREATE EXTENSION sync_outbox' || give_up 'CREATE EXTENSION' "$answer
 The server could not load the extension: its files are missing, or are not those of one version. Install it again."
 ok 'CREATE EXTENSION'
 
-if ask "SELECT to_regprocedure('sync_outbox_version()')" && [[ -n $answer ]]; then
-    check "library and SQL are both of version $version" "$version $version t" \
-        "SELECT concat_ws(' ', library, extension, matches) FROM sync_outbox_version()"
-else
-    check "the library works with SQL of version $version" "$version" \
-        "SELECT extversion FROM pg_extension, sync_outbox_overview() WHERE extname = 'sync_outbox' GROUP BY 1"
-fi
+check "library and SQL are both of version $version" "$version $version t" \
+    "SELECT concat_ws(' ', library, extension, matches) FROM sync_outbox_version()"
 
 ask "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type LIKE 'sync_outbox%')"
 if [[ $answer == t ]]; then
