@@ -12,8 +12,9 @@ commit=070bd3628479aee5423be48eae72c50ff78fdf11
 : "${RELEASES:=${XDG_CACHE_HOME:-$HOME/.cache}/sync_outbox/releases}"
 : "${PG_CONFIG:=$(make --no-print-directory -s print-pg-config)}"
 source=$RELEASES/0.1.0/source
+major=$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
 # One for each server: `make install-files` takes whatever was built last.
-export CARGO_TARGET_DIR=$RELEASES/0.1.0/target-$("$PG_CONFIG" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+export CARGO_TARGET_DIR=$RELEASES/0.1.0/target-$major
 
 unobtainable() {
     echo "sync_outbox 0.1.0 is not to be had: $1" >&2
@@ -27,6 +28,8 @@ if [[ ! -d $source ]]; then
     git archive "$commit" | tar -x -C "$unpacked"
     mv "$unpacked" "$source"
 fi
+
+grep -q "^pg$major = " "$source/Cargo.toml" || unobtainable "it does not know PostgreSQL $major"
 
 if [[ ! -f $CARGO_TARGET_DIR/release/libsync_outbox.so ]]; then
     # Without the network cargo cannot fetch the old pgrx, and says so.

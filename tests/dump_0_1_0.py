@@ -2,7 +2,6 @@
 
 It was made once, and is made again only if the site needs something more."""
 
-import pathlib
 import re
 import sys
 
@@ -11,7 +10,6 @@ from support.old_release import Release
 from support.receiver import Receiver
 from support.server import Server
 
-FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "0.1.0.sql"
 HEAD = """\
 -- A site of sync_outbox 0.1.0, filled by its real library: `/usr/bin/python3 tests/dump_0_1_0.py`, which is pg_dump's
 -- output but for the names of a machine. Restore it behind CREATE EXTENSION sync_outbox VERSION '0.1.0'.
@@ -40,7 +38,7 @@ def main():
         dump = release.run.call("pg_dump", "-h", server.sockets, "-U", "postgres", "store")
         # Newer minor releases of psql alone know these two.
         dump = re.sub(r"^\\(un)?restrict .*\n\n?", "", dump, flags=re.M)
-        FIXTURE.write_text(HEAD + dump)
+        old_site.DUMP.write_text(HEAD + dump)
         release.close()
     finally:
         run.close()

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from support import behaviours, prefix
+from support import behaviours, old_site, prefix
 from support.copies import CLONED, kept
 from support.database import TOKEN, Database
 from support.document import Document
@@ -178,4 +178,32 @@ def test_what_waited_comes_along_and_is_sent_once_the_new_cluster_is_adopted(old
         assert held == [row for (row,) in shop.rows(f"SELECT to_jsonb({table}) FROM {table} ORDER BY id")]
     assert shop.value("SELECT source FROM sync_outbox_identity") == old.source
     shop.close()
+    new.stop()
+
+
+def test_objects_of_0_1_0_come_along_and_are_updated_in_the_new_cluster(new_server, newer, watched, receiver):
+    """Somebody goes to the new PostgreSQL first: the new library makes the old objects there."""
+    old = new_server(preload=True, settings=old_site.SETTINGS)
+    with old.connect() as admin:
+        admin.execute(old_site.ROLES)
+    site = old_site.restore(old)
+    known = old_site.Known(site, receiver)
+    site.run(newer.acceptable)
+    site.close()
+    old.stop()
+    new = upgraded(old, newer, watched, "copy")
+    site = Database(new, site.name)
+    assert site.value("SELECT extversion FROM pg_extension WHERE extname = 'sync_outbox'") == "0.1.0"
+    assert site.keys() == known.backlog
+
+    with old_site.Writers(site) as writers:
+        writers.go_on()
+        with new.connect(site.name) as session:
+            session.execute("SET lock_timeout = '10s'; ALTER EXTENSION sync_outbox UPDATE")
+        old_site.adopt(site, receiver)
+        writers.go_on()
+    assert not writers.findings, writers.findings
+    old_site.deliver(site, receiver)
+    assert old_site.counted(site, receiver, known) == old_site.NOTHING
+    site.close()
     new.stop()

@@ -10,10 +10,7 @@ import pytest
 from psycopg import errors
 
 from support import old_site
-from support.database import TOKEN
-from support.prefix import PROJECT
 
-DUMP = PROJECT / "tests" / "fixtures" / "0.1.0.sql"
 UPDATE = "SET lock_timeout = '10s'; ALTER EXTENSION sync_outbox UPDATE"
 
 
@@ -25,18 +22,9 @@ def restore(new_server):
         admin.execute(old_site.ROLES)
     made = []
 
-    def make(create="CREATE EXTENSION sync_outbox VERSION '0.1.0'"):
-        database = server.create_database()
-        made.append(database)
-        database.run(f"SET client_min_messages = warning; {create}; RESET client_min_messages")
-        path = server.run.where / f"{database.name}.sql"
-        path.write_text(DUMP.read_text())
-        path.chmod(0o644)
-        server.run.call("psql", "-X", "-q", "-h", server.sockets, "-U", "postgres", "-v", "ON_ERROR_STOP=1",
-                        "-f", path, database.name)
-        # Keys are forgotten after a while, and the dump gets older than that.
-        database.run(old_site.MEMBERS + "UPDATE sync_outbox_applied SET applied_at = now()")
-        return database
+    def make(**options):
+        made.append(old_site.restore(server, **options))
+        return made[-1]
     yield make
     for database in made:
         database.close()
@@ -45,14 +33,6 @@ def restore(new_server):
 @pytest.fixture
 def site(restore):
     return restore()
-
-
-def adopt(site, receiver):
-    """What the DBA of a restored site types, once it is updated."""
-    site.run("SELECT sync_outbox_adopt('same')")
-    for target in old_site.TARGETS:
-        site.run("SELECT sync_outbox_target_set(%s, %s::json)", [target, json.dumps({"base_url": receiver.url})])
-        site.run("SELECT sync_outbox_set_token(%s, %s)", [TOKEN, target])
 
 
 def test_the_dump_has_everything_that_a_site_can_have(site):
@@ -85,7 +65,7 @@ def test_an_update_under_load_loses_makes_up_and_reorders_nothing(site, receiver
         assert receiver.requests == []
         assert site.rows("SELECT id, status, attempt_count, refusals, error_message FROM sync_outbox WHERE id <= %s"
                          " ORDER BY id", [waiting[-1].id]) == waiting
-        adopt(site, receiver)
+        old_site.adopt(site, receiver)
         receiver.wait_for_requests(5, 30)
         writers.go_on()
     assert not writers.findings, writers.findings
@@ -99,7 +79,7 @@ def test_a_loss_a_phantom_and_a_wrong_order_would_be_seen(site, receiver):
     """The counting above is worth something."""
     known = old_site.Known(site, receiver)
     site.run(UPDATE)
-    adopt(site, receiver)
+    old_site.adopt(site, receiver)
     old_site.deliver(site, receiver)
     assert old_site.counted(site, receiver, known) == old_site.NOTHING
     site.run("UPDATE sales SET place = place + 1 WHERE id = 1; INSERT INTO sales VALUES (2000, 'S1', 1, '4111')")
@@ -264,11 +244,11 @@ def test_a_table_with_a_missing_column_is_attached_anew_with_the_update(site):
 
 def test_a_dump_that_is_restored_into_the_new_version_sends_everything_too(restore, receiver):
     """What 0.1.0 left in a dump has no numbers of columns: excluded columns are known by name until attach is called."""
-    site = restore("SELECT")
+    site = restore(create="SELECT")
     known = old_site.Known(site, receiver)
     assert site.value("SELECT extversion FROM pg_extension WHERE extname = 'sync_outbox'") != "0.1.0"
     assert site.value("SELECT ignore_unknown_columns FROM sync_outbox_accepted")
-    adopt(site, receiver)
+    old_site.adopt(site, receiver)
     with old_site.Writers(site) as writers:
         writers.go_on()
     old_site.deliver(site, receiver)

@@ -5,10 +5,8 @@ import pytest
 
 from support import old_site
 from support.document import Document, Typist, plain
-from support.prefix import PROJECT
 
 PAGE = Document("docs/upgrading.md")
-DUMP = PROJECT / "tests" / "fixtures" / "0.1.0.sql"
 
 
 @pytest.fixture
@@ -17,7 +15,7 @@ def typist(new_server, tmp_path):
     server = new_server(preload=True)
     with server.connect() as admin:
         admin.execute(old_site.ROLES)
-    (tmp_path / "store.sql").write_text(DUMP.read_text())
+    (tmp_path / "store.sql").write_text(old_site.DUMP.read_text())
     typist = Typist(server, tmp_path)
     # The whole restore but for the update, which the page has further up.
     (restore,) = PAGE.below("Restoring a dump of 0.1.0")

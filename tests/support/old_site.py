@@ -15,7 +15,11 @@ import psycopg
 from . import behaviours
 from .database import TOKEN
 from .ledger import Ledger
+from .prefix import PROJECT
 from .wait import wait_for
+
+# What tests/dump_0_1_0.py has made.
+DUMP = PROJECT / "tests" / "fixtures" / "0.1.0.sql"
 
 # Quick to give up: two refusals are enough to die, and nothing waits long before it is due again.
 SETTINGS = {
@@ -171,6 +175,27 @@ def fill(db, receiver):
     db.run("DELETE FROM branches WHERE id = 4; INSERT INTO branches VALUES (4, NULL)")
     db.run("SELECT sync_outbox_flush()")
     assert {row.status for row in db.outbox()} == {"PENDING", "FAILED", "CONFLICT", "DEAD"}
+
+
+def restore(server, create="CREATE EXTENSION sync_outbox VERSION '0.1.0'"):
+    """A database of the dump, with the server's own library: the version of the dump first, as docs/upgrading.md says."""
+    db = server.create_database()
+    db.run(f"SET client_min_messages = warning; {create}; RESET client_min_messages")
+    path = server.run.where / f"{db.name}.sql"
+    path.write_text(DUMP.read_text())
+    path.chmod(0o644)
+    server.run.call("psql", "-X", "-q", "-h", server.sockets, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-f", path, db.name)
+    # Keys are forgotten after a while, and the dump gets older than that.
+    db.run(MEMBERS + "UPDATE sync_outbox_applied SET applied_at = now()")
+    return db
+
+
+def adopt(db, receiver):
+    """What the DBA of a restored site types, once it is updated."""
+    db.run("SELECT sync_outbox_adopt('same')")
+    for target in TARGETS:
+        db.run("SELECT sync_outbox_target_set(%s, %s::json)", [target, json.dumps({"base_url": receiver.url})])
+        db.run("SELECT sync_outbox_set_token(%s, %s)", [TOKEN, target])
 
 
 class Known:
