@@ -98,15 +98,16 @@ fn serve(stream: TcpStream, shared: &Shared) -> Result<()> {
 /// Takes the keys of an upload and acknowledges them.
 fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) -> Result<Vec<u8>> {
     let body = std::str::from_utf8(body).map_err(|error| Error::new(ErrorKind::InvalidData, error))?;
-    let changes = wire::body::parse(body).map_err(|why| Error::new(ErrorKind::InvalidData, why))?;
+    let changes = wire::body::identities(body).map_err(|why| Error::new(ErrorKind::InvalidData, why))?;
     let mut answer = AnswerWriter::default();
     let mut keys = Vec::new();
     let record = locked(shared, |state| state.config.record);
-    for change in changes.iter() {
-        if record && !change.pk.text.is_empty() {
-            keys.push(RawValue::from_string(change.pk.text.to_owned())?);
+    let count = changes.len() as u64;
+    for change in changes {
+        if let Some(pk) = change.pk.filter(|_| record) {
+            keys.push(pk.to_owned());
         }
-        answer.ack(change.dedup_key_as_sent);
+        answer.ack(change.dedup_key);
     }
     let config = locked(shared, |state| {
         let stats = &mut state.stats;
@@ -114,7 +115,7 @@ fn upload(body: &[u8], bytes_on_the_wire: usize, arrived: u64, shared: &Shared) 
             stats.first_us = arrived;
         }
         stats.requests += 1;
-        stats.changes += changes.count() as u64;
+        stats.changes += count;
         stats.bytes += bytes_on_the_wire as u64;
         state.arrivals.extend(keys.into_iter().map(|pk| (pk, arrived)));
         state.config

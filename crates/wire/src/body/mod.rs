@@ -4,5 +4,5 @@
 mod read;
 mod write;
 
-pub use read::{Changes, Incoming, Object, parse};
+pub use read::{Changes, Identity, Incoming, Object, identities, parse};
 pub use write::{Outgoing, Parts, join, joined_bytes};

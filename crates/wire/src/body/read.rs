@@ -149,6 +149,30 @@ pub fn parse(body: &str) -> Result<Changes<'_>, String> {
     Ok(Changes(changes))
 }
 
+/// What a change is known by, and nothing else of it.
+#[derive(Debug, Deserialize)]
+pub struct Identity<'a> {
+    /// As the sender wrote it, so that the answer repeats it exactly.
+    #[serde(borrow)]
+    pub dedup_key: Cow<'a, str>,
+    /// `None` for TRUNCATE.
+    #[serde(borrow)]
+    pub pk: Option<&'a RawValue>,
+}
+
+/// What the changes of a body are known by, in order, for a receiver that passes them on and does not look into them.
+/// The body is read to its end, but only [`parse`] says whether each change is complete.
+pub fn identities(body: &str) -> Result<Vec<Identity<'_>>, String> {
+    #[derive(Deserialize)]
+    struct Body<'a> {
+        #[serde(borrow)]
+        changes: Vec<Identity<'a>>,
+    }
+    must_be_object(body, "the payload")?;
+    let Body { changes } = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    Ok(changes)
+}
+
 fn parse_change(text: &str) -> Result<Incoming<'_>, String> {
     must_be_object(text, "it")?;
     let members: Members = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -227,6 +251,22 @@ mod tests {
         let data: Vec<_> = change.data.members.iter().map(|(name, value)| (&**name, value.get())).collect();
         assert_eq!(data, [("a", "1.50"), ("b", r#"[1, {"c": null}]"#)]);
         assert_eq!(change.dedup_key_as_sent, KEY);
+    }
+
+    #[test]
+    fn identities_are_those_of_the_changes() {
+        let body = change(r#""op": "UPDATE", "pk": {"id": 7}, "data": {"b": [1, {"c": null}]}"#).replacen(
+            "[{",
+            &format!(r#"[{{"op": "TRUNCATE", "schema": "s", "table": "t", "dedup_key": "{KEY}"}}, {{"#),
+            1,
+        );
+        let identities = identities(&body).unwrap();
+        let changes = parse(&body).unwrap();
+        assert_eq!(identities.len(), changes.count());
+        for (identity, change) in identities.iter().zip(changes.iter()) {
+            assert_eq!(identity.dedup_key, change.dedup_key_as_sent);
+            assert_eq!(identity.pk.map_or("", |pk| pk.get()), change.pk.text);
+        }
     }
 
     #[test]
