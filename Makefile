@@ -99,6 +99,8 @@ test-majors: ## the most important end-to-end tests on every other major that ca
 
 test-matrix: ## all end-to-end tests on every other major that can be had (Debian, root): hours
 	scripts/majors.sh full $(MAJORS)
+	$(MAKE) test-upgrade
+	$(MAKE) test-deb
 
 # The same seed has the same faults at the same times. Three minutes of it are part of `make test`, see tests/faults/test_soak.py.
 MINUTES ?= 60
