@@ -97,7 +97,7 @@ impl SourceTable {
     fn find(schema: &Schema, caller: Oid, oid: Oid) -> Result<Self> {
         let _owner = ActAs::owner();
         relation::find(schema, oid)?.require_owner(caller)?;
-        lane::keep(schema, oid)?;
+        lane::lock_lane(schema, oid)?;
         relation_lock::lock(oid, LockMode::AccessShare); // so that what is looked up from here on stays as it is
         let table = relation::find(schema, oid)?;
         table.require_owner(caller)?;

@@ -52,7 +52,7 @@ fn import(oid: Oid) -> Result<i64> {
     let (routes, mut next_id, last_id, before) = {
         let _owner = ActAs::owner();
         let _ = identity::admit(&schema); // while the outbox is empty; a copy may import, and send later
-        lane::keep_all(&schema)?;
+        lane::lock_all_lanes(&schema)?;
         let routes = routes(&schema, caller, tables)?;
         keep_senders_out(&schema, &routes)?;
         let last_id = import::last_id(&schema);

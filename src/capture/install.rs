@@ -44,7 +44,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
     if changes_lane(&before, &wanted) {
         // Before the table's lock is taken: otherwise every writer would queue behind it while this waits for a long
         // backfill.
-        lane::change(schema, oid)?;
+        lane::lock_to_change_lane(schema, oid)?;
     }
     let mode =
         if before.unwanted(options).is_empty() { LockMode::ShareRowExclusive } else { LockMode::AccessExclusive };
@@ -58,7 +58,7 @@ pub fn install(schema: &Schema, caller: Oid, oid: Oid, options: &Options) -> Res
         put_triggers(schema, &table, options, &before);
         // After the triggers are created, which also locks the partitions: nobody can be writing to any of them now.
         if changes_lane(&before, options) {
-            lane::change(schema, oid)?; // locked already, unless somebody has changed the lane meanwhile
+            lane::lock_to_change_lane(schema, oid)?; // locked already, unless somebody has changed the lane meanwhile
             check_lane(schema, &table, target_id, options)?;
         }
         eligible::notice(&table);

@@ -20,7 +20,7 @@ struct Query {
 thread_local! {
     /// The outermost first.
     static OPEN: RefCell<Vec<Query>> = const { RefCell::new(Vec::new()) };
-    /// Counts the transactions that have ended.
+    /// Counts the transactions that have ended: a commit twice, because it is announced before and after.
     static ENDED: Cell<u64> = const { Cell::new(0) };
     /// Counts the transactions that have ended and the savepoints that were rolled back.
     static UNDONE: Cell<u64> = const { Cell::new(1) };

@@ -129,8 +129,8 @@ pub enum End {
     Prepare,
 }
 
-/// Registers `f` to be called at the end of every transaction. It must not raise an `ERROR`: after a commit that would
-/// be a PANIC.
+/// Registers `f` to be called at the end of every transaction, at a commit before and after it. It must not raise an
+/// `ERROR`: after a commit that would be a PANIC.
 pub fn on_end(f: fn(End)) {
     #[pgrx::pg_guard]
     unsafe extern "C-unwind" fn callback(event: pg_sys::XactEvent::Type, arg: *mut core::ffi::c_void) {

@@ -20,7 +20,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Where to send changes for the target of that name, or why nothing can be sent. Inside a transaction. 22023 if
+    /// Where to send changes for the target of that name, or why nothing can be sent. Inside a transaction, in
+    /// which the database's identity is written if it has none, and that a token is missing. 22023 if
     /// the target does not exist, 55000 if it has no URL or the extension's objects are too old, F0000 for a file or
     /// setting that cannot be used.
     pub fn find(schema: &Schema, name: &str) -> Result<std::result::Result<Self, Stop>> {

@@ -94,7 +94,7 @@ fn push<T: Transactions>(
     let who = role::name(role::current_user());
     let branch = bounds.selection.branch.clone();
     let mut history = Entry::begin(Action::Push, Mode::Manual, who);
-    let (schema, target) = now(transactions, |transactions| {
+    let (schema, target) = until_unblocked(transactions, |transactions| {
         transactions.step(|| {
             let schema = Schema::installed()?;
             let target = target::find(&schema, name)?;
@@ -115,7 +115,7 @@ fn push<T: Transactions>(
     let mut report = session.take_report();
     report.stop = stop;
     report.warn_of_waiting_tables(&BTreeSet::new());
-    now(transactions, |transactions| {
+    until_unblocked(transactions, |transactions| {
         transactions.step(|| {
             session.counters_mut().write(&schema, target.id);
             if report.acked > 0 {
@@ -124,12 +124,12 @@ fn push<T: Transactions>(
         })
     });
     drop(lock);
-    now(transactions, |transactions| transactions.step(|| backlog::watch(&schema)));
+    until_unblocked(transactions, |transactions| transactions.step(|| backlog::watch(&schema)));
     if report.pending > 0 || report.sent > 0 {
         history.branch = branch;
         history.target = Some(target.name);
         fill(&mut history, &report);
-        now(transactions, |transactions| {
+        until_unblocked(transactions, |transactions| {
             transactions.step(|| {
                 history::prune(&schema, settings::history_retention());
                 history::insert(&schema, &history)
@@ -152,7 +152,7 @@ impl<T: Transactions> ManualPush<'_, T> {
     /// Runs the session to its end; returns why it ended early.
     fn run(&mut self, session: &mut Session, progress: &mut dyn FnMut(&Report)) -> Option<Stop> {
         if !self.take_the_turn(session) {
-            now(self.transactions, |transactions| session.count_what_is_left(transactions));
+            until_unblocked(self.transactions, |transactions| session.count_what_is_left(transactions));
             return Some(Stop::Busy);
         }
         loop {
@@ -169,14 +169,14 @@ impl<T: Transactions> ManualPush<'_, T> {
                 Ok(Wait::Turn) => {
                     self.lock = None;
                     if !self.take_the_turn(session) {
-                        now(self.transactions, |transactions| session.count_what_is_left(transactions));
+                        until_unblocked(self.transactions, |transactions| session.count_what_is_left(transactions));
                         return Some(Stop::Busy);
                     }
                 }
                 Ok(Wait::OtherTargets) => {}
                 Ok(Wait::Idle) => return None,
                 Ok(Wait::Stopped) => {
-                    now(self.transactions, |transactions| session.count_what_is_left(transactions));
+                    until_unblocked(self.transactions, |transactions| session.count_what_is_left(transactions));
                     return session.stop().cloned();
                 }
                 Err(StepError::Failed(error)) => error.raise(),
@@ -202,7 +202,9 @@ impl<T: Transactions> ManualPush<'_, T> {
         let ManualPush { transactions, schema, target_id, .. } = self;
         let patience = settings::lock_wait();
         self.lock = transactions.patiently(|| SenderLock::acquire(schema.outbox(), *target_id, T::LOCK, patience));
-        wake::turn_taken();
+        if self.lock.is_some() {
+            wake::turn_taken();
+        }
         session.forget_what_was_read();
         self.lock.is_some()
     }
@@ -222,7 +224,7 @@ impl Announcements for NoAnnouncements {
 }
 
 /// Repeats a step until it succeeds, however long somebody's lock blocks it.
-fn now<T: Transactions, R>(
+fn until_unblocked<T: Transactions, R>(
     transactions: &mut T,
     mut step: impl FnMut(&mut T) -> std::result::Result<R, StepError>,
 ) -> R {

@@ -9,7 +9,7 @@ use std::time::Duration;
 /// What a session has counted. A change counts once, however often halving and bisecting have sent it.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// The changes that it was about when it began, whatever their status.
+    /// The changes that it was about when it began, whatever their status; of the worker: those that it has picked.
     pub pending: i64,
     pub sent: i64,
     pub acked: i64,

@@ -11,7 +11,7 @@ use crate::pg::xact;
 use wire::Priority;
 
 /// Keeps the lane of this table as it is until the transaction ends, for a backfill.
-pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
+pub fn lock_lane(schema: &Schema, table: Oid) -> Result<()> {
     lock(
         schema,
         (Lanes::Of(table), LaneLockMode::Shared),
@@ -21,7 +21,7 @@ pub fn keep(schema: &Schema, table: Oid) -> Result<()> {
 }
 
 /// Keeps the lanes of all tables as they are until the transaction ends, for an import.
-pub fn keep_all(schema: &Schema) -> Result<()> {
+pub fn lock_all_lanes(schema: &Schema) -> Result<()> {
     lock(
         schema,
         (Lanes::OfAll, LaneLockMode::Exclusive),
@@ -32,7 +32,7 @@ pub fn keep_all(schema: &Schema) -> Result<()> {
 
 /// Waits for the backfills and imports that write changes of this table, and keeps others out until the transaction
 /// ends, for a table that gets another lane. So there are no changes that are not visible yet.
-pub fn change(schema: &Schema, table: Oid) -> Result<()> {
+pub fn lock_to_change_lane(schema: &Schema, table: Oid) -> Result<()> {
     let hint = "Try again when the transaction that called sync_outbox_backfill() or sync_outbox_import() has ended: see pg_locks and pg_stat_activity.";
     lock(schema, (Lanes::OfAll, LaneLockMode::Shared), "changes of it may just be imported", hint)?;
     lock(schema, (Lanes::Of(table), LaneLockMode::Exclusive), "rows of it are just being backfilled", hint)

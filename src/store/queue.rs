@@ -251,7 +251,7 @@ pub struct Mark {
     pub error: String,
     /// Whether this counts as a refusal by the target.
     pub refused: bool,
-    /// How long the change has to wait for its next attempt; `None`: until the target answers.
+    /// How long the change has to wait for its next attempt; `None`: it waits for a person.
     pub wait: Option<Duration>,
 }
 

@@ -89,7 +89,8 @@ impl Lookup {
         Ok(Found { stop, control_changed, is_first, failures: state.consecutive_failures })
     }
 
-    /// Looks up token, secrets and URL alone. Returns whether any of them has changed.
+    /// Looks up where to send and with what, but not the state of the target. Returns whether token, secrets or URL
+    /// have changed.
     pub fn renew_credentials<T: Transactions>(
         &mut self,
         transactions: &mut T,

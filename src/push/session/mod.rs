@@ -39,8 +39,8 @@ use std::time::{Duration, Instant};
 pub enum Wait {
     /// The reply to a request, which rings the bell.
     Reply,
-    /// Somebody else wants the turn, which is the sender's lock. Everything is settled, and nothing that was read ahead
-    /// counts any more.
+    /// The turn, which is the sender's lock, is to be given away. Everything is settled, and nothing that was read
+    /// ahead counts any more.
     Turn,
     /// Nothing: it has done one step of many, and goes on as soon as the other targets have been seen to.
     OtherTargets,
@@ -91,8 +91,8 @@ impl Session {
         }
     }
 
-    /// Goes on as far as it can without waiting. The caller holds the sender's lock; `turn_wanted` says whether
-    /// somebody waits for it.
+    /// Goes on as far as it can without waiting. The caller holds the sender's lock; `turn_wanted` says that
+    /// no further request is to be begun: somebody waits for the lock, it was lost, or sending is being switched off.
     pub fn advance<T: Transactions>(
         &mut self,
         transactions: &mut T,
