@@ -35,6 +35,7 @@ unpack() {
 }
 
 if [[ ! -d $tree ]]; then
+    command -v patchelf >/dev/null || unobtainable 'patchelf is missing'
     mkdir -p target
     scratch=$(mktemp -d "$tree.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT

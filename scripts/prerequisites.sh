@@ -21,6 +21,7 @@ missing_tools() {
         /usr/bin/python3 -c "import $module" 2>/dev/null || echo "Python's $module (end-to-end tests)"
     done
     command -v ip >/dev/null || echo 'ip (tests of networks)'
+    command -v patchelf >/dev/null || echo 'patchelf (the test of pg_upgrade)'
 }
 
 if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
