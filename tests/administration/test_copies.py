@@ -364,7 +364,6 @@ def test_a_combined_incremental_backup_is_silent(new_server, run, watched, recei
     shop.run("INSERT INTO sales VALUES (2, 2)")
     further = base_backup(run, server, f"{server.name}_further", f"--incremental={full / 'backup_manifest'}")
     data = run.directory(f"{server.name}_combined")
-    data.rmdir()
     run.call("pg_combinebackup", full, further, "-o", data)
     copy, database = started(run, watched, server, data)
     switch_on(copy)
@@ -411,6 +410,8 @@ def test_a_logical_subscriber_that_receives_the_outbox_is_silent(new_server, rec
     shop = shop_on(publisher, receiver)
     shop.run("INSERT INTO sales VALUES (1, 1); CREATE PUBLICATION everything FOR ALL TABLES")
     subscriber = new_server(preload=True)
+    # Servers of these tests are copies of one data directory: another database makes the hub's oid another one.
+    subscriber.create_database().close()
     hub = subscriber.create_database()
     hub.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox; CREATE TABLE sales (id int PRIMARY KEY, qty int)")
     hub.run(f"CREATE SUBSCRIPTION s CONNECTION '{publisher.dsn(shop.name)}' PUBLICATION everything")
