@@ -45,7 +45,7 @@ make_root() {
     # The script of sid is good for every suite that this debootstrap does not know by name.
     debootstrap --variant=minbase --include=ca-certificates,make "$suite" "$new" "$(mirror)" sid >"$new.log" 2>&1 || {
         tail -n 3 "$new.log" >&2
-        rm -rf "$new" "$new.log"
+        rm -rf --one-file-system "$new" "$new.log"
         unobtainable "there is no $suite"
     }
     rm "$new.log"
@@ -73,7 +73,14 @@ cargo=${CARGO_HOME:-$HOME/.cargo}
 mkdir -p "$root$rustup" "$root$cargo"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 # How this machine reaches its Debian: proxies, and whether an archive may be old.
-apt-config dump --format '%F "%v";%n' Acquire | grep -E '^Acquire::(https?|Retries|Check)' >"$root/etc/apt/apt.conf.d/99machine"
+apt-config dump --format '%F "%v";%n' Acquire | sed -nE '/^Acquire::(https?|Retries|Check)/p' \
+    >"$root/etc/apt/apt.conf.d/99machine"
+# Every tree is seen at the same path, and cargo tells sources by their times: of another tree than the last one nothing
+# that was built of its own crates counts.
+if [[ $(cat "$root/source-of-target" 2>/dev/null) != "$PWD" ]]; then
+    rm -rf --one-file-system "$root"/target/{,deb/cargo/}release/.fingerprint/sync_outbox*
+    echo "$PWD" >"$root/source-of-target"
+fi
 
 # The mounts are those of this process alone and end with it: nothing that is deleted below the root later can reach
 # through them.

@@ -2,8 +2,9 @@
 # Checks the extension on a running server, with psql alone, in a database that it makes and drops: make installcheck.
 #
 # The server is named as for psql, by PGHOST, PGPORT, PGUSER and so on; the role must be a superuser, as for CREATE
-# EXTENSION. Nothing is sent to anybody: the target is a port of this machine at which nobody listens. Each line says what
-# was checked. Exit status 1: something failed.
+# EXTENSION. The target is a port of this machine at which nobody listens: nothing is sent to anybody, unless the server
+# has sync_outbox.proxy, which gets the four made-up rows of this check. Each line says what was checked. Exit status 1:
+# something failed.
 set -uo pipefail
 
 name=sync_outbox_installcheck_$$

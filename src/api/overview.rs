@@ -2,7 +2,7 @@
 
 use super::argument::TextResult;
 use super::settings_report;
-use crate::error::{Result, or_raise};
+use crate::error::{Error, Result, SqlState, or_raise};
 use crate::pg::role::{self, ActAs};
 use crate::pg::{Oid, lock, text};
 use crate::store::identity::{self, Standing};
@@ -15,12 +15,22 @@ use pgrx::iter::TableIterator;
 use pgrx::name;
 use std::collections::{BTreeSet, HashMap};
 
-/// The function of version 0.1.0, whose objects are too old for this library: 55000. Its row has a column less, so that
-/// neither library may be called for the objects of the other. The name of the other function says which library it is
-/// in, because all that an older library can say is that it has no such function.
+/// The function of version 0.1.0, whose objects are too old for this library: always 55000, because there is no row
+/// that it could give. Its row has a column less, so that neither library may be called for the objects of the other.
+/// The name of the other function says which library it is in, because all that an older library can say is that it has
+/// no such function.
 #[pgrx::pg_extern(sql = false)]
 fn sync_outbox_overview() {
-    or_raise(Schema::installed().map(|_| ()))
+    // While the update runs, its version is already the new one: an event trigger can call this then.
+    or_raise(Schema::installed().and_then(|_| {
+        Err::<(), _>(
+            Error::new(
+                SqlState::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                "sync_outbox_overview() cannot be called while the extension is being updated",
+            )
+            .hint("Disable the event trigger that calls it until the update is done."),
+        )
+    }))
 }
 
 /// A row per target, including `default` before it has been created; and a row whose `target` is NULL for each id of a

@@ -112,3 +112,21 @@ def test_an_excluded_column_of_a_table_that_0_1_0_attached_stays_excluded(quiet_
     finally:
         database.close()
         quiet_server.drop_database(database.name)
+
+
+def test_an_event_trigger_that_reads_the_overview_during_the_update(quiet_server, watched):
+    """The version is the new one from the beginning, and the function still the old one."""
+    database = watched(quiet_server).create_database()
+    try:
+        database.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox VERSION '0.1.0'")
+        database.run("""CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM count(*) FROM sync_outbox_overview(); END $$;
+            CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()""")
+        with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:
+            database.run("ALTER EXTENSION sync_outbox UPDATE")
+        assert "event trigger" in caught.value.diag.message_hint
+        database.run("ALTER EVENT TRIGGER look DISABLE; ALTER EXTENSION sync_outbox UPDATE; ALTER EVENT TRIGGER look ENABLE")
+        assert database.value("SELECT count(*) FROM sync_outbox_overview()") == 1
+    finally:
+        database.close()
+        quiet_server.drop_database(database.name)
