@@ -185,7 +185,9 @@ BEGIN
         EXCEPTION WHEN OTHERS THEN
             CONTINUE; -- no trigger of sync_outbox_attach()
         END;
-        CONTINUE WHEN pg_catalog.json_typeof(columns) OPERATOR(pg_catalog.<>) 'object';
+        -- Neither one that nobody has attached nor one that has all that follows, as a dump of 0.2.0 can bring it.
+        CONTINUE WHEN pg_catalog.json_typeof(columns) OPERATOR(pg_catalog.<>) 'object'
+                   OR columns OPERATOR(pg_catalog.->) 'target' IS NULL OR columns OPERATOR(pg_catalog.->) 'named' IS NOT NULL;
         SELECT pg_catalog.string_agg(pg_catalog.format(',"%s_attnums":%s,"%s_places":%s', l.list, n.numbers, l.list, n.places), ''
                                      ORDER BY l.list DESC)
           INTO added

@@ -130,3 +130,20 @@ def test_an_event_trigger_that_reads_the_overview_during_the_update(quiet_server
     finally:
         database.close()
         quiet_server.drop_database(database.name)
+
+
+def test_a_trigger_of_0_2_0_stays_as_it_is(quiet_server, watched):
+    """As a dump of a table brings it into a database with the objects of 0.1.0."""
+    database = watched(quiet_server).create_database()
+    try:
+        database.run("SET client_min_messages = warning; CREATE EXTENSION sync_outbox VERSION '0.1.0'; CREATE TABLE sales (id int PRIMARY KEY)")
+        options = ('{"target":"default","priority":"NORMAL","operations":["INSERT","UPDATE","DELETE"],"include_old":false,'
+                   '"require_reason":false,"always":false,"named":["public","sales"]}')
+        database.run(f"""CREATE TRIGGER "!sync_outbox_row" AFTER INSERT OR UPDATE OR DELETE ON sales FOR EACH ROW EXECUTE FUNCTION
+            sync_outbox_capture('{options}')""")
+        database.run("ALTER EXTENSION sync_outbox UPDATE; INSERT INTO sales VALUES (1)")
+        assert bytes(database.value("SELECT tgargs FROM pg_trigger WHERE tgfoid = 'sync_outbox_capture'::regproc")) == options.encode() + b"\0"
+        assert [data for _, _, data in database.changes()] == [{"id": 1}]
+    finally:
+        database.close()
+        quiet_server.drop_database(database.name)
