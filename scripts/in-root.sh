@@ -40,6 +40,8 @@ make_root() {
         command -v apt-get >/dev/null || unobtainable 'this is no Debian'
         apt-get update -q && apt-get install -q -y --no-install-recommends debootstrap
     fi
+    # A new machine has no lists of packages yet, which say where they come from.
+    [[ -n $(mirror) ]] || apt-get update -q
     mkdir -p "$ROOTS"
     new=$(mktemp -d "$root.XXXXXX")
     # The script of sid is good for every suite that this debootstrap does not know by name.

@@ -39,9 +39,14 @@ installed() {
 # The server that the Makefile works for; where there is none yet, that of this Debian.
 major=${PG_MAJOR:-}
 if [[ ${PG_CONFIG:-} =~ ^/usr/lib/postgresql/([0-9]+)/ ]]; then major=${BASH_REMATCH[1]}; fi
+major_of_debian() {
+    apt-cache depends postgresql 2>/dev/null | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p' || true
+}
+major=${major:-$(major_of_debian)}
+# A new machine has no lists of packages yet.
 if [[ -z $major ]]; then
-    installed postgresql-common || apt-get update -q
-    major=$(apt-cache depends postgresql | sed -nE 's/.*Depends: postgresql-([0-9]+)$/\1/p')
+    apt-get update -q
+    major=$(major_of_debian)
 fi
 
 packages=(

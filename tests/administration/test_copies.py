@@ -246,6 +246,14 @@ def switch_on(server):
     server.set(sync_outbox__enabled="on")
 
 
+def is_silent(copy, database, receiver):
+    """Switched on, it says that it is a copy, and sends nothing."""
+    switch_on(copy)
+    wait_for(lambda: copy.log.matches(CLONED))
+    assert database.flushed()["error"] == "cloned"
+    assert receiver.requests == []
+
+
 def test_invariant_19_a_copied_data_directory_is_silent_beside_the_original(stopped, run, watched, receiver):
     data = copy_directory(stopped, run, f"{stopped.name}_cp")
     copy, database = started(run, watched, stopped, data)
@@ -316,10 +324,7 @@ def test_a_base_backup_started_as_it_is_is_silent(stopped, run, watched, receive
     stopped.start()
     data = base_backup(run, stopped, f"{stopped.name}_backup")
     copy, database = started(run, watched, stopped, data)
-    switch_on(copy)
-    wait_for(lambda: copy.log.matches(CLONED))
-    assert database.flushed()["error"] == "cloned"
-    assert receiver.requests == []
+    is_silent(copy, database, receiver)
     database.close()
     copy.stop("immediate")
 
@@ -366,10 +371,8 @@ def test_a_combined_incremental_backup_is_silent(new_server, run, watched, recei
     data = run.directory(f"{server.name}_combined")
     run.call("pg_combinebackup", full, further, "-o", data)
     copy, database = started(run, watched, server, data)
-    switch_on(copy)
-    wait_for(lambda: copy.log.matches(CLONED))
-    assert len(database.outbox()) == 2 and database.flushed()["error"] == "cloned"
-    assert receiver.requests == []
+    assert len(database.outbox()) == 2
+    is_silent(copy, database, receiver)
     shop.close()
     database.close()
     copy.stop("immediate")
